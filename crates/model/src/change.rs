@@ -1,0 +1,132 @@
+//! What turns one tree into another.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::{Digest, ImagePath, Node, Tree};
+
+/// One path that differs between base and target. At least one side is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Where.
+    pub path: ImagePath,
+    /// What the base has there.
+    pub before: Option<Node>,
+    /// What the target has there.
+    pub after: Option<Node>,
+}
+
+/// How a path differs; the word that plans and listings use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    /// The base has nothing there.
+    Added,
+    /// Kind, content, link target or device differ.
+    Modified,
+    /// The target has nothing there.
+    Removed,
+    /// Only mode, owner, time or attributes differ.
+    Metadata,
+}
+
+impl Change {
+    /// How the path differs.
+    #[must_use]
+    pub fn kind(&self) -> ChangeKind {
+        match (&self.before, &self.after) {
+            (None, _) => ChangeKind::Added,
+            (_, None) => ChangeKind::Removed,
+            (Some(before), Some(after)) if before.kind == after.kind => ChangeKind::Metadata,
+            _ => ChangeKind::Modified,
+        }
+    }
+}
+
+/// What turns the tree `base` into the tree `target`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeSet {
+    /// Digest of the tree it applies to.
+    pub base: Digest,
+    /// Digest of the tree it makes.
+    pub target: Digest,
+    /// The differing paths, in path order, each once.
+    pub changes: Vec<Change>,
+}
+
+impl ChangeSet {
+    /// Compares two trees. Cost: one pass over both.
+    #[must_use]
+    pub fn between(base: &Tree, target: &Tree) -> Self {
+        let paths: BTreeSet<&ImagePath> =
+            base.iter().map(|(path, _)| path).chain(target.iter().map(|(path, _)| path)).collect();
+        let changes = paths
+            .into_iter()
+            .map(|path| (path, base.get(path), target.get(path)))
+            .filter(|(_, before, after)| before != after)
+            .map(|(path, before, after)| Change {
+                path: path.clone(),
+                before: before.cloned(),
+                after: after.cloned(),
+            })
+            .collect();
+        Self { base: base.digest(), target: target.digest(), changes }
+    }
+
+    /// Makes the changes to `tree`, whatever it held at those paths.
+    pub fn apply_to(&self, tree: &mut Tree) {
+        for change in &self.changes {
+            match &change.after {
+                Some(node) => tree.insert(change.path.clone(), node.clone()),
+                None => {
+                    tree.remove(&change.path);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing differs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NodeKind;
+
+    #[test]
+    fn between_then_apply_gives_the_target() {
+        let path = |text: &str| ImagePath::parse(text.as_bytes()).expect("a valid path");
+        let file = |text: &str| {
+            let content = Digest::of(text.as_bytes());
+            Node::new(NodeKind::File { len: text.len() as u64, content }, 0o644)
+        };
+        let base: Tree = [
+            (path("/gone"), file("1")),
+            (path("/same"), file("2")),
+            (path("/mode"), file("3")),
+            (path("/text"), file("4")),
+        ]
+        .into_iter()
+        .collect();
+        let mut target = base.clone();
+        target.remove(&path("/gone"));
+        target.insert(path("/mode"), Node { mode: 0o600, ..file("3") });
+        target.insert(path("/text"), file("five"));
+        target.insert(path("/new"), file("6"));
+
+        let changes = ChangeSet::between(&base, &target);
+        let kinds: Vec<String> =
+            changes.changes.iter().map(|c| format!("{:?} {}", c.kind(), c.path)).collect();
+        assert_eq!(kinds, ["Removed /gone", "Metadata /mode", "Added /new", "Modified /text"]);
+
+        let mut patched = base;
+        changes.apply_to(&mut patched);
+        assert_eq!(patched, target);
+        assert_eq!(patched.digest(), changes.target);
+    }
+}
