@@ -1,1 +1,71 @@
-//! Placeholder.
+//! Computes, carries and applies content deltas.
+//!
+//! A [`BundleWriter`] turns the files of a target tree into pieces of the base and new bytes,
+//! found by content-defined chunking; a [`Bundle`] is the signed file that carries them with
+//! their [`ChangeSet`](vireo_model::ChangeSet). The file format is specified, byte by byte, in
+//! `docs/format/bundle.md`.
+//!
+//! # Guarantees
+//!
+//! - What a bundle's content decodes to is compared with its BLAKE3 digest before it is handed
+//!   out as complete.
+//! - Reading never panics and never allocates more than the named limits of [`limits`],
+//!   whatever the bytes.
+//! - Only a [`Bundle<Verified>`] can be read or applied, and only [`Bundle::verify`] makes one.
+//! - Same inputs, same key: same bytes, on every machine.
+//!
+//! # Not here
+//!
+//! Directory trees, images, mounts (`vireo-tree`, `vireo-image`); where bundles are kept
+//! (`vireo-store`). This crate reads no file by itself and forbids `unsafe`.
+//!
+//! # Example
+//!
+//! ```
+//! use std::io::Cursor;
+//! use vireo_delta::{Bundle, BundleWriter, MemBase, SecretKey, TrustedKeys};
+//! use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
+//!
+//! let page = b"<p>hello</p>\n".repeat(4000);
+//! let mut edited = page.clone();
+//! edited[30_000] = b'!';
+//! let path = ImagePath::parse(b"/page.html")?;
+//! let node = |text: &[u8]| {
+//!     let kind = NodeKind::File { len: text.len() as u64, content: Digest::of(text) };
+//!     Node::new(kind, 0o644)
+//! };
+//! let base: Tree = [(path.clone(), node(&page))].into_iter().collect();
+//! let target: Tree = [(path.clone(), node(&edited))].into_iter().collect();
+//!
+//! // The administrator's side: encode, sign, write.
+//! let key = SecretKey::generate()?;
+//! let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+//! writer.index_base(&path, &page[..])?;
+//! writer.encode(Digest::of(&edited), edited.len() as u64, false, &edited[..])?;
+//! let mut file = Vec::new();
+//! writer.finish(&ChangeSet::between(&base, &target), &Ignore::default(), &key, &mut file)?;
+//! assert!(file.len() < page.len() / 4);
+//!
+//! // The other side: verify, decode.
+//! let bundle = Bundle::open(&file)?.verify(&TrustedKeys::from_iter([key.public()]))?;
+//! let content = bundle.content(&path).ok_or("the page is in the bundle")?;
+//! assert_eq!(content.to_vec(&MemBase::from_iter([(path, page)]))?, edited);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod bundle;
+mod chunk;
+mod content;
+mod encode;
+mod error;
+mod format;
+mod keys;
+mod manifest;
+
+pub use bundle::{Bundle, FrameInfo, Head, Unverified, Verified};
+pub use chunk::{Chunk, Chunker, chunks};
+pub use content::{BaseRead, ContentSource, MemBase, Piece};
+pub use encode::{BundleWriter, Finished};
+pub use error::{DeltaError, ErrorKind};
+pub use format::{HEADER_LEN, Header, MAGIC, feature, limits};
+pub use keys::{PublicKey, SecretKey, TrustedKeys};

@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The operating system as Vireo needs it, and all of Vireo's `unsafe` code behind safe functions.
+//!
+//! - [`loopdev`]: a loop device in one ioctl, gone when its last user is (`kill -9` leaks nothing).
+//! - [`detached`]: mounts that are in no namespace; closing the handle unmounts.
+//! - [`map_sealed`]: memory maps of files that nobody writes any more.
+//! - [`durable`]: writes that survive power loss whole or not at all.
+//! - [`copy`]: reflink or sparse copies of large files.
+//! - [`lock`], [`lease`]: who else uses a file.
+//!
+//! # Not here
+//!
+//! Anything that knows what an image, a tree or a bundle is.
+//!
+//! # Example
+//!
+//! ```
+//! let dir = tempfile::tempdir()?;
+//! let file = dir.path().join("state");
+//! vireo_sys::durable::replace(&file, b"one")?;
+//! vireo_sys::durable::replace(&file, b"two")?;
+//! let map = vireo_sys::map_sealed(&std::fs::File::open(&file)?)?;
+//! assert_eq!(&*map, b"two");
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+pub mod copy;
+pub mod detached;
+pub mod durable;
+pub mod lease;
+pub mod lock;
+pub mod loopdev;
+mod map;
+
+pub use map::{Mapped, map_sealed};

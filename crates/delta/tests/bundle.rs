@@ -1,0 +1,212 @@
+//! The bundle as a whole: round trips over random trees, and what damaged or hostile bytes do.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+use proptest::prelude::*;
+use vireo_delta::{Bundle, BundleWriter, ErrorKind, HEADER_LEN, Head, MemBase, SecretKey, TrustedKeys};
+use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn key() -> SecretKey {
+    format!("vireo-secret-key-v1:{}", "42".repeat(32)).parse().expect("a fixed key")
+}
+
+fn trusted() -> TrustedKeys {
+    TrustedKeys::from_iter([key().public()])
+}
+
+fn path(name: &str) -> ImagePath {
+    ImagePath::parse(format!("/{name}").as_bytes()).expect("a valid path")
+}
+
+fn tree(files: &Files) -> Tree {
+    let node = |bytes: &[u8]| {
+        Node::new(NodeKind::File { len: bytes.len() as u64, content: Digest::of(bytes) }, 0o644)
+    };
+    files.iter().map(|(name, bytes)| (path(name), node(bytes))).collect()
+}
+
+/// Encodes the way capture does: same content in the base is reused, the rest is chunked.
+fn bundle(base: &Files, target: &Files) -> Vec<u8> {
+    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in base {
+        writer.index_base(&path(name), &bytes[..]).expect("memory reads");
+    }
+    for (name, bytes) in target {
+        let digest = Digest::of(bytes);
+        let len = bytes.len() as u64;
+        match base.iter().find(|(_, content)| *content == bytes) {
+            Some((source, _)) => {
+                writer.reuse(digest, len, false, &path(source)).expect("few files");
+            }
+            None => writer.encode(digest, len, false, &bytes[..]).expect("memory reads"),
+        }
+        let _ = name;
+    }
+    let mut file = Vec::new();
+    let changes = ChangeSet::between(&tree(base), &tree(target));
+    writer.finish(&changes, &Ignore::default(), &key(), &mut file).expect("memory writes");
+    file
+}
+
+fn files(list: &[(&str, &[u8])]) -> Files {
+    list.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect()
+}
+
+fn noise(seed: u8, len: usize) -> Vec<u8> {
+    let mut state = u64::from(seed) + 1;
+    std::iter::repeat_with(|| {
+        // Knuth's MMIX generator; any that is the same everywhere would do.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(len)
+    .collect()
+}
+
+#[test]
+fn a_renamed_file_costs_no_content() {
+    let content = noise(1, 1 << 20);
+    let file = bundle(&files(&[("a", &content)]), &files(&[("b", &content)]));
+    assert!(file.len() < 2000, "{} bytes for a rename", file.len());
+}
+
+#[test]
+fn an_edit_costs_its_chunks_and_content_shared_by_two_files_travels_once() {
+    let base = noise(1, 1 << 20);
+    let mut edited = base.clone();
+    edited.splice(300_000..300_000, *b"some words");
+    let added = noise(9, 200_000);
+    let target = files(&[("a", &edited), ("x", &added), ("y", &added)]);
+    let len = bundle(&files(&[("a", &base)]), &target).len();
+    assert!(len < 200_000 + 100_000, "{len} bytes");
+}
+
+#[test]
+fn zeros_cost_nothing() {
+    let file = bundle(&Files::new(), &files(&[("z", &vec![0; 8 << 20])]));
+    assert!(file.len() < 2000, "{} bytes for zeros", file.len());
+}
+
+#[test]
+fn same_inputs_give_the_same_bytes_and_they_are_frozen() {
+    let base = files(&[("a", &noise(1, 100_000)), ("b", b"text")]);
+    let target = files(&[("a", &noise(1, 90_000)), ("c", b"text")]);
+    let file = bundle(&base, &target);
+    assert_eq!(file, bundle(&base, &target));
+    let frozen = include_str!("../frozen/bundle-digest.txt");
+    assert_eq!(Digest::of(&file).to_string(), frozen.trim_end(), "the format changed");
+}
+
+#[test]
+fn a_bundle_cut_anywhere_is_refused() {
+    let file = bundle(&Files::new(), &files(&[("a", &noise(1, 10_000))]));
+    for len in (0..file.len()).step_by(7) {
+        assert!(Bundle::open(&file[..len]).is_err(), "cut at {len}");
+    }
+    let mut longer = file.clone();
+    longer.push(0);
+    assert_eq!(Bundle::open(&longer).expect_err("too long").kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn no_flipped_bit_gets_through() {
+    let target = files(&[("a", &noise(1, 3_000)), ("b", b"text")]);
+    let file = bundle(&Files::new(), &target);
+    for at in 0..file.len() {
+        let mut flipped = file.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let outcome = Bundle::open(&flipped).and_then(|bundle| {
+            let bundle = bundle.verify(&trusted())?;
+            bundle.check()?;
+            bundle.content(&path("a")).expect("in the bundle").to_vec(&MemBase::default())
+        });
+        assert!(outcome.is_err(), "byte {at} of {}", file.len());
+    }
+}
+
+#[test]
+fn a_bundle_of_a_stranger_is_refused() {
+    let file = bundle(&Files::new(), &files(&[("a", b"1")]));
+    let stranger = SecretKey::generate().expect("random bytes").public();
+    for trusted in [TrustedKeys::default(), TrustedKeys::from_iter([stranger])] {
+        let error = Bundle::open(&file).expect("whole").verify(&trusted).expect_err("not trusted");
+        assert_eq!(error.kind(), ErrorKind::Untrusted);
+        assert!(error.to_string().contains(&key().public().to_string()), "{error}");
+    }
+}
+
+#[test]
+fn another_base_is_noticed_before_the_content_counts_as_whole() {
+    let base = files(&[("a", &noise(1, 100_000))]);
+    let mut edited = noise(1, 100_000);
+    edited[50_000] ^= 1;
+    let file = bundle(&base, &files(&[("a", &edited)]));
+    let bundle = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    let path = path("a");
+    let content = bundle.content(&path).expect("it changes");
+    let other = MemBase::from_iter([(path.clone(), noise(2, 100_000))]);
+    assert_eq!(content.to_vec(&other).expect_err("other base").kind(), ErrorKind::WrongBase);
+    let error = content.to_vec(&MemBase::default()).expect_err("no base");
+    assert_eq!(error.kind(), ErrorKind::WrongBase);
+}
+
+#[test]
+fn the_head_lists_the_frames_of_the_file() {
+    let file = bundle(&Files::new(), &files(&[("a", &noise(3, 9 << 20))]));
+    let head_len = Head::peek_len(&file[..HEADER_LEN]).expect("a header");
+    let head = Head::read(&file[..head_len as usize], &trusted()).expect("signed");
+    assert_eq!(head.file_len, file.len() as u64);
+    assert_eq!(head.frames.len(), 3);
+    let mut at = head.head_len as usize;
+    for frame in &head.frames {
+        let end = at + frame.len as usize;
+        assert_eq!(Digest::of(&file[at..end]), frame.digest);
+        at = end;
+    }
+    assert_eq!(at, file.len());
+    let bundle = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    assert_eq!(bundle.digest(), head.digest);
+    let content = bundle.content(&path("a")).expect("added").to_vec(&MemBase::default());
+    assert_eq!(content.expect("decodes"), noise(3, 9 << 20));
+}
+
+fn any_files() -> impl Strategy<Value = Files> {
+    // Few names and contents built from few blocks, so that renames, copies and shared chunks
+    // are frequent; empty files and single bytes too.
+    let block = (0_u8..6, 0_usize..40_000).prop_map(|(seed, len)| noise(seed, len));
+    let content = prop_oneof![
+        3 => prop::collection::vec(block, 0..4).prop_map(|blocks| blocks.concat()),
+        1 => prop::collection::vec(any::<u8>(), 0..3),
+    ];
+    prop::collection::btree_map("[a-e]", content, 0..5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// The crate's first guarantee, over pairs of trees that share names, files and ranges.
+    #[test]
+    fn decoding_gives_the_target(base in any_files(), target in any_files()) {
+        let file = bundle(&base, &target);
+        let bundle = Bundle::open(&file)?.verify(&trusted())?;
+        prop_assert_eq!(bundle.change_set(), &ChangeSet::between(&tree(&base), &tree(&target)));
+        let mem = base.iter().map(|(name, bytes)| (path(name), bytes.clone())).collect::<MemBase>();
+        for (name, bytes) in &target {
+            if base.get(name) == Some(bytes) {
+                continue;
+            }
+            let path = path(name);
+            let content = bundle.content(&path).expect("its content changes");
+            prop_assert_eq!(&content.to_vec(&mem)?, bytes);
+        }
+    }
+
+    /// Bytes from anywhere are refused without a panic.
+    #[test]
+    fn random_bytes_are_no_bundle(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert!(Bundle::open(&bytes).is_err());
+    }
+}
