@@ -62,6 +62,13 @@ impl<S> Bundle<'_, S> {
     pub fn wire_len(&self) -> u64 {
         self.header.file_len()
     }
+
+    /// The bytes before the content: header and manifest, as [`Head::read`] reads them.
+    #[must_use]
+    pub fn head_bytes(&self) -> &[u8] {
+        let len = usize::try_from(self.header.head_len()).unwrap_or(usize::MAX);
+        self.bytes.get(..len).unwrap_or(self.bytes)
+    }
 }
 
 impl<'a> Bundle<'a, Unverified> {
@@ -164,6 +171,10 @@ pub struct Head {
     pub file_len: u64,
     /// The frames, in the order of the file.
     pub frames: Vec<FrameInfo>,
+    /// What it changes.
+    pub changes: ChangeSet,
+    /// The paths that belong to no version.
+    pub ignore: Ignore,
 }
 
 /// One frame of a bundle's content.
@@ -196,6 +207,8 @@ impl Head {
             head_len: header.head_len(),
             file_len: header.file_len(),
             frames: manifest.frames.iter().map(info).collect(),
+            changes: manifest.changes,
+            ignore: manifest.ignore,
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::{Digest, ImagePath, Node, Tree};
+use crate::{Digest, ImagePath, Node, NodeKind, Tree};
 
 /// One path that differs between base and target. At least one side is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Change {
 pub enum ChangeKind {
     /// The base has nothing there.
     Added,
-    /// Kind, content, link target or device differ.
+    /// Kind, content, link target or device differ; also a further name of such a file.
     Modified,
     /// The target has nothing there.
     Removed,
@@ -38,6 +38,7 @@ impl Change {
         match (&self.before, &self.after) {
             (None, _) => ChangeKind::Added,
             (_, None) => ChangeKind::Removed,
+            (Some(before), Some(after)) if before == after => ChangeKind::Modified,
             (Some(before), Some(after)) if before.kind == after.kind => ChangeKind::Metadata,
             _ => ChangeKind::Modified,
         }
@@ -57,14 +58,22 @@ pub struct ChangeSet {
 
 impl ChangeSet {
     /// Compares two trees. Cost: one pass over both.
+    ///
+    /// A further name of an inode is listed too when only what its first name holds changes:
+    /// whoever replaces the first name has to link the others anew.
     #[must_use]
     pub fn between(base: &Tree, target: &Tree) -> Self {
         let paths: BTreeSet<&ImagePath> =
             base.iter().map(|(path, _)| path).chain(target.iter().map(|(path, _)| path)).collect();
+        let differs = |path: &ImagePath| base.get(path) != target.get(path);
+        let leader_differs = |node: Option<&Node>| match node.map(|node| &node.kind) {
+            Some(NodeKind::HardLink { leader }) => differs(leader),
+            _ => false,
+        };
         let changes = paths
             .into_iter()
+            .filter(|path| differs(path) || leader_differs(target.get(path)))
             .map(|path| (path, base.get(path), target.get(path)))
-            .filter(|(_, before, after)| before != after)
             .map(|(path, before, after)| Change {
                 path: path.clone(),
                 before: before.cloned(),
@@ -96,7 +105,6 @@ impl ChangeSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::NodeKind;
 
     #[test]
     fn between_then_apply_gives_the_target() {
@@ -128,5 +136,22 @@ mod tests {
         changes.apply_to(&mut patched);
         assert_eq!(patched, target);
         assert_eq!(patched.digest(), changes.target);
+    }
+
+    #[test]
+    fn a_further_name_is_listed_when_its_file_changes() {
+        let path = |text: &str| ImagePath::parse(text.as_bytes()).expect("a valid path");
+        let file = |text: &str| {
+            let content = Digest::of(text.as_bytes());
+            Node::new(NodeKind::File { len: text.len() as u64, content }, 0o644)
+        };
+        let tree = |text: &str| -> Tree {
+            [(path("/a"), file(text)), (path("/b"), Node::hard_link(path("/a")))].into_iter().collect()
+        };
+        let changes = ChangeSet::between(&tree("1"), &tree("2"));
+        let kinds: Vec<String> =
+            changes.changes.iter().map(|c| format!("{:?} {}", c.kind(), c.path)).collect();
+        assert_eq!(kinds, ["Modified /a", "Modified /b"]);
+        assert!(ChangeSet::between(&tree("1"), &tree("1")).is_empty());
     }
 }

@@ -1,0 +1,286 @@
+//! Apply on real directories: round trips, drift, interruption at every step.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Cursor;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+
+use proptest::prelude::*;
+use vireo_delta::{Bundle, BundleWriter, SecretKey, TrustedKeys};
+use vireo_model::{ChangeSet, Ignore, Tree};
+
+use super::*;
+use crate::{ErrorKind, ScanOptions, scan};
+
+fn key() -> SecretKey {
+    format!("vireo-secret-key-v1:{}", "42".repeat(32)).parse().expect("a fixed key")
+}
+
+fn read(dir: &Path) -> Tree {
+    let root = Root::open(dir).expect("a directory");
+    scan(&root, &Ignore::default(), &ScanOptions::default()).expect("readable").tree
+}
+
+/// The bundle from the directory `base` to the directory `target`.
+fn bundle(base: &Path, target: &Path) -> Vec<u8> {
+    let changes = ChangeSet::between(&read(base), &read(target));
+    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+    for change in &changes.changes {
+        let at = |dir: &Path| dir.join(std::str::from_utf8(change.path.relative()).expect("UTF-8"));
+        if change.before.as_ref().is_some_and(|node| node.content().is_some()) {
+            writer.index_base(&change.path, &fs::read(at(base)).expect("readable")[..]).expect("indexed");
+        }
+        if let Some((len, digest)) = change.after.as_ref().and_then(Node::content) {
+            let sparse = fs::metadata(at(target)).expect("there").blocks() * 512 < len;
+            writer.encode(digest, len, sparse, &fs::read(at(target)).expect("readable")[..]).expect("encoded");
+        }
+    }
+    let mut file = Vec::new();
+    writer.finish(&changes, &Ignore::default(), &key(), &mut file).expect("written");
+    file
+}
+
+use vireo_model::Node;
+
+fn apply(dir: &Path, file: &[u8]) -> Result<Vec<Replaced>, TreeError> {
+    let bundle = Bundle::open(file).expect("whole");
+    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let root = Root::open(dir)?;
+    let committed = stage(&root, &bundle, &ApplyOptions::default())?.commit()?;
+    let replaced = committed.replaced().to_vec();
+    committed.finish()?;
+    Ok(replaced)
+}
+
+fn temp() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+/// A directory with every kind of node that needs no privilege.
+fn populate(dir: &Path, edition: u8) {
+    let at = |name: &str| dir.join(name);
+    for name in ["etc/nginx", "usr/lib", "usr/bin", "var/log", "srv"] {
+        fs::create_dir_all(at(name)).expect("made");
+    }
+    let text = |n: usize| (0..n).map(|i| format!("line {i}\n")).collect::<String>();
+    fs::write(at("etc/nginx/nginx.conf"), format!("edition {edition}")).expect("written");
+    fs::write(at("usr/lib/libx.so.1"), vec![edition; 50_000]).expect("written");
+    fs::write(at("usr/bin/tool"), text(5000)).expect("written");
+    fs::set_permissions(at("usr/bin/tool"), fs::Permissions::from_mode(0o4755)).expect("set");
+    fs::hard_link(at("usr/bin/tool"), at("usr/bin/tool-alias")).expect("linked");
+    symlink(format!("libx.so.{edition}"), at("usr/lib/libx.so")).expect("linked");
+    if edition == 1 {
+        fs::write(at("srv/gone"), "gone").expect("written");
+        fs::create_dir_all(at("srv/olddir/below")).expect("made");
+        fs::write(at("srv/olddir/below/f"), "x").expect("written");
+        fs::write(at("srv/becomes-dir"), "file").expect("written");
+        fs::create_dir_all(at("srv/becomes-file/deep")).expect("made");
+        fs::write(at("srv/becomes-file/deep/f"), "x").expect("written");
+        fs::write(at("srv/linked"), "alone").expect("written");
+    } else {
+        fs::write(at("usr/bin/tool"), text(6000)).expect("rewritten, both names");
+        fs::create_dir_all(at("srv/newdir/below")).expect("made");
+        fs::write(at("srv/newdir/below/f"), "y").expect("written");
+        fs::create_dir_all(at("srv/becomes-dir")).expect("made");
+        fs::write(at("srv/becomes-dir/f"), "in it").expect("written");
+        fs::write(at("srv/becomes-file"), "file now").expect("written");
+        fs::hard_link(at("usr/bin/tool"), at("srv/linked")).expect("linked");
+        let sparse = fs::File::create(at("srv/sparse")).expect("made");
+        std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 8 << 20).expect("written");
+        fs::set_permissions(at("etc/nginx"), fs::Permissions::from_mode(0o750)).expect("set");
+    }
+}
+
+fn pair() -> (tempfile::TempDir, tempfile::TempDir, Vec<u8>) {
+    let (base, target) = (temp(), temp());
+    populate(base.path(), 1);
+    populate(target.path(), 2);
+    let file = bundle(base.path(), target.path());
+    (base, target, file)
+}
+
+#[test]
+fn applying_makes_the_target_and_again_changes_nothing() {
+    let (base, target, file) = pair();
+    let replaced = apply(base.path(), &file).expect("applies");
+    assert_eq!(read(base.path()), read(target.path()));
+    assert!(replaced.iter().any(|r| r.path.as_bytes() == b"/usr/lib/libx.so.1"));
+    let sparse = fs::metadata(base.path().join("srv/sparse")).expect("there");
+    assert!(sparse.blocks() * 512 < 1 << 20, "the hole stayed a hole");
+    let ino = |name: &str| fs::metadata(base.path().join(name)).expect("there").ino();
+    assert_eq!(ino("usr/bin/tool"), ino("usr/bin/tool-alias"));
+    assert_eq!(ino("usr/bin/tool"), ino("srv/linked"));
+    let before = ino("usr/bin/tool");
+    assert_eq!(apply(base.path(), &file).expect("applies again"), []);
+    assert_eq!(ino("usr/bin/tool"), before, "the same content is not written again");
+}
+
+#[test]
+fn a_local_edit_is_refused_with_its_path_and_nothing_changes() {
+    let (base, _target, file) = pair();
+    fs::write(base.path().join("etc/nginx/nginx.conf"), "edited here").expect("written");
+    fs::write(base.path().join("srv/newdir"), "in the way").expect("written");
+    let before = read(base.path());
+    let error = apply(base.path(), &file).expect_err("drifted");
+    assert_eq!(error.kind(), ErrorKind::Drift);
+    let drifted: Vec<String> = error.drifted().iter().map(ToString::to_string).collect();
+    assert_eq!(drifted, ["/etc/nginx/nginx.conf", "/srv/newdir"]);
+    assert!(error.to_string().contains("/etc/nginx/nginx.conf"), "{error}");
+    assert_eq!(read(base.path()), before);
+}
+
+#[test]
+fn a_directory_that_holds_local_files_is_not_removed_blindly() {
+    let (base, _target, file) = pair();
+    fs::write(base.path().join("srv/olddir/local"), "mine").expect("written");
+    let error = apply(base.path(), &file).expect_err("drifted");
+    assert_eq!(error.drifted()[0].to_string(), "/srv/olddir/local");
+}
+
+#[test]
+fn a_symbolic_link_on_the_way_does_not_lead_outside() {
+    let (base, _target, file) = pair();
+    let outside = temp();
+    populate(outside.path(), 1);
+    fs::remove_dir_all(base.path().join("etc")).expect("removed");
+    symlink(outside.path().join("etc"), base.path().join("etc")).expect("linked");
+    let before = read(outside.path());
+    let error = apply(base.path(), &file).expect_err("drifted");
+    assert_eq!(error.kind(), ErrorKind::Drift);
+    assert_eq!(read(outside.path()), before, "nothing was written through the link");
+}
+
+#[test]
+fn one_update_at_a_time() {
+    let (base, _target, file) = pair();
+    let bundle = Bundle::open(&file).expect("whole");
+    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let root = Root::open(base.path()).expect("a directory");
+    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
+    assert_eq!(apply(base.path(), &file).expect_err("locked").kind(), ErrorKind::Busy);
+    staged.discard().expect("discarded");
+    apply(base.path(), &file).expect("free again");
+}
+
+#[test]
+fn a_file_that_changes_after_staging_stops_the_commit() {
+    let (base, _target, file) = pair();
+    let bundle = Bundle::open(&file).expect("whole");
+    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let root = Root::open(base.path()).expect("a directory");
+    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
+    fs::write(base.path().join("etc/nginx/nginx.conf"), "edited meanwhile").expect("written");
+    assert_eq!(staged.commit().expect_err("changed").kind(), ErrorKind::Busy);
+    assert!(matches!(recover(&root).expect("recovers"), Recovered::Discarded));
+}
+
+/// What the state directory and the tree look like, to copy a state for each crash point.
+fn copy_tree(from: &Path, to: &Path) {
+    let status = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
+    assert!(status.expect("cp runs").success());
+}
+
+#[test]
+fn an_update_interrupted_before_its_commit_is_discarded() {
+    let (base, _target, file) = pair();
+    let before = read(base.path());
+    let bundle = Bundle::open(&file).expect("whole");
+    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let root = Root::open(base.path()).expect("a directory");
+    drop(stage(&root, &bundle, &ApplyOptions::default()).expect("stages"));
+    assert!(matches!(recover(&root).expect("recovers"), Recovered::Discarded));
+    assert!(matches!(recover(&root).expect("recovers"), Recovered::Nothing));
+    assert_eq!(read(base.path()), before);
+    remove_state_dir(&root).expect("it is empty");
+}
+
+#[test]
+fn an_update_interrupted_after_its_commit_is_completed_from_any_half() {
+    let (base, target, file) = pair();
+    let bundle = Bundle::open(&file).expect("whole");
+    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let root = Root::open(base.path()).expect("a directory");
+    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
+    staged.journal.commit(&root).expect("committed");
+    drop(staged);
+    // Every subset of steps that an interruption can leave is reached by performing all but a
+    // few: recovery must not care which.
+    let steps = bundle.change_set().changes.len();
+    for done in 0..=steps {
+        let half = temp();
+        copy_tree(base.path(), half.path());
+        let root = Root::open(half.path()).expect("a directory");
+        let journal = Journal::open(&root).expect("free");
+        let skipped: BTreeSet<usize> = (done..steps).collect();
+        // Parts of a type change depend on each other, so this half may stop with an error, as
+        // an interruption would.
+        let _ = commit::perform(&root, &journal, bundle.change_set(), &skipped);
+        drop(journal);
+        let Recovered::Completed(committed) = recover(&root).expect("recovers") else {
+            panic!("step {done}: the commit record was there");
+        };
+        assert_eq!(committed.target(), bundle.target());
+        assert!(!committed.replaced().is_empty());
+        committed.finish().expect("finished");
+        assert_eq!(read(half.path()), read(target.path()), "step {done}");
+    }
+}
+
+#[test]
+fn a_truncated_journal_is_an_error_not_a_guess() {
+    let (base, _target, file) = pair();
+    let bundle = Bundle::open(&file).expect("whole");
+    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let root = Root::open(base.path()).expect("a directory");
+    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
+    staged.journal.commit(&root).expect("committed");
+    drop(staged);
+    let head = base.path().join(".vireo/txn/head");
+    fs::write(&head, &fs::read(&head).expect("readable")[..300]).expect("cut");
+    assert_eq!(recover(&root).expect_err("unreadable").kind(), ErrorKind::Corrupt);
+}
+
+/// A small description of a directory tree, so that random pairs share most of their names.
+type Sketch = BTreeMap<&'static str, (u8, u8)>;
+
+fn make(dir: &Path, sketch: &Sketch) {
+    for (name, (kind, value)) in sketch {
+        let path = dir.join(name);
+        if path.parent().is_some_and(|parent| !parent.is_dir()) {
+            continue; // Its parent is a file here.
+        }
+        match kind {
+            0 => fs::create_dir(&path).expect("made"),
+            1 => fs::write(&path, vec![*value; usize::from(*value) * 300]).expect("written"),
+            2 => symlink(format!("to-{value}"), &path).expect("linked"),
+            _ => match fs::hard_link(dir.join("f"), &path) {
+                Ok(()) => {}
+                Err(_) => fs::write(&path, "alone").expect("written"),
+            },
+        }
+        if *kind < 2 {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700 + u32::from(value % 3) * 5)).expect("set");
+        }
+    }
+}
+
+fn any_sketch() -> impl Strategy<Value = Sketch> {
+    let names = prop::sample::select(vec!["a", "a/b", "a/b/c", "a/d", "f", "g", "g/h", "x"]);
+    prop::collection::btree_map(names, (0_u8..4, 0_u8..5), 0..8)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The project's first promise: capture, then apply, is the target.
+    #[test]
+    fn apply_after_capture_is_the_target(base in any_sketch(), target in any_sketch()) {
+        let (base_dir, target_dir) = (temp(), temp());
+        make(base_dir.path(), &base);
+        make(target_dir.path(), &target);
+        let file = bundle(base_dir.path(), target_dir.path());
+        apply(base_dir.path(), &file)?;
+        prop_assert_eq!(read(base_dir.path()), read(target_dir.path()));
+    }
+}

@@ -1,0 +1,140 @@
+//! The crate's one error.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use vireo_delta::DeltaError;
+use vireo_model::ImagePath;
+
+/// How many paths a message lists; the rest is counted.
+const MAX_LISTED: usize = 10;
+
+/// Why reading or patching a tree failed.
+#[derive(Debug)]
+pub struct TreeError {
+    kind: ErrorKind,
+    message: String,
+    drifted: Vec<ImagePath>,
+    source: Option<Cause>,
+}
+
+/// What a caller can do about a [`TreeError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The system refused; the source says why.
+    Io,
+    /// Make room and try again. Nothing was changed.
+    NoSpace,
+    /// Touched paths are neither the base's nor the target's: [`TreeError::drifted`] lists them.
+    /// Nothing was changed.
+    Drift,
+    /// Another update of this tree is under way, or the tree is being changed: try again later.
+    Busy,
+    /// This cannot be done here, whatever the state.
+    Unsupported,
+    /// The bundle or the journal is damaged.
+    Corrupt,
+    /// Not enough rights, or the file system is read-only.
+    Permission,
+}
+
+#[derive(Debug)]
+enum Cause {
+    Io(io::Error),
+    Delta(DeltaError),
+}
+
+impl TreeError {
+    pub(crate) fn new(kind: ErrorKind, message: String) -> Self {
+        Self { kind, message, drifted: Vec::new(), source: None }
+    }
+
+    /// `step` failed at `path` below `label`: `cannot read /srv/web/etc/passwd`.
+    pub(crate) fn io(step: &str, label: &Path, path: &ImagePath, source: impl Into<io::Error>) -> Self {
+        let source = source.into();
+        let place = place(label, path);
+        Self {
+            kind: kind_of(&source),
+            message: format!("cannot {step} {place}"),
+            drifted: Vec::new(),
+            source: Some(Cause::Io(source)),
+        }
+    }
+
+    pub(crate) fn delta(label: &Path, source: DeltaError) -> Self {
+        let kind = match source.kind() {
+            vireo_delta::ErrorKind::Io => match std::error::Error::source(&source) {
+                Some(cause) => cause.downcast_ref::<io::Error>().map_or(ErrorKind::Io, kind_of),
+                None => ErrorKind::Io,
+            },
+            vireo_delta::ErrorKind::WrongBase => ErrorKind::Drift,
+            _ => ErrorKind::Corrupt,
+        };
+        let message = format!("cannot decode the bundle's content for {}", label.display());
+        Self { kind, message, drifted: Vec::new(), source: Some(Cause::Delta(source)) }
+    }
+
+    pub(crate) fn drift(label: &Path, drifted: Vec<ImagePath>) -> Self {
+        let listed: Vec<String> =
+            drifted.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+        let more = drifted.len().saturating_sub(MAX_LISTED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let message = format!(
+            "{} differs from the bundle's base in what the bundle would change: {}{more}",
+            label.display(),
+            listed.join(", ")
+        );
+        Self { kind: ErrorKind::Drift, message, drifted, source: None }
+    }
+
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The touched paths that are neither as in the base nor as in the target.
+    #[must_use]
+    pub fn drifted(&self) -> &[ImagePath] {
+        &self.drifted
+    }
+}
+
+fn place(label: &Path, path: &ImagePath) -> String {
+    if label == Path::new("/") {
+        return path.to_string();
+    }
+    let mut place = PathBuf::from(label).display().to_string();
+    if !path.is_root() {
+        place.push_str(&path.to_string());
+    }
+    place
+}
+
+fn kind_of(error: &io::Error) -> ErrorKind {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::NoSpace,
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => ErrorKind::Permission,
+        Some(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOSYS) => ErrorKind::Unsupported,
+        Some(Errno::BUSY) => ErrorKind::Busy,
+        _ => ErrorKind::Io,
+    }
+}
+
+impl fmt::Display for TreeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for TreeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self.source.as_ref()? {
+            Cause::Io(error) => Some(error),
+            Cause::Delta(error) => Some(error),
+        }
+    }
+}
