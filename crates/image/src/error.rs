@@ -1,0 +1,95 @@
+//! The crate's one error.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use vireo_tree::TreeError;
+
+/// Why an image could not be read or patched. The image named is unchanged.
+#[derive(Debug)]
+pub struct ImageError {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+/// What a caller can do about an [`ImageError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The system refused; the source says why.
+    Io,
+    /// Make room, on the host or in the image, and try again.
+    NoSpace,
+    /// Run it as root: loop devices and mounts need CAP_SYS_ADMIN.
+    NoRoot,
+    /// Something else uses the image: stop it and try again.
+    Busy,
+    /// The file is no disk image with a file system that can be read.
+    NotAnImage,
+    /// Say which partition is the root: it cannot be told.
+    UnknownPartition,
+    /// Shut the machine down cleanly, or run `e2fsck -p` on the image.
+    Unclean,
+    /// The image uses a feature that is not supported.
+    Unsupported,
+    /// The result is not what the bundle names.
+    Mismatch,
+    /// The file system or the bundle is damaged.
+    Damaged,
+    /// The image is not the bundle's base.
+    WrongBase,
+}
+
+impl ImageError {
+    pub(crate) fn new(kind: ErrorKind, message: String) -> Self {
+        Self { kind, message, source: None }
+    }
+
+    /// `step` failed for `image`: `cannot mount debian.img`.
+    pub(crate) fn io(step: &str, image: &Path, source: impl Into<io::Error>) -> Self {
+        let source = source.into();
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            io::ErrorKind::PermissionDenied => ErrorKind::NoRoot,
+            io::ErrorKind::ResourceBusy => ErrorKind::Busy,
+            _ => ErrorKind::Io,
+        };
+        let message = format!("cannot {step} {}", image.display());
+        Self { kind, message, source: Some(source.into()) }
+    }
+
+    pub(crate) fn tree(image: &Path, source: TreeError) -> Self {
+        let kind = match source.kind() {
+            vireo_tree::ErrorKind::NoSpace => ErrorKind::NoSpace,
+            vireo_tree::ErrorKind::Drift => ErrorKind::WrongBase,
+            vireo_tree::ErrorKind::Busy => ErrorKind::Busy,
+            vireo_tree::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            vireo_tree::ErrorKind::Corrupt => ErrorKind::Damaged,
+            vireo_tree::ErrorKind::Permission => ErrorKind::NoRoot,
+            _ => ErrorKind::Io,
+        };
+        let message = format!("cannot use the tree in {}", image.display());
+        Self { kind, message, source: Some(source.into()) }
+    }
+
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for ImageError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

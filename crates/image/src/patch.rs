@@ -1,0 +1,227 @@
+//! From one image to the next: clone, patch the clone, prove it, put it in place.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vireo_delta::{Bundle, Verified};
+use vireo_model::Digest;
+use vireo_sys::copy::{CloneKind, clone};
+use vireo_sys::durable::{directory_of, sync_dir};
+use vireo_sys::lock::FileLock;
+use vireo_tree::{ScanOptions, apply, scan};
+
+use crate::disk::{Access, DiskImage};
+use crate::fsck::fsck;
+use crate::partition::RootPartition;
+use crate::{ErrorKind, ImageError};
+
+/// How an image is patched.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PatchOptions {
+    /// Which partition holds the root file system.
+    pub root: RootPartition,
+    /// Whether an image that is already at the output's path is replaced (atomically). Patching
+    /// "in place" is patching with the base's own path as the output.
+    pub replace: bool,
+}
+
+/// The steps of [`patch_with`], in order; reported when each begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchStep {
+    /// The base is being cloned.
+    Clone,
+    /// The clone is being attached and mounted.
+    Mount,
+    /// The target's files are being written and checked.
+    Stage,
+    /// They are being renamed into place.
+    Commit,
+    /// The whole tree is being read again and compared with the bundle's target.
+    Verify,
+    /// It is being unmounted.
+    Unmount,
+    /// e2fsck looks over it.
+    Check,
+    /// It is being made durable and put in place.
+    Publish,
+}
+
+impl PatchStep {
+    /// A word for reports: `clone`, `mount`, ...
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clone => "clone",
+            Self::Mount => "mount",
+            Self::Stage => "stage",
+            Self::Commit => "commit",
+            Self::Verify => "verify",
+            Self::Unmount => "unmount",
+            Self::Check => "check",
+            Self::Publish => "publish",
+        }
+    }
+}
+
+/// A patched image.
+#[derive(Clone, Copy, Debug)]
+pub struct Patched {
+    /// Digest of its tree, read back from it: the bundle's target.
+    pub tree: Digest,
+    /// How the base was cloned.
+    pub clone: CloneKind,
+    /// How many of the bundle's changes the base had already.
+    pub already: usize,
+}
+
+/// [`patch_with`] without options and without reports.
+///
+/// # Errors
+///
+/// As [`patch_with`].
+pub fn patch(base: &Path, out: &Path, bundle: &Bundle<'_, Verified<'_>>) -> Result<Patched, ImageError> {
+    patch_with(base, out, bundle, &PatchOptions::default(), &mut |_| ())
+}
+
+/// Makes at `out` the image that `bundle` turns `base` into.
+///
+/// Works on a clone, named `out` with `.partial` added, and renames it to `out` when its tree has
+/// the bundle's target digest, `e2fsck -fn` finds nothing and its bytes are on the disk. After an
+/// error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
+/// next patch to the same `out` replaces.
+///
+/// Cost: a reflink or sparse copy of the image, one read of the whole tree, and the changed
+/// files.
+///
+/// # Errors
+///
+/// `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is
+/// not its target although every touched path was right, `Busy` if `out` is being made by another
+/// process, `NoSpace`, `Damaged`, and all that [`DiskImage::open`] and [`DiskImage::mount`] say.
+pub fn patch_with(
+    base: &Path,
+    out: &Path,
+    bundle: &Bundle<'_, Verified<'_>>,
+    options: &PatchOptions,
+    step: &mut dyn FnMut(PatchStep),
+) -> Result<Patched, ImageError> {
+    // Says early and by the base's own name what is wrong with it.
+    DiskImage::open(base, options.root)?;
+    refuse_existing(out, options.replace)?;
+    step(PatchStep::Clone);
+    let mut partial = Partial::new(base, out)?;
+    let kind = partial.fill(base)?;
+
+    step(PatchStep::Mount);
+    let image = DiskImage::open(&partial.path, options.root)?;
+    let partition = image.partition().clone();
+    let mounted = image.mount(Access::ReadWrite)?;
+    let failed = |error| ImageError::tree(base, error);
+
+    step(PatchStep::Stage);
+    let staged = apply::stage(mounted.root(), bundle, &apply::ApplyOptions::default()).map_err(failed)?;
+    let already = staged.already();
+    step(PatchStep::Commit);
+    staged.commit().and_then(apply::Committed::finish).map_err(failed)?;
+    apply::remove_state_dir(mounted.root()).map_err(failed)?;
+
+    step(PatchStep::Verify);
+    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default()).map_err(failed)?.tree.digest();
+    step(PatchStep::Unmount);
+    mounted.finish()?;
+    if tree != bundle.target() {
+        let message = format!(
+            "{}: patched, its tree would be {tree} instead of the bundle's target {}: it differs from the \
+             bundle's base {} in paths that the bundle does not touch; nothing was changed",
+            base.display(),
+            bundle.target(),
+            bundle.base()
+        );
+        return Err(ImageError::new(ErrorKind::Mismatch, message));
+    }
+    step(PatchStep::Check);
+    fsck(&partial.path, &partition)?;
+    step(PatchStep::Publish);
+    partial.publish(out, options.replace)?;
+    Ok(Patched { tree, clone: kind, already })
+}
+
+/// Makes `to` a clone of the image `from`, durably and under its name only when complete.
+///
+/// # Errors
+///
+/// `Io` if `to` exists, `NoSpace`, `Busy` if another process is making `to`.
+pub fn clone_image(from: &Path, to: &Path) -> Result<CloneKind, ImageError> {
+    refuse_existing(to, false)?;
+    let mut partial = Partial::new(from, to)?;
+    let kind = partial.fill(from)?;
+    partial.publish(to, false)?;
+    Ok(kind)
+}
+
+fn refuse_existing(out: &Path, replace: bool) -> Result<(), ImageError> {
+    if !replace && out.symlink_metadata().is_ok() {
+        let message = format!("{} exists already; choose another name or remove it", out.display());
+        return Err(ImageError::new(ErrorKind::Io, message));
+    }
+    Ok(())
+}
+
+/// An image in the making; removed when dropped unpublished.
+struct Partial {
+    path: PathBuf,
+    file: File,
+    lock: Option<FileLock>,
+    published: bool,
+}
+
+impl Partial {
+    fn new(base: &Path, out: &Path) -> Result<Self, ImageError> {
+        let path = vireo_sys::durable::sibling(out, ".partial");
+        let failed = |error: io::Error| ImageError::io("make", &path, error);
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+        let Some(lock) = FileLock::on(file.try_clone().map_err(failed)?).map_err(failed)? else {
+            let message = format!("{} is being made by another process; wait for it", out.display());
+            return Err(ImageError::new(ErrorKind::Busy, message));
+        };
+        file.set_len(0).map_err(failed)?;
+        let mode = fs::metadata(base).map_err(|error| ImageError::io("read the metadata of", base, error))?.permissions();
+        file.set_permissions(mode).map_err(failed)?;
+        Ok(Self { path: path.clone(), file, lock: Some(lock), published: false })
+    }
+
+    /// Fills it with `base`'s bytes, and lets go of it so that it can be mounted.
+    fn fill(&mut self, base: &Path) -> Result<CloneKind, ImageError> {
+        let from = File::open(base).map_err(|error| ImageError::io("open", base, error))?;
+        let kind = clone(&from, &self.file).map_err(|error| ImageError::io("clone the image to", &self.path, error))?;
+        // Mounting asks for exclusive use; the mount takes a lock of its own.
+        self.file = File::open("/dev/null").map_err(|error| ImageError::io("release", &self.path, error))?;
+        self.lock = None;
+        Ok(kind)
+    }
+
+    /// Makes the bytes durable, then the name.
+    fn publish(mut self, out: &Path, replace: bool) -> Result<(), ImageError> {
+        let failed = |error: io::Error| ImageError::io("put in place", out, error);
+        File::open(&self.path).and_then(|file| file.sync_all()).map_err(failed)?;
+        if replace {
+            fs::rename(&self.path, out).map_err(failed)?;
+        } else {
+            // A link does not replace what somebody else made meanwhile; a rename would.
+            fs::hard_link(&self.path, out).map_err(failed)?;
+            fs::remove_file(&self.path).map_err(failed)?;
+        }
+        self.published = true;
+        sync_dir(directory_of(out)).map_err(failed)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.published {
+            // Best effort: the next patch to the same output truncates what is left.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The ext2/3/4 superblock, as far as it decides whether the kernel is let near the image.
+//!
+//! Offsets and bits from the kernel's `Documentation/filesystems/ext4/super.rst`.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use crate::partition::Partition;
+use crate::{ErrorKind, ImageError};
+
+const OFFSET: u64 = 1024;
+const LEN: usize = 1024;
+const MAGIC: u16 = 0xEF53;
+
+const STATE_CLEAN: u16 = 1;
+const STATE_ERRORS: u16 = 2;
+const INCOMPAT_RECOVER: u32 = 0x4;
+const INCOMPAT_64BIT: u32 = 0x80;
+
+/// `incompat` bits that a kernel mount of today handles and that leave the tree readable as it
+/// is, without keys; the others are refused by name.
+const INCOMPAT_FINE: u32 = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x20000;
+
+const INCOMPAT_NAMES: &[(u32, &str)] = &[
+    (0x1, "compression"),
+    (0x8, "journal_dev"),
+    (0x1000, "dirdata"),
+    (0x10000, "encrypt"),
+];
+
+/// What the superblock says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Length of the file system in bytes.
+    pub len: u64,
+    /// The journal has not been replayed: the machine crashed or is running.
+    pub needs_recovery: bool,
+    /// It was unmounted cleanly and holds no known errors.
+    pub clean: bool,
+    incompat: u32,
+}
+
+impl Superblock {
+    /// Reads the superblock of the file system at `offset`; `None` if there is no ext file system.
+    ///
+    /// # Errors
+    ///
+    /// As reading the file; a file that is too short has no file system.
+    pub fn read(image: &File, offset: u64) -> io::Result<Option<Self>> {
+        let mut bytes = [0; LEN];
+        match image.read_exact_at(&mut bytes, offset.saturating_add(OFFSET)) {
+            Ok(()) => Ok(Self::from_bytes(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn from_bytes(bytes: &[u8; LEN]) -> Option<Self> {
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
+        let log_block_size = u32_at(0x18);
+        if u16_at(0x38) != MAGIC || log_block_size > 6 {
+            return None;
+        }
+        let incompat = u32_at(0x60);
+        let high = if incompat & INCOMPAT_64BIT != 0 { u64::from(u32_at(0x150)) << 32 } else { 0 };
+        let blocks = high | u64::from(u32_at(0x4));
+        let state = u16_at(0x3A);
+        Some(Self {
+            len: blocks.checked_mul(1024 << log_block_size)?,
+            needs_recovery: incompat & INCOMPAT_RECOVER != 0,
+            clean: state & STATE_CLEAN != 0 && state & STATE_ERRORS == 0,
+            incompat,
+        })
+    }
+
+    /// Whether the kernel may mount it: complete, clean, without features that hide the tree.
+    ///
+    /// # Errors
+    ///
+    /// `Unclean`, `Unsupported` with the feature's name, `Damaged` if the file is shorter than
+    /// the file system.
+    pub fn check(&self, image: &Path, partition: &Partition) -> Result<(), ImageError> {
+        let image = image.display();
+        if self.len > partition.len {
+            let message = format!(
+                "{image}: its file system has {} bytes, its {} only {}; the image is cut short",
+                self.len, partition.describe(), partition.len
+            );
+            return Err(ImageError::new(ErrorKind::Damaged, message));
+        }
+        let odd = self.incompat & !INCOMPAT_FINE;
+        if odd != 0 {
+            let name = INCOMPAT_NAMES.iter().find(|(bit, _)| odd & bit != 0).map(|(_, name)| *name);
+            let name = name.map_or(format!("{odd:#x}"), str::to_owned);
+            let message = format!("{image}: its file system uses the feature {name}, which is not supported");
+            return Err(ImageError::new(ErrorKind::Unsupported, message));
+        }
+        if self.needs_recovery || !self.clean {
+            let why = if self.needs_recovery { "an unfinished journal" } else { "recorded errors or an unclean end" };
+            let message = format!(
+                "{image}: its file system has {why}: its machine is running or was not shut down cleanly; \
+                 shut it down, or run `e2fsck -p` on the {}",
+                partition.describe()
+            );
+            return Err(ImageError::new(ErrorKind::Unclean, message));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(change: impl Fn(&mut [u8; LEN])) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        bytes[0x38..0x3A].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[0x4..0x8].copy_from_slice(&1000_u32.to_le_bytes());
+        bytes[0x18] = 2;
+        bytes[0x3A] = 1;
+        change(&mut bytes);
+        bytes
+    }
+
+    fn check(change: impl Fn(&mut [u8; LEN])) -> Result<(), (ErrorKind, String)> {
+        let superblock = Superblock::from_bytes(&bytes(change)).expect("the magic number is there");
+        let partition = Partition::whole(4_096_000);
+        superblock.check(Path::new("x.img"), &partition).map_err(|e| (e.kind(), e.to_string()))
+    }
+
+    #[test]
+    fn only_a_whole_clean_and_plain_file_system_is_mounted() {
+        assert_eq!(check(|_| ()), Ok(()));
+        assert_eq!(check(|b| b[0x60] = 4).expect_err("journal").0, ErrorKind::Unclean);
+        assert_eq!(check(|b| b[0x3A] = 0).expect_err("not clean").0, ErrorKind::Unclean);
+        assert_eq!(check(|b| b[0x3A] = 3).expect_err("errors").0, ErrorKind::Unclean);
+        assert_eq!(check(|b| b[0x5] = 4).expect_err("longer than the file").0, ErrorKind::Damaged);
+        let (kind, message) = check(|b| b[0x62] = 1).expect_err("encrypted");
+        assert_eq!(kind, ErrorKind::Unsupported);
+        assert!(message.contains("encrypt"), "{message}");
+    }
+
+    #[test]
+    fn what_has_no_magic_number_is_no_file_system() {
+        assert_eq!(Superblock::from_bytes(&bytes(|b| b[0x38] = 0)), None);
+        assert_eq!(Superblock::from_bytes(&bytes(|b| b[0x18] = 60)), None);
+    }
+}
