@@ -1,1 +1,219 @@
-//! Placeholder.
+//! Turns two trees into a signed bundle: what the administrator's `vireo capture` does.
+//!
+//! # Guarantees
+//!
+//! - The bundle, applied to the base, gives a tree with the target's digest.
+//! - The output appears under its name complete and durable, or not at all.
+//! - A file that changes while it is captured is an error, never a wrong bundle.
+//!
+//! # Not here
+//!
+//! Mounting images (`vireo-image`); live recording; leaving out what differs between twins.
+//!
+//! # Example
+//!
+//! ```
+//! use vireo_capture::{CaptureOptions, capture};
+//! use vireo_delta::SecretKey;
+//! use vireo_tree::Root;
+//!
+//! let (base, target) = (tempfile::tempdir()?, tempfile::tempdir()?);
+//! std::fs::write(base.path().join("motd"), "welcome")?;
+//! std::fs::write(target.path().join("motd"), "welcome back")?;
+//! let out = target.path().with_extension("vireo");
+//!
+//! let (base, target) = (Root::open(base.path())?, Root::open(target.path())?);
+//! let key = SecretKey::generate()?;
+//! let captured = capture(&base, &target, &CaptureOptions::default(), &key, &out)?;
+//! assert_eq!(captured.modified, 1);
+//! # std::fs::remove_file(out)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+use vireo_delta::{BundleWriter, SecretKey};
+use vireo_model::{Change, ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Node};
+use vireo_sys::durable::{directory_of, sync_dir};
+use vireo_tree::{Root, Scan, ScanOptions, scan};
+
+pub use error::{CaptureError, ErrorKind};
+
+/// How a bundle is captured.
+#[derive(Clone, Debug, Default)]
+pub struct CaptureOptions {
+    /// What belongs to no version; must be what the repository's image was made with.
+    pub ignore: Ignore,
+    /// Hash every file of the target, also those whose inode number, length and times are the
+    /// base's.
+    pub paranoid: bool,
+}
+
+/// What was captured.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// Digest of the base tree.
+    pub base: Digest,
+    /// Digest of the target tree.
+    pub target: Digest,
+    /// The bundle's name.
+    pub bundle: Digest,
+    /// Length of the bundle in bytes: what travels.
+    pub wire_len: u64,
+    /// Bytes of new content before compression.
+    pub literal_len: u64,
+    /// Bytes of all files whose content differs, in the target.
+    pub content_len: u64,
+    /// Paths that the base does not have.
+    pub added: usize,
+    /// Paths with another kind or content.
+    pub modified: usize,
+    /// Paths that the target does not have.
+    pub removed: usize,
+    /// Paths where only mode, owner, time or attributes differ.
+    pub metadata: usize,
+    /// Paths in the target.
+    pub paths: usize,
+    /// Files of the target whose content was read to compare it.
+    pub hashed: usize,
+}
+
+/// Compares the trees `base` and `target` and writes the bundle that turns the one into the
+/// other to `out`, signed by `key`.
+///
+/// Cost: the base is read once, of the target what looks changed; what did change is read once
+/// more. Memory: 400 bytes per path of each tree, 100 bytes per chunk of changed files.
+///
+/// # Errors
+///
+/// `Read` for what cannot be read, `Busy` for files that change meanwhile, `Write` if `out`
+/// cannot be written; nothing is left under its name then.
+pub fn capture(
+    base: &Root,
+    target: &Root,
+    options: &CaptureOptions,
+    key: &SecretKey,
+    out: &Path,
+) -> Result<Captured, CaptureError> {
+    let before = scan(base, &options.ignore, &ScanOptions::default())?;
+    let clone_of = (!options.paranoid).then_some(&before);
+    let after = scan(target, &options.ignore, &ScanOptions { clone_of })?;
+    let changes = ChangeSet::between(&before.tree, &after.tree);
+
+    let written = |error| CaptureError::io("write", out, error);
+    let spool = tempfile::tempfile_in(directory_of(out)).map_err(written)?;
+    let mut writer = BundleWriter::new(spool);
+    index(base, &changes, &mut writer)?;
+    let content_len = encode(target, &before, &after, &changes, &mut writer)?;
+
+    let mut file = NamedTempFile::new_in(directory_of(out)).map_err(written)?;
+    let finished = writer
+        .finish(&changes, &options.ignore, key, std::io::BufWriter::new(file.as_file_mut()))
+        .map_err(|error| CaptureError::delta("write", out, error))?;
+    publish(file, out).map_err(written)?;
+
+    let count = |kind| changes.changes.iter().filter(|change| change.kind() == kind).count();
+    Ok(Captured {
+        base: changes.base,
+        target: changes.target,
+        bundle: finished.digest,
+        wire_len: finished.wire_len,
+        literal_len: finished.literal_len,
+        content_len,
+        added: count(ChangeKind::Added),
+        modified: count(ChangeKind::Modified),
+        removed: count(ChangeKind::Removed),
+        metadata: count(ChangeKind::Metadata),
+        paths: after.tree.len(),
+        hashed: after.hashed,
+    })
+}
+
+/// Makes the chunks of every base file that changes or goes available: a moved and edited file
+/// finds its own.
+fn index(base: &Root, changes: &ChangeSet, writer: &mut BundleWriter<File>) -> Result<(), CaptureError> {
+    for change in &changes.changes {
+        let content = change.before.as_ref().and_then(Node::content);
+        if content.is_some() && matches!(change.kind(), ChangeKind::Modified | ChangeKind::Removed) {
+            let file = base.open_file(&change.path)?;
+            writer
+                .index_base(&change.path, file)
+                .map_err(|error| CaptureError::delta("read", &place(base, &change.path), error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Encodes every content that the target needs and the base has not at that path. Returns their
+/// length.
+fn encode(
+    target: &Root,
+    before: &Scan,
+    after: &Scan,
+    changes: &ChangeSet,
+    writer: &mut BundleWriter<File>,
+) -> Result<u64, CaptureError> {
+    let mut in_base: BTreeMap<Digest, &ImagePath> = BTreeMap::new();
+    for (path, node) in before.tree.iter() {
+        if let Some((_, digest)) = node.content() {
+            in_base.entry(digest).or_insert(path);
+        }
+    }
+    let mut needed: Vec<(&Change, u64, Digest)> = changes
+        .changes
+        .iter()
+        .filter_map(|change| {
+            let (len, digest) = change.after.as_ref()?.content()?;
+            let had = change.before.as_ref().and_then(Node::content).map(|(_, digest)| digest);
+            (had != Some(digest)).then_some((change, len, digest))
+        })
+        .collect();
+    // Files of one kind next to each other compress better.
+    needed.sort_by(|a, b| kind_of(&a.0.path).cmp(kind_of(&b.0.path)).then_with(|| a.0.path.cmp(&b.0.path)));
+    let mut seen = BTreeSet::new();
+    let mut content_len = 0;
+    for (change, len, digest) in needed {
+        content_len += len;
+        if !seen.insert(digest) {
+            continue;
+        }
+        let sparse = after.files.get(&change.path).is_some_and(|file| file.sparse);
+        let outcome = match in_base.get(&digest) {
+            Some(source) => writer.reuse(digest, len, sparse, source),
+            None => writer.encode(digest, len, sparse, target.open_file(&change.path)?),
+        };
+        outcome.map_err(|error| CaptureError::delta("read", &place(target, &change.path), error))?;
+    }
+    Ok(content_len)
+}
+
+/// What follows the last dot of the name, or the directory's name for names without one.
+fn kind_of(path: &ImagePath) -> &[u8] {
+    let name = path.name();
+    match name.iter().rposition(|byte| *byte == b'.') {
+        Some(dot) if dot > 0 => &name[dot + 1..],
+        _ => {
+            let bytes = path.as_bytes();
+            let dir = &bytes[..bytes.len() - name.len()];
+            dir.strip_suffix(b"/").unwrap_or(dir)
+        }
+    }
+}
+
+fn place(root: &Root, path: &ImagePath) -> PathBuf {
+    PathBuf::from(format!("{}{path}", root.label().display()))
+}
+
+/// The bytes first, then the name.
+fn publish(file: NamedTempFile, out: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.as_file().sync_all()?;
+    file.persist(out)?;
+    sync_dir(directory_of(out))
+}

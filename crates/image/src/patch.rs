@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use vireo_delta::{Bundle, Verified};
 use vireo_model::Digest;
@@ -65,7 +66,7 @@ impl PatchStep {
 }
 
 /// A patched image.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Patched {
     /// Digest of its tree, read back from it: the bundle's target.
     pub tree: Digest,
@@ -73,6 +74,8 @@ pub struct Patched {
     pub clone: CloneKind,
     /// How many of the bundle's changes the base had already.
     pub already: usize,
+    /// The steps by name, each with how long it took.
+    pub steps: Vec<(&'static str, Duration)>,
 }
 
 /// [`patch_with`] without options and without reports.
@@ -106,6 +109,11 @@ pub fn patch_with(
     options: &PatchOptions,
     step: &mut dyn FnMut(PatchStep),
 ) -> Result<Patched, ImageError> {
+    let mut steps = Steps::default();
+    let mut step = |next: PatchStep| {
+        steps.begin(next);
+        step(next);
+    };
     // Says early and by the base's own name what is wrong with it.
     DiskImage::open(base, options.root)?;
     refuse_existing(out, options.replace)?;
@@ -144,7 +152,30 @@ pub fn patch_with(
     fsck(&partial.path, &partition)?;
     step(PatchStep::Publish);
     partial.publish(out, options.replace)?;
-    Ok(Patched { tree, clone: kind, already })
+    Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+}
+
+/// Times the steps: each lasts until the next begins.
+#[derive(Default)]
+struct Steps {
+    done: Vec<(&'static str, Duration)>,
+    current: Option<(PatchStep, Instant)>,
+}
+
+impl Steps {
+    fn begin(&mut self, step: PatchStep) {
+        let now = Instant::now();
+        if let Some((last, since)) = self.current.replace((step, now)) {
+            self.done.push((last.name(), now - since));
+        }
+    }
+
+    fn end(mut self) -> Vec<(&'static str, Duration)> {
+        if let Some((last, since)) = self.current {
+            self.done.push((last.name(), since.elapsed()));
+        }
+        self.done
+    }
 }
 
 /// Makes `to` a clone of the image `from`, durably and under its name only when complete.

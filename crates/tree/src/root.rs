@@ -49,6 +49,16 @@ impl Root {
         &self.label
     }
 
+    /// Opens the regular file `path` for reading, following nothing.
+    ///
+    /// # Errors
+    ///
+    /// As opening a file.
+    pub fn open_file(&self, path: &ImagePath) -> Result<std::fs::File, TreeError> {
+        let (dir, name) = self.require("open", path)?;
+        dir.open(name).map_err(self.failed("open", path))
+    }
+
     /// The directory `path` beneath the root.
     pub(crate) fn dir(&self, path: &ImagePath) -> Result<Dir, Errno> {
         let name = OsStr::from_bytes(path.relative());

@@ -1,0 +1,73 @@
+//! The commands, one file each: `Args` whose comments are the help, and `run`.
+
+use clap::Subcommand;
+
+use crate::Context;
+use crate::exit::{Failure, Report};
+
+mod apply;
+mod capture;
+mod diff;
+mod digest;
+mod image;
+mod key;
+mod log;
+mod push;
+mod show;
+
+type Outcome = Result<Box<dyn Report>, Failure>;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    #[command(subcommand)]
+    Key(key::Command),
+    Capture(capture::Args),
+    Show(show::Args),
+    Apply(apply::Args),
+    Digest(digest::Args),
+    Diff(diff::Args),
+    #[command(subcommand)]
+    Image(image::Command),
+    Push(push::Args),
+    Log(log::Args),
+}
+
+impl Command {
+    pub(crate) fn run(&self, context: &Context) -> Outcome {
+        Ok(match self {
+            Self::Key(command) => Box::new(command.run()?),
+            Self::Capture(args) => Box::new(capture::run(args, context)?),
+            Self::Show(args) => Box::new(show::run(args)?),
+            Self::Apply(args) => Box::new(apply::run(args, context)?),
+            Self::Digest(args) => Box::new(digest::run(args, context)?),
+            Self::Diff(args) => Box::new(diff::run(args, context)?),
+            Self::Image(command) => return command.run(context),
+            Self::Push(args) => Box::new(push::run(args, context)?),
+            Self::Log(args) => Box::new(log::run(args)?),
+        })
+    }
+}
+
+/// Bytes for people: `1.4 MB`; SI units, as download sizes are given.
+fn bytes(len: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = len as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{len} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_shown_in_the_unit_a_person_would_pick() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_390_000), "1.4 MB");
+        assert_eq!(bytes(4 << 30), "4.3 GB");
+    }
+}

@@ -1,0 +1,127 @@
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use vireo_delta::{Bundle, PublicKey, TrustedKeys, Verified};
+use vireo_image::{PatchOptions, patch_with};
+use vireo_model::Digest;
+use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
+use vireo_tree::{Root, ScanOptions, scan};
+
+use crate::Context;
+use crate::exit::{Failure, Report, json};
+use crate::progress::Step;
+use crate::source::RootPartitionArgs;
+
+/// Apply a bundle to an image or a directory, without a repository
+///
+/// An image is cloned, the clone is patched, proven and renamed into place: over the image
+/// itself, or to the path given with `-o`. A directory is patched by staging and renaming; an
+/// interrupted run is completed by the next.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Bundle to be applied
+    #[arg(value_name = "BUNDLE")]
+    bundle: PathBuf,
+    /// Image or directory that it is applied to
+    #[arg(long, value_name = "IMAGE|DIR")]
+    to: PathBuf,
+    /// Public key, or file with public keys, whose signature is trusted; can be given several times
+    #[arg(long, value_name = "KEY|FILE", required = true)]
+    trust: Vec<String>,
+    /// Leave the image as it is and write the patched one here
+    #[arg(long, short, value_name = "COPY")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    partition: RootPartitionArgs,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Applied {
+    to: PathBuf,
+    target: Digest,
+    /// Changes that were there already.
+    already: usize,
+    changed: usize,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
+    let path = &args.bundle;
+    let trusted = trusted_keys(&args.trust)?;
+    let file = File::open(path).map_err(|error| Failure::io("open", path, error))?;
+    let map = vireo_sys::map_sealed(&file).map_err(|error| Failure::io("map", path, error))?;
+    let bundle = Bundle::open(&map).and_then(|bundle| bundle.verify(&trusted));
+    let bundle = bundle.map_err(|error| Failure::bundle(path, error))?;
+    let metadata = fs::metadata(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
+    let step = Step::new(context, format!("applying to {}", args.to.display()));
+    match (&args.out, metadata.is_dir()) {
+        (Some(_), true) => Err(Failure::refused(format!("{} is a directory; -o is for images", args.to.display()))
+            .hint("copy the directory first (`cp -a`), then apply to the copy")),
+        (None, true) => to_dir(&args.to, &bundle),
+        (out, false) => to_image(args, out.as_deref().unwrap_or(&args.to), &bundle, &step),
+    }
+}
+
+fn to_image(args: &Args, out: &Path, bundle: &Bundle<'_, Verified<'_>>, step: &Step) -> Result<Applied, Failure> {
+    let options = PatchOptions { root: args.partition.get(), replace: out == args.to };
+    let patched = patch_with(&args.to, out, bundle, &options, &mut |next| step.set(next.name()))?;
+    let changed = bundle.change_set().changes.len() - patched.already;
+    Ok(Applied { to: out.to_owned(), target: patched.tree, already: patched.already, changed })
+}
+
+fn to_dir(dir: &Path, bundle: &Bundle<'_, Verified<'_>>) -> Result<Applied, Failure> {
+    let root = Root::open(dir)?;
+    if let Recovered::Completed(committed) = recover(&root)? {
+        committed.finish()?;
+    }
+    let staged = stage(&root, bundle, &ApplyOptions::default())?;
+    let already = staged.already();
+    staged.commit().and_then(Committed::finish)?;
+    let found = scan(&root, bundle.ignore(), &ScanOptions::default())?.tree.digest();
+    if found != bundle.target() {
+        return Err(Failure::refused(format!(
+            "{} was patched, but its tree is {found} instead of {}: it differs from the bundle's base in paths \
+             that the bundle does not touch",
+            dir.display(),
+            bundle.target()
+        ))
+        .hint("compare it with the target: `vireo diff`"));
+    }
+    let changed = bundle.change_set().changes.len() - already;
+    Ok(Applied { to: dir.to_owned(), target: found, already, changed })
+}
+
+/// Keys given as text or in files, one a line.
+fn trusted_keys(given: &[String]) -> Result<TrustedKeys, Failure> {
+    let mut keys: Vec<PublicKey> = Vec::new();
+    for text in given {
+        if let Ok(key) = text.parse() {
+            keys.push(key);
+            continue;
+        }
+        let path = Path::new(text);
+        let content = fs::read_to_string(path).map_err(|error| Failure::io("read the public key", path, error))?;
+        for line in content.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let key = line.parse().map_err(|error: vireo_delta::DeltaError| {
+                Failure::refused(format!("cannot use the public key in {}", path.display())).caused_by(error)
+            })?;
+            keys.push(key);
+        }
+    }
+    Ok(keys.into_iter().collect())
+}
+
+impl Report for Applied {
+    fn to_text(&self) -> String {
+        let done = if self.changed == 0 {
+            "was the target already".to_owned()
+        } else {
+            format!("is the target now: {} changes, {} were there already", self.changed, self.already)
+        };
+        format!("{} {done}\nversion {}", self.to.display(), self.target)
+    }
+
+    fn to_json(&self) -> String {
+        json("vireo.apply/1", self)
+    }
+}

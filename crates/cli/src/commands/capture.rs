@@ -1,0 +1,113 @@
+use std::fs;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use vireo_capture::{CaptureOptions, Captured};
+use vireo_delta::SecretKey;
+use vireo_model::Digest;
+
+use super::bytes;
+use crate::Context;
+use crate::exit::{Failure, Report, json};
+use crate::progress::Step;
+use crate::source::{IgnoreArgs, RootPartitionArgs, Source};
+
+/// Capture what turns one image or directory into another, as a signed bundle
+///
+/// Neither source is changed. Both may be raw disk images (as root) or directories.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Image or directory before the change
+    #[arg(long, value_name = "SRC")]
+    base: PathBuf,
+    /// Image or directory after the change
+    #[arg(long, value_name = "SRC")]
+    target: PathBuf,
+    /// File with the secret key that signs
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// The bundle to be written
+    #[arg(long, short, value_name = "OUT.vireo")]
+    out: PathBuf,
+    /// Read every file, also those whose metadata says that they are the same
+    #[arg(long)]
+    paranoid: bool,
+    #[command(flatten)]
+    ignore: IgnoreArgs,
+    #[command(flatten)]
+    partition: RootPartitionArgs,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Done {
+    bundle: Digest,
+    file: PathBuf,
+    base: Digest,
+    target: Digest,
+    wire_bytes: u64,
+    changed_bytes: u64,
+    new_bytes: u64,
+    added: usize,
+    modified: usize,
+    removed: usize,
+    metadata: usize,
+    paths: usize,
+    hashed: usize,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
+    let text = fs::read_to_string(&args.key).map_err(|error| Failure::io("read the key", &args.key, error))?;
+    let key: SecretKey = text.parse().map_err(|error| {
+        Failure::refused(format!("cannot use the key {}", args.key.display()))
+            .caused_by(Box::<dyn std::error::Error>::from(error))
+            .hint("make one with `vireo key generate`")
+    })?;
+    let options = CaptureOptions { ignore: args.ignore.get()?, paranoid: args.paranoid };
+    let _step = Step::new(context, format!("capturing {}", args.target.display()));
+    let base = Source::open(&args.base, args.partition)?;
+    let target = Source::open(&args.target, args.partition)?;
+    let captured = vireo_capture::capture(base.root(), target.root(), &options, &key, &args.out)?;
+    Ok(Done::new(args.out.clone(), &captured))
+}
+
+impl Done {
+    fn new(file: PathBuf, captured: &Captured) -> Self {
+        Self {
+            bundle: captured.bundle,
+            file,
+            base: captured.base,
+            target: captured.target,
+            wire_bytes: captured.wire_len,
+            changed_bytes: captured.content_len,
+            new_bytes: captured.literal_len,
+            added: captured.added,
+            modified: captured.modified,
+            removed: captured.removed,
+            metadata: captured.metadata,
+            paths: captured.paths,
+            hashed: captured.hashed,
+        }
+    }
+}
+
+impl Report for Done {
+    fn to_text(&self) -> String {
+        format!(
+            "{}  {} for {} of changed files\n{} modified, {} added, {} removed, {} with metadata only, of {} paths\nbase    {}\ntarget  {}",
+            self.file.display(),
+            bytes(self.wire_bytes),
+            bytes(self.changed_bytes),
+            self.modified,
+            self.added,
+            self.removed,
+            self.metadata,
+            self.paths,
+            self.base,
+            self.target
+        )
+    }
+
+    fn to_json(&self) -> String {
+        json("vireo.capture/1", self)
+    }
+}

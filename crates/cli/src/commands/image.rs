@@ -1,0 +1,179 @@
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use vireo_delta::PublicKey;
+use vireo_model::{ImageName, ImageRef};
+use vireo_wire::api::{CreateImage, VerifyReply, VersionEntry};
+
+use super::{Outcome, bytes};
+use crate::Context;
+use crate::exit::{Failure, Report, json};
+use crate::progress::Step;
+use crate::repository::RepoArgs;
+use crate::source::IgnoreArgs;
+
+/// Create, export and verify the images of a repository
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Create(Create),
+    Export(Export),
+    Verify(Verify),
+}
+
+/// Make a new image from a raw disk image, as its version 1
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    /// The image's name
+    #[arg(value_name = "NAME")]
+    name: ImageName,
+    /// Raw disk image that it starts from
+    #[arg(value_name = "BASE.img")]
+    disk: PathBuf,
+    /// Public key, or file with public keys, whose bundles this image accepts
+    #[arg(long, value_name = "KEY|FILE")]
+    trust: Vec<String>,
+    #[command(flatten)]
+    ignore: IgnoreArgs,
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+/// Copy a version's disk image out of the repository
+#[derive(Debug, clap::Args)]
+pub(crate) struct Export {
+    /// The image, or one version of it
+    #[arg(value_name = "NAME[@VERSION]")]
+    image: ImageRef,
+    /// The file to be written
+    #[arg(long, short, value_name = "OUT.img")]
+    out: PathBuf,
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+/// Have the repository read a stored disk image again and compare it with its version
+///
+/// Exits with 0 if they are equal, and with 1 and the differing paths if not.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Verify {
+    /// The image, or one version of it
+    #[arg(value_name = "NAME[@VERSION]")]
+    image: ImageRef,
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+impl Command {
+    pub(crate) fn run(&self, context: &Context) -> Outcome {
+        Ok(match self {
+            Self::Create(args) => Box::new(create(args, context)?),
+            Self::Export(args) => Box::new(export(args, context)?),
+            Self::Verify(args) => Box::new(verify(args, context)?),
+        })
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Created {
+    image: ImageName,
+    version: VersionEntry,
+}
+
+fn create(args: &Create, context: &Context) -> Result<Created, Failure> {
+    let mut trusted: Vec<PublicKey> = Vec::new();
+    for text in &args.trust {
+        let content = if text.starts_with("vireo-key-") {
+            text.clone()
+        } else {
+            let path = PathBuf::from(text);
+            fs::read_to_string(&path).map_err(|error| Failure::io("read the public key", &path, error))?
+        };
+        for line in content.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let key = line.parse().map_err(|error: vireo_delta::DeltaError| {
+                Failure::refused(format!("cannot use the public key {text}")).caused_by(error)
+            })?;
+            trusted.push(key);
+        }
+    }
+    let options = CreateImage { ignore: args.ignore.site()?, trusted };
+    let step = Step::new(context, format!("creating {} from {}", args.name, args.disk.display()));
+    let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
+    let version = args.repo.open()?.create_image(&args.name, &args.disk, &options, &progress)?;
+    Ok(Created { image: args.name.clone(), version })
+}
+
+impl Report for Created {
+    fn to_text(&self) -> String {
+        format!("{}@{} is {}", self.image, self.version.number, self.version.tree)
+    }
+
+    fn to_json(&self) -> String {
+        json("vireo.image/1", self)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Exported {
+    image: ImageName,
+    version: u64,
+    file: PathBuf,
+    image_bytes: u64,
+}
+
+fn export(args: &Export, context: &Context) -> Result<Exported, Failure> {
+    let repo = args.repo.open()?;
+    let name = &args.image.name;
+    let version = repo.version(name, args.image.version)?;
+    let step = Step::new(context, format!("exporting {name}@{version}"));
+    let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
+    let image_bytes = repo.export(name, version, &args.out, &progress)?;
+    Ok(Exported { image: name.clone(), version, file: args.out.clone(), image_bytes })
+}
+
+impl Report for Exported {
+    fn to_text(&self) -> String {
+        format!("{}@{} is in {} ({})", self.image, self.version, self.file.display(), bytes(self.image_bytes))
+    }
+
+    fn to_json(&self) -> String {
+        json("vireo.export/1", self)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Verified {
+    image: ImageName,
+    equal: bool,
+    #[serde(flatten)]
+    reply: VerifyReply,
+}
+
+fn verify(args: &Verify, context: &Context) -> Result<Verified, Failure> {
+    let repo = args.repo.open()?;
+    let name = &args.image.name;
+    let version = repo.version(name, args.image.version)?;
+    let _step = Step::new(context, format!("verifying {name}@{version}"));
+    let reply = repo.verify(name, version)?;
+    Ok(Verified { image: name.clone(), equal: reply.matches(), reply })
+}
+
+impl Report for Verified {
+    fn to_text(&self) -> String {
+        let VerifyReply { number, expected, found, differing } = &self.reply;
+        if self.equal {
+            return format!("{}@{number} is {expected}, as published", self.image);
+        }
+        let list = differing.join("\n");
+        format!("{}@{number} should be {expected}, but is {found}; it differs in\n{list}", self.image)
+    }
+
+    fn to_json(&self) -> String {
+        json("vireo.verify/1", self)
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::from(u8::from(!self.equal))
+    }
+}

@@ -1,0 +1,76 @@
+//! What can be captured, digested and compared: a directory, or a raw disk image.
+
+use std::fs;
+use std::path::Path;
+
+use vireo_image::{Access, DiskImage, Mounted, RootPartition};
+use vireo_model::Ignore;
+use vireo_tree::Root;
+
+use crate::exit::Failure;
+
+/// Which partition of an image holds the root file system.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct RootPartitionArgs {
+    /// Number of the partition with the root file system, if it cannot be told
+    #[arg(long, value_name = "NUMBER")]
+    root_partition: Option<u32>,
+}
+
+impl RootPartitionArgs {
+    pub(crate) fn get(self) -> RootPartition {
+        self.root_partition.map_or(RootPartition::Find, RootPartition::Number)
+    }
+}
+
+/// Paths that belong to no version.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct IgnoreArgs {
+    /// File with patterns of paths that belong to no version, one a line, added to the built-in ones
+    #[arg(long, value_name = "FILE")]
+    ignore: Option<std::path::PathBuf>,
+}
+
+impl IgnoreArgs {
+    /// The site's own patterns.
+    pub(crate) fn site(&self) -> Result<Vec<String>, Failure> {
+        let Some(path) = &self.ignore else {
+            return Ok(Vec::new());
+        };
+        let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
+        let lines = text.lines().map(str::trim);
+        Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
+    }
+
+    pub(crate) fn get(&self) -> Result<Ignore, Failure> {
+        Ignore::with_site(&self.site()?).map_err(|error| {
+            let path = self.ignore.as_deref().unwrap_or(Path::new("the built-in list"));
+            Failure::refused(format!("cannot use the ignore list {}", path.display())).caused_by(error)
+        })
+    }
+}
+
+/// An open source; an image is mounted for as long as this lives.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Dir(Root),
+    Image(Mounted),
+}
+
+impl Source {
+    pub(crate) fn open(path: &Path, partition: RootPartitionArgs) -> Result<Self, Failure> {
+        let metadata = fs::metadata(path).map_err(|error| Failure::io("open", path, error))?;
+        if metadata.is_dir() {
+            return Ok(Self::Dir(Root::open(path)?));
+        }
+        let image = DiskImage::open(path, partition.get())?;
+        Ok(Self::Image(image.mount(Access::ReadOnly)?))
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        match self {
+            Self::Dir(root) => root,
+            Self::Image(mounted) => mounted.root(),
+        }
+    }
+}
