@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 use vireo_delta::{BundleWriter, SecretKey};
-use vireo_model::{Change, ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Node};
+use vireo_model::{Change, ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Node, Timestamp};
 use vireo_sys::durable::{directory_of, sync_dir};
 use vireo_tree::{Root, Scan, ScanOptions, scan};
 
@@ -109,6 +109,9 @@ pub fn capture(
     let spool = tempfile::tempfile_in(directory_of(out)).map_err(written)?;
     let mut writer = BundleWriter::new(spool);
     index(base, &changes, &mut writer)?;
+    for (path, time) in dir_times(&before, &after, &changes) {
+        writer.set_dir_time(path, time);
+    }
     let content_len = encode(target, &before, &after, &changes, &mut writer)?;
 
     let mut file = NamedTempFile::new_in(directory_of(out)).map_err(written)?;
@@ -147,6 +150,19 @@ fn index(base: &Root, changes: &ChangeSet, writer: &mut BundleWriter<File>) -> R
         }
     }
     Ok(())
+}
+
+/// The times of the target's directories that differ from the base's or that patching would
+/// move: those that hold a changed path, and the root, where patching keeps its state.
+fn dir_times(before: &Scan, after: &Scan, changes: &ChangeSet) -> Vec<(ImagePath, Timestamp)> {
+    if changes.is_empty() {
+        return Vec::new();
+    }
+    let mut touched: BTreeSet<ImagePath> = changes.changes.iter().filter_map(|change| change.path.parent()).collect();
+    touched.insert(ImagePath::root());
+    let moved = |path: &ImagePath, time| touched.contains(path) || before.dir_times.get(path) != Some(time);
+    let times = after.dir_times.iter().filter(|(path, time)| moved(path, *time));
+    times.map(|(path, time)| (path.clone(), *time)).collect()
 }
 
 /// Encodes every content that the target needs and the base has not at that path. Returns their

@@ -1,6 +1,6 @@
 //! The bundle as its readers see it.
 
-use vireo_model::{ChangeSet, Digest, Ignore, ImagePath};
+use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Timestamp};
 
 use crate::content::{ContentSource, Frames};
 use crate::error::{DeltaError, Detail};
@@ -115,6 +115,12 @@ impl<'a> Bundle<'a, Verified<'a>> {
         &self.state.manifest.changes
     }
 
+    /// Times of modification that directories have in the target; no part of its digest.
+    #[must_use]
+    pub fn dir_times(&self) -> &[(ImagePath, Timestamp)] {
+        &self.state.manifest.dir_times
+    }
+
     /// The paths that belong to no version, as they were when both digests were taken.
     #[must_use]
     pub fn ignore(&self) -> &Ignore {
@@ -175,6 +181,8 @@ pub struct Head {
     pub changes: ChangeSet,
     /// The paths that belong to no version.
     pub ignore: Ignore,
+    /// Times of modification that directories have in the target.
+    pub dir_times: Vec<(ImagePath, Timestamp)>,
 }
 
 /// One frame of a bundle's content.
@@ -209,6 +217,7 @@ impl Head {
             frames: manifest.frames.iter().map(info).collect(),
             changes: manifest.changes,
             ignore: manifest.ignore,
+            dir_times: manifest.dir_times,
         })
     }
 

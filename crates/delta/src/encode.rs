@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use vireo_model::{ChangeSet, Digest, Hasher, Ignore, ImagePath};
+use vireo_model::{ChangeSet, Digest, Hasher, Ignore, ImagePath, Timestamp};
 
 use crate::SecretKey;
 use crate::chunk::{Chunk, Chunker, chunks};
@@ -29,6 +29,7 @@ pub struct BundleWriter<S> {
     frames: Vec<Frame>,
     contents: BTreeMap<Digest, Content>,
     sources: Vec<ImagePath>,
+    dir_times: Vec<(ImagePath, Timestamp)>,
     source_numbers: HashMap<ImagePath, u32>,
     /// Where the base has a chunk, by the chunk's digest; the first one found.
     base_chunks: HashMap<Digest, Segment>,
@@ -60,6 +61,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             frames: Vec::new(),
             contents: BTreeMap::new(),
             sources: Vec::new(),
+            dir_times: Vec::new(),
             source_numbers: HashMap::new(),
             base_chunks: HashMap::new(),
             literal_chunks: HashMap::new(),
@@ -80,6 +82,12 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             self.base_chunks.entry(chunk.digest).or_insert(segment);
         }
         Ok(())
+    }
+
+    /// Gives the directory `path` this time of modification in the target. It is no part of a
+    /// version, but tools that copy by time like images to agree in it.
+    pub fn set_dir_time(&mut self, path: ImagePath, time: Timestamp) {
+        self.dir_times.push((path, time));
     }
 
     /// Says that the content `digest` is the whole of the base's file `path`: nothing travels.
@@ -157,6 +165,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             ignore: ignore.clone(),
             contents: self.contents,
             sources: self.sources,
+            dir_times: self.dir_times,
             frames: self.frames,
         })?;
         let header = Header {

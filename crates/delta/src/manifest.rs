@@ -49,6 +49,8 @@ pub(crate) struct Manifest {
     /// The content section, in order. All but the last hold exactly
     /// [`limits::MAX_FRAME_PLAIN_LEN`] bytes before compression.
     pub(crate) frames: Vec<Frame>,
+    /// Times of directories in the target; no part of its digest.
+    pub(crate) dir_times: Vec<(ImagePath, Timestamp)>,
 }
 
 /// How one file content is put together.
@@ -116,6 +118,7 @@ struct Records {
     segments: Vec<SegmentRecord>,
     sources: Vec<SpanRecord>,
     frames: Vec<FrameRecord>,
+    dir_times: Vec<DirTimeRecord>,
 }
 
 /// Bytes in the pool.
@@ -175,13 +178,21 @@ struct SegmentRecord {
 }
 
 #[derive(Archive, Serialize)]
+struct DirTimeRecord {
+    path: SpanRecord,
+    secs: i64,
+    nanos: u32,
+    zero: u32,
+}
+
+#[derive(Archive, Serialize)]
 struct FrameRecord {
     digest: [u8; 32],
     len: u32,
     plain_len: u32,
 }
 
-const _: () = assert!(size_of::<ArchivedRecords>() == 9 * 8);
+const _: () = assert!(size_of::<ArchivedRecords>() == 10 * 8);
 const _: () = assert!(size_of::<ArchivedSpanRecord>() == 8);
 const _: () = assert!(size_of::<ArchivedChangeRecord>() == 16);
 const _: () = assert!(size_of::<ArchivedNodeRecord>() == 96);
@@ -189,6 +200,7 @@ const _: () = assert!(size_of::<ArchivedXattrRecord>() == 16);
 const _: () = assert!(size_of::<ArchivedContentRecord>() == 56);
 const _: () = assert!(size_of::<ArchivedSegmentRecord>() == 24);
 const _: () = assert!(size_of::<ArchivedFrameRecord>() == 40);
+const _: () = assert!(size_of::<ArchivedDirTimeRecord>() == 24);
 const _: () = assert!(align_of::<ArchivedNodeRecord>() == 8);
 
 // ---------------------------------------------------------------------------------------------
@@ -217,6 +229,10 @@ pub(crate) fn encode(manifest: &Manifest) -> Result<Vec<u8>, DeltaError> {
     for frame in &manifest.frames {
         let Frame { digest, len, plain_len } = *frame;
         writer.records.frames.push(FrameRecord { digest: *digest.as_bytes(), len, plain_len });
+    }
+    for (path, Timestamp { secs, nanos }) in &manifest.dir_times {
+        let (path, secs, nanos) = (writer.pool(path.as_bytes())?, *secs, *nanos);
+        writer.records.dir_times.push(DirTimeRecord { path, secs, nanos, zero: 0 });
     }
     let bytes = rkyv::to_bytes::<RancorError>(&writer.records)
         .map_err(|error| Detail::Manifest { what: error.to_string() })?;
@@ -329,6 +345,7 @@ fn decode_aligned(header: &Header, bytes: &[u8]) -> Result<Manifest, DeltaError>
         .map_err(|_| invalid("its structure is damaged"))?;
     limit("number of changes", records.changes.len() as u64, limits::MAX_CHANGES as u64)?;
     limit("number of segments", records.segments.len() as u64, limits::MAX_SEGMENTS as u64)?;
+    limit("number of directory times", records.dir_times.len() as u64, limits::MAX_CHANGES as u64)?;
     limit("number of ignore patterns", records.ignore.len() as u64, MAX_PATTERNS as u64)?;
     let reader = RecordReader { records };
     let frames = reader.frames(header.content_len)?;
@@ -343,7 +360,8 @@ fn decode_aligned(header: &Header, bytes: &[u8]) -> Result<Manifest, DeltaError>
             return Err(invalid(&format!("{} has no content", change.path)));
         }
     }
-    Ok(Manifest { changes, ignore: reader.ignore()?, contents, sources, frames })
+    let dir_times = reader.dir_times()?;
+    Ok(Manifest { changes, ignore: reader.ignore()?, contents, sources, frames, dir_times })
 }
 
 /// The content that must travel for this change: the target's, unless the base has the same at
@@ -380,6 +398,17 @@ impl<'a> RecordReader<'a> {
             patterns.push(text.map_err(|_| invalid("an ignore pattern is not UTF-8"))?);
         }
         Ignore::new(patterns).map_err(|error| invalid(&error.to_string()))
+    }
+
+    fn dir_times(&self) -> Result<Vec<(ImagePath, Timestamp)>, DeltaError> {
+        let read = |record: &ArchivedDirTimeRecord| {
+            let nanos = record.nanos.to_native();
+            if nanos >= 1_000_000_000 {
+                return Err(invalid("a directory's time is out of range"));
+            }
+            Ok((self.path(&record.path)?, Timestamp { secs: record.secs.to_native(), nanos }))
+        };
+        self.records.dir_times.iter().map(read).collect()
     }
 
     fn changes(&self) -> Result<Vec<Change>, DeltaError> {

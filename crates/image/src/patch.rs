@@ -132,7 +132,7 @@ pub fn patch_with(
     let already = staged.already();
     step(PatchStep::Commit);
     staged.commit().and_then(apply::Committed::finish).map_err(failed)?;
-    apply::remove_state_dir(mounted.root()).map_err(failed)?;
+    apply::seal(mounted.root(), bundle).map_err(failed)?;
 
     step(PatchStep::Verify);
     let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default()).map_err(failed)?.tree.digest();

@@ -26,7 +26,7 @@
 use std::collections::BTreeSet;
 
 use vireo_delta::{Bundle, Verified};
-use vireo_model::{ChangeSet, Digest, ImagePath};
+use vireo_model::{ChangeSet, Digest, ImagePath, Timestamp};
 
 use crate::{Root, TreeError};
 
@@ -69,6 +69,7 @@ pub struct Staged<'r> {
     changes: ChangeSet,
     /// Changes that the tree already has.
     skipped: BTreeSet<usize>,
+    dir_times: Vec<(ImagePath, Timestamp)>,
     stamps: Vec<(usize, Option<Stamp>)>,
     replaced: Vec<Replaced>,
     dry_run: bool,
@@ -124,6 +125,7 @@ pub fn stage<'r>(
         journal,
         changes: bundle.change_set().clone(),
         skipped: checked.skipped,
+        dir_times: bundle.dir_times().to_vec(),
         stamps: checked.stamps,
         replaced: checked.replaced,
         dry_run: options.dry_run,
@@ -143,8 +145,8 @@ pub fn recover(root: &Root) -> Result<Recovered<'_>, TreeError> {
     }
     let journal = Journal::open(root)?;
     if journal.is_committed(root)? {
-        let changes = journal.changes(root)?;
-        commit::perform(root, &journal, &changes, &BTreeSet::new())?;
+        let head = journal.head(root)?;
+        commit::perform(root, &journal, &head.changes, &BTreeSet::new(), &head.dir_times)?;
         journal.mark_done(root)?;
     } else if journal.discard(root)? {
         return Ok(Recovered::Discarded);
@@ -152,19 +154,21 @@ pub fn recover(root: &Root) -> Result<Recovered<'_>, TreeError> {
     if !journal.is_done(root)? {
         return Ok(Recovered::Nothing);
     }
-    let changes = journal.changes(root)?;
+    let changes = journal.head(root)?.changes;
     let replaced = journal.replaced(root, &changes)?;
     let ChangeSet { base, target, .. } = changes;
     Ok(Recovered::Completed(Committed { root, journal, base, target, replaced }))
 }
 
-/// Removes the (empty) state directory; for images, which are patched once and then sealed.
+/// Removes the (empty) state directory and gives the directories that `bundle` names their times
+/// again; for images, which are patched once and then sealed.
 ///
 /// # Errors
 ///
-/// `Busy` if an update is under way or unfinished.
-pub fn remove_state_dir(root: &Root) -> Result<(), TreeError> {
-    Journal::remove(root)
+/// `Io` if an update is unfinished: the state directory is not empty then.
+pub fn seal(root: &Root, bundle: &Bundle<'_, Verified<'_>>) -> Result<(), TreeError> {
+    Journal::remove(root)?;
+    commit::set_dir_times(root, bundle.dir_times())
 }
 
 impl<'r> Staged<'r> {
@@ -187,14 +191,14 @@ impl<'r> Staged<'r> {
     /// `Busy` if a touched path changed since [`stage`]: nothing is changed then. Any other
     /// error after the commit record leaves the rest to [`recover`].
     pub fn commit(self) -> Result<Committed<'r>, TreeError> {
-        let Self { root, journal, changes, skipped, stamps, replaced, dry_run } = self;
+        let Self { root, journal, changes, skipped, dir_times, stamps, replaced, dry_run } = self;
         if dry_run {
             let message = "cannot commit: the update was staged for checking only".to_owned();
             return Err(TreeError::new(crate::ErrorKind::Unsupported, message));
         }
         check::recheck(root, &changes, &stamps)?;
         journal.commit(root)?;
-        commit::perform(root, &journal, &changes, &skipped)?;
+        commit::perform(root, &journal, &changes, &skipped, &dir_times)?;
         journal.mark_done(root)?;
         let ChangeSet { base, target, .. } = changes;
         Ok(Committed { root, journal, base, target, replaced })

@@ -151,7 +151,12 @@ impl Dir {
         if node.is_dir() {
             return Ok(());
         }
-        let Timestamp { secs, nanos } = node.mtime;
+        self.set_mtime(name, node.mtime)
+    }
+
+    /// Sets the entry's time of modification and leaves its access time.
+    pub(crate) fn set_mtime(&self, name: &[u8], time: Timestamp) -> Result<(), Errno> {
+        let Timestamp { secs, nanos } = time;
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: secs, tv_nsec: nanos.into() },

@@ -33,6 +33,8 @@ pub struct Scan {
     pub tree: Tree,
     /// Where the regular files stood, those with further names under the first.
     pub files: BTreeMap<ImagePath, FileStat>,
+    /// Times of modification of the directories; no part of the tree.
+    pub dir_times: BTreeMap<ImagePath, Timestamp>,
     /// How many files' content was read.
     pub hashed: usize,
 }
@@ -66,9 +68,10 @@ pub fn scan(root: &Root, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<S
     let path = ImagePath::root();
     let top = root.dir(&path).map_err(root.failed("open", &path))?;
     let stat = top.stat(b".").map_err(root.failed("read the metadata of", &path))?;
-    let mut walk = Walk { root, ignore, options, nodes: Vec::new(), jobs: Vec::new(), names: HashMap::new() };
+    let mut walk = Walk { root, ignore, options, nodes: Vec::new(), jobs: Vec::new(), names: HashMap::new(), dir_times: BTreeMap::new() };
     let node = node(&top, b".", &stat, Digest::of(b"")).map_err(root.failed("read", &path))?;
     walk.nodes.push((path.clone(), node));
+    walk.dir_times.insert(path.clone(), mtime_of(&stat));
     walk.dir(&top, &path, 0)?;
     walk.finish()
 }
@@ -80,6 +83,7 @@ struct Walk<'a> {
     nodes: Vec<(ImagePath, Node)>,
     /// Regular files: index into `nodes`, where they stand, and a digest that is known already.
     jobs: Vec<(usize, FileStat, Option<Digest>)>,
+    dir_times: BTreeMap<ImagePath, Timestamp>,
     /// First names of inodes with several.
     names: HashMap<(u64, u64), ImagePath>,
 }
@@ -126,6 +130,7 @@ impl Walk<'_> {
         }
         self.nodes.push((path.clone(), node));
         if is_dir(&stat) {
+            self.dir_times.insert(path.clone(), mtime_of(&stat));
             let below = dir.dir(name).map_err(self.root.failed("open", &path))?;
             self.dir(&below, &path, depth + 1)?;
         }
@@ -145,7 +150,7 @@ impl Walk<'_> {
     }
 
     fn finish(self) -> Result<Scan, TreeError> {
-        let Self { root, mut nodes, jobs, .. } = self;
+        let Self { root, mut nodes, jobs, dir_times, .. } = self;
         let digests: Vec<Digest> = jobs
             .par_iter()
             .map(|(index, _, known)| match known {
@@ -165,7 +170,7 @@ impl Walk<'_> {
             node.kind = vireo_model::NodeKind::File { len: file.len, content: digest };
             files.insert(path.clone(), file);
         }
-        Ok(Scan { tree: nodes.into_iter().collect(), files, hashed })
+        Ok(Scan { tree: nodes.into_iter().collect(), files, dir_times, hashed })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use rustix::io::Errno;
-use vireo_model::{Change, ChangeSet, ImagePath, Node};
+use vireo_model::{Change, ChangeSet, ImagePath, Node, Timestamp};
 
 use super::check::Action;
 use super::journal::Journal;
@@ -17,6 +17,7 @@ pub(super) fn perform(
     journal: &Journal,
     changes: &ChangeSet,
     skipped: &BTreeSet<usize>,
+    dir_times: &[(ImagePath, Timestamp)],
 ) -> Result<(), TreeError> {
     let commit = Commit { root, staged: journal.staged(root)? };
     let todo: Vec<(usize, &Change)> =
@@ -45,6 +46,19 @@ pub(super) fn perform(
     }
     for (_, change) in with(Action::Metadata) {
         commit.metadata(change)?;
+    }
+    set_dir_times(root, dir_times)
+}
+
+/// Gives directories their times; those that are not there are left out.
+pub(super) fn set_dir_times(root: &Root, dir_times: &[(ImagePath, Timestamp)]) -> Result<(), TreeError> {
+    for (path, time) in dir_times {
+        let failed = root.failed("set the time of", path);
+        match root.dir(path) {
+            Ok(dir) => dir.set_mtime(b".", *time).map_err(failed)?,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            Err(error) => return Err(failed(error)),
+        }
     }
     Ok(())
 }

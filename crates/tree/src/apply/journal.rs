@@ -197,8 +197,8 @@ impl Journal {
         self.dir.remove_dir(GARBAGE).map(drop)
     }
 
-    /// The change set of the update that is or was under way.
-    pub(super) fn changes(&self, root: &Root) -> Result<ChangeSet, TreeError> {
+    /// The head of the bundle of the update that is or was under way.
+    pub(super) fn head(&self, root: &Root) -> Result<Head, TreeError> {
         let corrupt = |what: &dyn std::fmt::Display| {
             let message = format!("the journal in {}{STATE_DIR} cannot be read: {what}", root.label().display());
             TreeError::new(ErrorKind::Corrupt, message)
@@ -214,7 +214,7 @@ impl Journal {
         // Its signer was trusted when it was staged; here the signature shows that it is whole.
         let signer = vireo_delta::Header::decode(&bytes).map_err(|error| corrupt(&error))?.signer;
         let head = Head::read(&bytes, &TrustedKeys::from_iter([signer]));
-        Ok(head.map_err(|error| corrupt(&error))?.changes)
+        head.map_err(|error| corrupt(&error))
     }
 
     /// The files of the base that a done update keeps alive.
