@@ -139,10 +139,15 @@ pub fn capture(
 
 /// Makes the chunks of every base file that changes or goes available: a moved and edited file
 /// finds its own.
-fn index(base: &Root, changes: &ChangeSet, writer: &mut BundleWriter<File>) -> Result<(), CaptureError> {
+fn index(
+    base: &Root,
+    changes: &ChangeSet,
+    writer: &mut BundleWriter<File>,
+) -> Result<(), CaptureError> {
     for change in &changes.changes {
         let content = change.before.as_ref().and_then(Node::content);
-        if content.is_some() && matches!(change.kind(), ChangeKind::Modified | ChangeKind::Removed) {
+        if content.is_some() && matches!(change.kind(), ChangeKind::Modified | ChangeKind::Removed)
+        {
             let file = base.open_file(&change.path)?;
             writer
                 .index_base(&change.path, file)
@@ -158,9 +163,11 @@ fn dir_times(before: &Scan, after: &Scan, changes: &ChangeSet) -> Vec<(ImagePath
     if changes.is_empty() {
         return Vec::new();
     }
-    let mut touched: BTreeSet<ImagePath> = changes.changes.iter().filter_map(|change| change.path.parent()).collect();
+    let mut touched: BTreeSet<ImagePath> =
+        changes.changes.iter().filter_map(|change| change.path.parent()).collect();
     touched.insert(ImagePath::root());
-    let moved = |path: &ImagePath, time| touched.contains(path) || before.dir_times.get(path) != Some(time);
+    let moved =
+        |path: &ImagePath, time| touched.contains(path) || before.dir_times.get(path) != Some(time);
     let times = after.dir_times.iter().filter(|(path, time)| moved(path, *time));
     times.map(|(path, time)| (path.clone(), *time)).collect()
 }
@@ -190,7 +197,9 @@ fn encode(
         })
         .collect();
     // Files of one kind next to each other compress better.
-    needed.sort_by(|a, b| kind_of(&a.0.path).cmp(kind_of(&b.0.path)).then_with(|| a.0.path.cmp(&b.0.path)));
+    needed.sort_by(|a, b| {
+        kind_of(&a.0.path).cmp(kind_of(&b.0.path)).then_with(|| a.0.path.cmp(&b.0.path))
+    });
     let mut seen = BTreeSet::new();
     let mut content_len = 0;
     for (change, len, digest) in needed {
@@ -203,7 +212,8 @@ fn encode(
             Some(source) => writer.reuse(digest, len, sparse, source),
             None => writer.encode(digest, len, sparse, target.open_file(&change.path)?),
         };
-        outcome.map_err(|error| CaptureError::delta("read", &place(target, &change.path), error))?;
+        outcome
+            .map_err(|error| CaptureError::delta("read", &place(target, &change.path), error))?;
     }
     Ok(content_len)
 }

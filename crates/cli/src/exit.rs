@@ -75,10 +75,16 @@ impl Failure {
     pub(crate) fn bundle(path: &Path, source: DeltaError) -> Self {
         use vireo_delta::ErrorKind;
         let (code, hint) = match source.kind() {
-            ErrorKind::Corrupt => (REFUSED, "the file was cut or changed on its way: fetch or capture it again"),
+            ErrorKind::Corrupt => {
+                (REFUSED, "the file was cut or changed on its way: fetch or capture it again")
+            }
             ErrorKind::Unsupported => (REFUSED, "upgrade vireo on this machine"),
-            ErrorKind::WrongBase => (REFUSED, "use the image or directory that the bundle was captured from"),
-            ErrorKind::Untrusted => (REFUSED, "name the signer's public key with --trust, if you do trust it"),
+            ErrorKind::WrongBase => {
+                (REFUSED, "use the image or directory that the bundle was captured from")
+            }
+            ErrorKind::Untrusted => {
+                (REFUSED, "name the signer's public key with --trust, if you do trust it")
+            }
             ErrorKind::Limit => (REFUSED, "capture a smaller change"),
             _ => (FAILED, "see the cause"),
         };
@@ -175,10 +181,15 @@ impl From<TreeError> for Failure {
     fn from(error: TreeError) -> Self {
         use vireo_tree::ErrorKind;
         let (code, hint) = match error.kind() {
-            ErrorKind::Drift => (REFUSED, Some("bring these paths back to the base, or capture again; nothing was changed")),
+            ErrorKind::Drift => (
+                REFUSED,
+                Some("bring these paths back to the base, or capture again; nothing was changed"),
+            ),
             ErrorKind::Busy => (WAITS, None),
             ErrorKind::Unsupported => (REFUSED, None),
-            ErrorKind::Permission => (FAILED, Some("run it as root, on a file system that can be written")),
+            ErrorKind::Permission => {
+                (FAILED, Some("run it as root, on a file system that can be written"))
+            }
             _ => (FAILED, None),
         };
         Self::of(code, hint, error)
@@ -196,8 +207,12 @@ impl From<WireError> for Failure {
     fn from(error: WireError) -> Self {
         use vireo_wire::ErrorKind;
         let (code, hint) = match error.kind() {
-            ErrorKind::Unreachable => (WAITS, Some("is the repository running there? `vireo-repo serve`")),
-            ErrorKind::Unauthorised => (REFUSED, Some("give the administrator's token with --token @FILE")),
+            ErrorKind::Unreachable => {
+                (WAITS, Some("is the repository running there? `vireo-repo serve`"))
+            }
+            ErrorKind::Unauthorised => {
+                (REFUSED, Some("give the administrator's token with --token @FILE"))
+            }
             ErrorKind::Conflict | ErrorKind::Refused => (REFUSED, None),
             _ => (FAILED, None),
         };

@@ -55,11 +55,14 @@ impl RepoArgs {
         let text = match text.strip_prefix('@') {
             Some(file) => {
                 let path = PathBuf::from(file);
-                fs::read_to_string(&path).map_err(|error| Failure::io("read the token in", &path, error))?
+                fs::read_to_string(&path)
+                    .map_err(|error| Failure::io("read the token in", &path, error))?
             }
             None => text.clone(),
         };
-        text.trim().parse().map_err(|error| Failure::refused("cannot use the token").caused_by(error))
+        text.trim()
+            .parse()
+            .map_err(|error| Failure::refused("cannot use the token").caused_by(error))
     }
 }
 
@@ -79,10 +82,17 @@ impl Repo {
         })
     }
 
-    pub(crate) fn push(&self, name: &ImageName, bundle: &[u8], progress: OnProgress<'_>) -> Result<PushReply, Failure> {
+    pub(crate) fn push(
+        &self,
+        name: &ImageName,
+        bundle: &[u8],
+        progress: OnProgress<'_>,
+    ) -> Result<PushReply, Failure> {
         Ok(match self {
             Self::Local(repository) => repository.push_bundle(name, bundle)?,
-            Self::Remote { client, runtime } => runtime.block_on(client.push_bundle(name, bundle, progress))?,
+            Self::Remote { client, runtime } => {
+                runtime.block_on(client.push_bundle(name, bundle, progress))?
+            }
         })
     }
 
@@ -112,7 +122,9 @@ impl Repo {
     pub(crate) fn verify(&self, name: &ImageName, version: u64) -> Result<VerifyReply, Failure> {
         Ok(match self {
             Self::Local(repository) => repository.verify(name, version)?,
-            Self::Remote { client, runtime } => runtime.block_on(client.verify_image(name, version))?,
+            Self::Remote { client, runtime } => {
+                runtime.block_on(client.verify_image(name, version))?
+            }
         })
     }
 

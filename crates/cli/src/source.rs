@@ -39,13 +39,17 @@ impl IgnoreArgs {
         };
         let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
         let lines = text.lines().map(str::trim);
-        Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
+        Ok(lines
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(str::to_owned)
+            .collect())
     }
 
     pub(crate) fn get(&self) -> Result<Ignore, Failure> {
         Ignore::with_site(&self.site()?).map_err(|error| {
             let path = self.ignore.as_deref().unwrap_or(Path::new("the built-in list"));
-            Failure::refused(format!("cannot use the ignore list {}", path.display())).caused_by(error)
+            Failure::refused(format!("cannot use the ignore list {}", path.display()))
+                .caused_by(error)
         })
     }
 }

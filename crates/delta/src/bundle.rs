@@ -141,7 +141,11 @@ impl<'a> Bundle<'a, Verified<'a>> {
     /// The content with this digest, if the bundle has it; `path` is for messages. Unlike
     /// [`content`](Self::content) it also answers for a file whose content the base had.
     #[must_use]
-    pub fn content_of<'b>(&'b self, path: &'b ImagePath, digest: Digest) -> Option<ContentSource<'b>> {
+    pub fn content_of<'b>(
+        &'b self,
+        path: &'b ImagePath,
+        digest: Digest,
+    ) -> Option<ContentSource<'b>> {
         let Verified { manifest, frames } = &self.state;
         let content = manifest.contents.get(&digest)?;
         Some(ContentSource { path, digest, content, sources: &manifest.sources, frames })
@@ -154,7 +158,8 @@ impl<'a> Bundle<'a, Verified<'a>> {
     /// `Corrupt`, with the number of the first damaged frame.
     pub fn check(&self) -> Result<(), DeltaError> {
         self.state.frames.check().map_err(|number| {
-            Detail::Manifest { what: format!("frame {number} of the content has a wrong digest") }.into()
+            Detail::Manifest { what: format!("frame {number} of the content has a wrong digest") }
+                .into()
         })
     }
 }
@@ -203,10 +208,8 @@ impl Head {
     pub fn read(bytes: &[u8], trusted: &TrustedKeys) -> Result<Self, DeltaError> {
         let header = Header::decode(bytes)?;
         let manifest = read_manifest(&header, bytes, trusted)?;
-        let info = |frame: &manifest::Frame| FrameInfo {
-            digest: frame.digest,
-            len: u64::from(frame.len),
-        };
+        let info =
+            |frame: &manifest::Frame| FrameInfo { digest: frame.digest, len: u64::from(frame.len) };
         Ok(Self {
             digest: Digest::of(&bytes[..HEADER_LEN]),
             base: header.base,
@@ -233,7 +236,11 @@ impl Head {
 }
 
 /// The manifest in `bytes`, once a trusted signature was found to cover it.
-fn read_manifest(header: &Header, bytes: &[u8], trusted: &TrustedKeys) -> Result<Manifest, DeltaError> {
+fn read_manifest(
+    header: &Header,
+    bytes: &[u8],
+    trusted: &TrustedKeys,
+) -> Result<Manifest, DeltaError> {
     header.verify(bytes)?;
     if !trusted.contains(header.signer) {
         return Err(Detail::Signer { signer: header.signer }.into());

@@ -48,7 +48,8 @@ pub fn chunks(
     sizes: Chunker,
 ) -> impl Iterator<Item = Result<Chunk, DeltaError>> {
     StreamCDC::new(content, sizes.min, sizes.avg, sizes.max).map(|chunk| {
-        let chunk = chunk.map_err(|error| io_step("read the content to be cut into chunks")(error.into()))?;
+        let chunk = chunk
+            .map_err(|error| io_step("read the content to be cut into chunks")(error.into()))?;
         Ok(Chunk { offset: chunk.offset, digest: Digest::of(&chunk.data), bytes: chunk.data })
     })
 }
@@ -87,7 +88,12 @@ mod tests {
             chunks(bytes, Chunker::DEFAULT).map(|c| c.expect("memory reads").digest).collect()
         };
         let (base, target) = (digests(&base), digests(&target));
-        assert!(target.difference(&base).count() <= 3, "{} of {}", target.difference(&base).count(), target.len());
+        assert!(
+            target.difference(&base).count() <= 3,
+            "{} of {}",
+            target.difference(&base).count(),
+            target.len()
+        );
     }
 
     #[test]

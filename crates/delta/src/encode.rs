@@ -95,7 +95,13 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     /// # Errors
     ///
     /// `Limit` if there are too many files.
-    pub fn reuse(&mut self, digest: Digest, len: u64, sparse: bool, path: &ImagePath) -> Result<(), DeltaError> {
+    pub fn reuse(
+        &mut self,
+        digest: Digest,
+        len: u64,
+        sparse: bool,
+        path: &ImagePath,
+    ) -> Result<(), DeltaError> {
         let source = self.source(path)?;
         let segments =
             if len == 0 { Vec::new() } else { vec![Segment::Base { source, offset: 0, len }] };
@@ -199,10 +205,11 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         }
         let found = self.sources.len() as u64;
         let most = limits::MAX_CHANGES as u64;
-        let number = u32::try_from(found)
-            .ok()
-            .filter(|_| found < most)
-            .ok_or(Detail::Limit { what: "number of base files", found, most })?;
+        let number = u32::try_from(found).ok().filter(|_| found < most).ok_or(Detail::Limit {
+            what: "number of base files",
+            found,
+            most,
+        })?;
         self.sources.push(path.clone());
         self.source_numbers.insert(path.clone(), number);
         Ok(number)

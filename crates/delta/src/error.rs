@@ -55,17 +55,29 @@ pub(crate) enum Detail {
     Manifest { what: String },
     #[error("{path}: the bundle's content for it is invalid: {what}")]
     Content { path: ImagePath, what: String },
-    #[error("{path}: decoding gave digest {found} instead of {expected}, so the base is not the bundle's")]
+    #[error(
+        "{path}: decoding gave digest {found} instead of {expected}, so the base is not the bundle's"
+    )]
     Decoded { path: ImagePath, expected: Digest, found: Digest },
     #[error("{path}: cannot read the base's content that the bundle builds on")]
-    Base { path: ImagePath, #[source] source: io::Error },
+    Base {
+        path: ImagePath,
+        #[source]
+        source: io::Error,
+    },
     #[error("{what} cannot be read as a key; it has the form {form}")]
     Key { what: &'static str, form: &'static str },
     #[error("cannot get random bytes for a key: {why}")]
     Random { why: String },
     #[error("cannot {step}")]
-    Io { step: &'static str, #[source] source: io::Error },
-    #[error("the file that should have digest {expected} was read with {found}: it changed while it was captured")]
+    Io {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "the file that should have digest {expected} was read with {found}: it changed while it was captured"
+    )]
     Changed { expected: Digest, found: Digest },
     #[error("{path} is in the change set, but its content was never encoded")]
     NotEncoded { path: ImagePath },

@@ -228,7 +228,10 @@ mod tests {
     fn the_headers_bytes_are_frozen() {
         let bytes = sample().encode(|message| key().sign(message));
         assert_eq!(&bytes[..8], b"\x89VIR\r\n\x1a\n");
-        assert_eq!(bytes[8..32], [1, 0, 0, 0, 0, 0, 0, 0, 80, 0, 0, 0, 0, 0, 0, 0, 232, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            bytes[8..32],
+            [1, 0, 0, 0, 0, 0, 0, 0, 80, 0, 0, 0, 0, 0, 0, 0, 232, 3, 0, 0, 0, 0, 0, 0]
+        );
         assert_eq!(
             Digest::of(&bytes).to_string(),
             include_str!("../frozen/header-digest.txt").trim_end()
@@ -261,7 +264,10 @@ mod tests {
     #[test]
     fn what_is_no_bundle_says_so_and_a_short_one_says_where_it_ends() {
         let error = Header::decode(b"#!/bin/sh").expect_err("no bundle");
-        assert_eq!(error.to_string(), "not a Vireo bundle: the first bytes are not the bundle's magic number");
+        assert_eq!(
+            error.to_string(),
+            "not a Vireo bundle: the first bytes are not the bundle's magic number"
+        );
         let bytes = sample().encode(|message| key().sign(message));
         let error = Header::decode(&bytes[..100]).expect_err("short");
         assert_eq!(error.to_string(), "the bundle ends at byte 100, inside its header");

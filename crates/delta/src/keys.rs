@@ -103,7 +103,8 @@ impl FromStr for PublicKey {
     type Err = DeltaError;
 
     fn from_str(text: &str) -> Result<Self, DeltaError> {
-        let error = Detail::Key { what: "the text", form: "vireo-key-v1: and 64 hexadecimal digits" };
+        let error =
+            Detail::Key { what: "the text", form: "vireo-key-v1: and 64 hexadecimal digits" };
         let bytes = text.trim().strip_prefix(PUBLIC_PREFIX).and_then(unhex).ok_or(error)?;
         Ok(Self(bytes))
     }

@@ -324,7 +324,8 @@ impl RecordWriter {
 fn index(value: usize) -> Result<u32, DeltaError> {
     let most = u64::from(NONE) - 1;
     limit("manifest index", value as u64, most)?;
-    u32::try_from(value).map_err(|_| Detail::Limit { what: "manifest index", found: value as u64, most }.into())
+    u32::try_from(value)
+        .map_err(|_| Detail::Limit { what: "manifest index", found: value as u64, most }.into())
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -350,9 +351,11 @@ fn decode_aligned(header: &Header, bytes: &[u8]) -> Result<Manifest, DeltaError>
     let reader = RecordReader { records };
     let frames = reader.frames(header.content_len)?;
     let plain_len = frames.iter().map(|frame| u64::from(frame.plain_len)).sum();
-    let sources = records.sources.iter().map(|span| reader.path(span)).collect::<Result<Vec<_>, _>>()?;
+    let sources =
+        records.sources.iter().map(|span| reader.path(span)).collect::<Result<Vec<_>, _>>()?;
     let contents = reader.contents(plain_len)?;
-    let changes = ChangeSet { base: header.base, target: header.target, changes: reader.changes()? };
+    let changes =
+        ChangeSet { base: header.base, target: header.target, changes: reader.changes()? };
     for change in &changes.changes {
         if let Some(digest) = new_content(change)
             && !contents.contains_key(&digest)
@@ -386,9 +389,8 @@ impl<'a> RecordReader<'a> {
 
     fn path(&self, span: &ArchivedSpanRecord) -> Result<ImagePath, DeltaError> {
         let bytes = self.bytes(span)?;
-        ImagePath::parse(bytes).map_err(|error| {
-            invalid(&format!("{:?}: {error}", String::from_utf8_lossy(bytes)))
-        })
+        ImagePath::parse(bytes)
+            .map_err(|error| invalid(&format!("{:?}: {error}", String::from_utf8_lossy(bytes))))
     }
 
     fn ignore(&self) -> Result<Ignore, DeltaError> {
@@ -425,7 +427,8 @@ impl<'a> RecordReader<'a> {
             if changes.last().is_some_and(|last| last.path >= path) {
                 return Err(invalid(&format!("{path} is not in its place in the order of paths")));
             }
-            let both_dirs = before.as_ref().is_some_and(Node::is_dir) && after.as_ref().is_some_and(Node::is_dir);
+            let both_dirs = before.as_ref().is_some_and(Node::is_dir)
+                && after.as_ref().is_some_and(Node::is_dir);
             if path.is_root() && !both_dirs {
                 return Err(invalid("the root directory cannot be added, removed or replaced"));
             }
@@ -484,7 +487,9 @@ impl<'a> RecordReader<'a> {
             KIND_HARD_LINK => {
                 let leader = self.path(&record.link)?;
                 if leader >= *path {
-                    return Err(invalid(&format!("{path}: it links to {leader}, which does not come before it")));
+                    return Err(invalid(&format!(
+                        "{path}: it links to {leader}, which does not come before it"
+                    )));
                 }
                 NodeKind::HardLink { leader }
             }
@@ -504,7 +509,9 @@ impl<'a> RecordReader<'a> {
             limit("attribute length", value.len() as u64, limits::MAX_XATTR_LEN as u64)?;
             let good_name = !name.is_empty() && name.len() <= 255 && !name.contains(&0);
             if !good_name || xattrs.insert(name.to_vec(), value.to_vec()).is_some() {
-                return Err(invalid(&format!("{path}: an attribute's name is invalid or there twice")));
+                return Err(invalid(&format!(
+                    "{path}: an attribute's name is invalid or there twice"
+                )));
             }
         }
         Ok(xattrs)
@@ -523,7 +530,8 @@ impl<'a> RecordReader<'a> {
                 .map(|segment| self.segment(segment, plain_len))
                 .collect::<Result<Vec<_>, _>>()?;
             let len = record.len.to_native();
-            let sum = segments.iter().try_fold(0_u64, |sum, segment| sum.checked_add(segment.len()));
+            let sum =
+                segments.iter().try_fold(0_u64, |sum, segment| sum.checked_add(segment.len()));
             if sum != Some(len) || len > limits::MAX_FILE_LEN {
                 return Err(invalid("a content's segments do not add up to its length"));
             }
@@ -535,7 +543,11 @@ impl<'a> RecordReader<'a> {
         Ok(contents)
     }
 
-    fn segment(&self, record: &ArchivedSegmentRecord, plain_len: u64) -> Result<Segment, DeltaError> {
+    fn segment(
+        &self,
+        record: &ArchivedSegmentRecord,
+        plain_len: u64,
+    ) -> Result<Segment, DeltaError> {
         let (offset, len) = (record.offset.to_native(), record.len.to_native());
         let end = offset.checked_add(len).ok_or_else(|| invalid("a segment is too long"))?;
         let source = record.source.to_native();

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use proptest::prelude::*;
-use vireo_delta::{Bundle, BundleWriter, ErrorKind, HEADER_LEN, Head, MemBase, SecretKey, TrustedKeys};
+use vireo_delta::{
+    Bundle, BundleWriter, ErrorKind, HEADER_LEN, Head, MemBase, SecretKey, TrustedKeys,
+};
 use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -59,7 +61,8 @@ fn noise(seed: u8, len: usize) -> Vec<u8> {
     let mut state = u64::from(seed) + 1;
     std::iter::repeat_with(|| {
         // Knuth's MMIX generator; any that is the same everywhere would do.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8
     })
     .take(len)

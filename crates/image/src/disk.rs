@@ -45,9 +45,11 @@ impl DiskImage {
     /// `NotAnImage`, `UnknownPartition`, `Unclean`, `Unsupported`, `Damaged`, `Io`.
     pub fn open(path: &Path, root: RootPartition) -> Result<Self, ImageError> {
         let file = File::open(path).map_err(|error| ImageError::io("open", path, error))?;
-        let is_file = file.metadata().map_err(|error| ImageError::io("open", path, error))?.is_file();
+        let is_file =
+            file.metadata().map_err(|error| ImageError::io("open", path, error))?.is_file();
         if !is_file {
-            let message = format!("{} is not a regular file, so it is no disk image", path.display());
+            let message =
+                format!("{} is not a regular file, so it is no disk image", path.display());
             return Err(ImageError::new(ErrorKind::NotAnImage, message));
         }
         let (partition, superblock) = find_root(&file, path, root)?;
@@ -79,22 +81,27 @@ impl DiskImage {
             move |error: std::io::Error| ImageError::io(step, &path, error)
         };
         let write = access == Access::ReadWrite;
-        let file = File::options().read(true).write(write).open(&self.path).map_err(failed("open"))?;
+        let file =
+            File::options().read(true).write(write).open(&self.path).map_err(failed("open"))?;
         let mut lock = None;
         if write {
             if !lease::is_exclusive(&file).map_err(failed("ask who uses"))? {
                 return Err(busy(&self.path));
             }
             let handle = file.try_clone().map_err(failed("lock"))?;
-            lock = Some(FileLock::on(handle).map_err(failed("lock"))?.ok_or_else(|| busy(&self.path))?);
+            lock = Some(
+                FileLock::on(handle).map_err(failed("lock"))?.ok_or_else(|| busy(&self.path))?,
+            );
         }
-        let window = Window { offset: self.partition.offset, len: self.superblock.len, read_only: !write };
+        let window =
+            Window { offset: self.partition.offset, len: self.superblock.len, read_only: !write };
         let device = LoopDevice::attach(&file, window).map_err(failed("attach"))?;
         // ext4's driver serves ext2 and ext3 as well.
         let mount = detached::mount(device.path(), "ext4", !write).map_err(failed("mount"))?;
         // The mount's own handle is only a place (O_PATH); syncing needs an open directory.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = openat(&mount, ".", flags, Mode::empty()).map_err(|error| failed("open the root of")(error.into()))?;
+        let top = openat(&mount, ".", flags, Mode::empty())
+            .map_err(|error| failed("open the root of")(error.into()))?;
         let root = Root::from_fd(top, self.path.clone());
         Ok(Mounted { path: self.path, root, write, _mount: mount, device, _lock: lock })
     }
@@ -150,7 +157,9 @@ impl Mounted {
         for _ in 0..RELEASE_TRIES {
             let file = File::options().read(true).write(true).open(&path);
             let file = file.map_err(|error| ImageError::io("open", &path, error))?;
-            if lease::is_exclusive(&file).map_err(|error| ImageError::io("ask who uses", &path, error))? {
+            if lease::is_exclusive(&file)
+                .map_err(|error| ImageError::io("ask who uses", &path, error))?
+            {
                 return Ok(());
             }
             drop(file);

@@ -36,7 +36,8 @@ pub fn fsck(image: &Path, partition: &Partition) -> Result<(), ImageError> {
     text.push_str(&String::from_utf8_lossy(&output.stderr).replace('\n', "; "));
     let cut = (0..=MAX_OUTPUT_LEN.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     text.truncate(cut.unwrap_or(0));
-    let message = format!("{}: e2fsck finds its {} damaged: {text}", image.display(), partition.describe());
+    let message =
+        format!("{}: e2fsck finds its {} damaged: {text}", image.display(), partition.describe());
     Err(ImageError::new(ErrorKind::Damaged, message))
 }
 

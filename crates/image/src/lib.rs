@@ -39,7 +39,7 @@ pub use disk::{Access, DiskImage, Mounted};
 pub use error::{ErrorKind, ImageError};
 pub use fsck::fsck;
 pub use partition::{Layout, Partition, RootPartition};
-pub use patch::{Patched, PatchOptions, PatchStep, clone_image, patch, patch_with};
+pub use patch::{PatchOptions, PatchStep, Patched, clone_image, patch, patch_with};
 pub use superblock::Superblock;
 pub use vireo_sys::copy::CloneKind;
 
@@ -63,9 +63,14 @@ pub fn read_tree(image: &Path, ignore: &Ignore) -> Result<Tree, ImageError> {
 /// # Errors
 ///
 /// As [`read_tree`].
-pub fn scan_image(image: &Path, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, ImageError> {
+pub fn scan_image(
+    image: &Path,
+    ignore: &Ignore,
+    options: &ScanOptions<'_>,
+) -> Result<Scan, ImageError> {
     let mounted = DiskImage::open(image, RootPartition::Find)?.mount(Access::ReadOnly)?;
-    let scan = scan(mounted.root(), ignore, options).map_err(|error| ImageError::tree(image, error))?;
+    let scan =
+        scan(mounted.root(), ignore, options).map_err(|error| ImageError::tree(image, error))?;
     mounted.finish()?;
     Ok(scan)
 }

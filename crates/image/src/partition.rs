@@ -74,9 +74,13 @@ pub(crate) fn find_root(
     path: &Path,
     wanted: RootPartition,
 ) -> Result<(Partition, Superblock), ImageError> {
-    let len = image.metadata().map_err(|error| ImageError::io("read the metadata of", path, error))?.len();
+    let len = image
+        .metadata()
+        .map_err(|error| ImageError::io("read the metadata of", path, error))?
+        .len();
     let read = |partition: &Partition| {
-        Superblock::read(image, partition.offset).map_err(|error| ImageError::io("read", path, error))
+        Superblock::read(image, partition.offset)
+            .map_err(|error| ImageError::io("read", path, error))
     };
     let whole = Partition::whole(len);
     if let Some(superblock) = read(&whole)? {
@@ -112,12 +116,21 @@ fn unknown(path: &Path, partitions: &[Partition], wanted: RootPartition) -> Imag
     }
     let list: Vec<String> = partitions
         .iter()
-        .map(|p| format!("{} ({} MiB{})", p.number, p.len >> 20, if p.is_root_type { ", root" } else { "" }))
+        .map(|p| {
+            format!(
+                "{} ({} MiB{})",
+                p.number,
+                p.len >> 20,
+                if p.is_root_type { ", root" } else { "" }
+            )
+        })
         .collect();
     let list = list.join(", ");
     let message = match wanted {
         RootPartition::Number(number) => {
-            format!("{path} has no partition {number} with an ext2, ext3 or ext4 file system; it has {list}")
+            format!(
+                "{path} has no partition {number} with an ext2, ext3 or ext4 file system; it has {list}"
+            )
         }
         RootPartition::Find => format!(
             "{path}: cannot tell which partition is the root file system; name it with --root-partition, it has {list}"
@@ -140,7 +153,8 @@ fn partitions(image: &File, path: &Path, len: u64) -> Result<Vec<Partition>, Ima
     let list = if entries.iter().any(|entry| entry.kind == MBR_PROTECTIVE) {
         gpt(image, path)?
     } else {
-        mbr(image, &entries).map_err(|error| ImageError::io("read the partition table of", path, error))?
+        mbr(image, &entries)
+            .map_err(|error| ImageError::io("read the partition table of", path, error))?
     };
     // What lies outside the file cannot be read; a cut image is named by its superblock.
     Ok(list.into_iter().filter(|partition| partition.offset < len).map(|p| clip(p, len)).collect())
@@ -152,7 +166,9 @@ fn clip(mut partition: Partition, len: u64) -> Partition {
 }
 
 fn gpt(image: &File, path: &Path) -> Result<Vec<Partition>, ImageError> {
-    use gpt::partition_types::{LINUX_ROOT_ARM_32, LINUX_ROOT_ARM_64, LINUX_ROOT_X64, LINUX_ROOT_X86};
+    use gpt::partition_types::{
+        LINUX_ROOT_ARM_32, LINUX_ROOT_ARM_64, LINUX_ROOT_X64, LINUX_ROOT_X86,
+    };
     let bad = |error: String| {
         let message = format!("{} has a damaged GUID partition table: {error}", path.display());
         ImageError::new(ErrorKind::NotAnImage, message)
@@ -184,7 +200,9 @@ struct MbrEntry {
 fn mbr_entries(sector: &[u8; SECTOR as usize]) -> [MbrEntry; 4] {
     [0, 1, 2, 3].map(|index| {
         let entry = &sector[446 + index * 16..][..16];
-        let u32_at = |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
+        let u32_at = |at: usize| {
+            u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
+        };
         MbrEntry { kind: entry[4], first: u32_at(8), sectors: u32_at(12) }
     })
 }
@@ -248,7 +266,13 @@ mod tests {
     fn image(sector: &[u8], offsets: &[u64]) -> (tempfile::TempDir, File) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("disk.img");
-        let file = File::options().create(true).truncate(true).read(true).write(true).open(path).expect("made");
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(path)
+            .expect("made");
         file.set_len(64 << 20).expect("sized");
         file.write_all_at(sector, 0).expect("written");
         for offset in offsets {
@@ -289,7 +313,10 @@ mod tests {
         let sector = mbr_sector(&[(0x0C, 2048, 4096), (0x83, 8192, 65536)]);
         let (_dir, file) = image(&sector, &[8192 * 512]);
         let partition = find(&file, RootPartition::Find).expect("found");
-        assert_eq!((partition.number, partition.offset, partition.len), (2, 8192 * 512, 65536 * 512));
+        assert_eq!(
+            (partition.number, partition.offset, partition.len),
+            (2, 8192 * 512, 65536 * 512)
+        );
     }
 
     #[test]
@@ -298,9 +325,15 @@ mod tests {
         let (_dir, file) = image(&sector, &[2048 * 512, 8192 * 512]);
         let (kind, message) = find(&file, RootPartition::Find).expect_err("ambiguous");
         assert_eq!(kind, ErrorKind::UnknownPartition);
-        assert!(message.contains("--root-partition") && message.contains("1 (2 MiB), 2 (32 MiB)"), "{message}");
+        assert!(
+            message.contains("--root-partition") && message.contains("1 (2 MiB), 2 (32 MiB)"),
+            "{message}"
+        );
         assert_eq!(find(&file, RootPartition::Number(1)).expect("chosen").number, 1);
-        assert_eq!(find(&file, RootPartition::Number(7)).expect_err("none").0, ErrorKind::UnknownPartition);
+        assert_eq!(
+            find(&file, RootPartition::Number(7)).expect_err("none").0,
+            ErrorKind::UnknownPartition
+        );
     }
 
     #[test]
@@ -308,8 +341,10 @@ mod tests {
         let sector = mbr_sector(&[(0x05, 2048, 100_000)]);
         let (_dir, file) = image(&sector, &[(4096 + 64) * 512]);
         // Each record points at the next; the second back at itself.
-        file.write_all_at(&mbr_sector(&[(0x82, 8, 8), (0x05, 2048, 9)]), 2048 * 512).expect("written");
-        file.write_all_at(&mbr_sector(&[(0x83, 64, 4096), (0x05, 2048, 9)]), 4096 * 512).expect("written");
+        file.write_all_at(&mbr_sector(&[(0x82, 8, 8), (0x05, 2048, 9)]), 2048 * 512)
+            .expect("written");
+        file.write_all_at(&mbr_sector(&[(0x83, 64, 4096), (0x05, 2048, 9)]), 4096 * 512)
+            .expect("written");
         let found = find(&file, RootPartition::Number(6)).expect("found");
         assert_eq!(found.offset, (4096 + 64) * 512);
     }
@@ -321,6 +356,9 @@ mod tests {
         assert_eq!(kind, ErrorKind::NotAnImage);
         assert!(message.contains("qemu-img convert"), "{message}");
         let (_dir, file) = image(&mbr_sector(&[(0xEE, 1, 9)]), &[]);
-        assert_eq!(find(&file, RootPartition::Find).expect_err("no GPT behind").0, ErrorKind::NotAnImage);
+        assert_eq!(
+            find(&file, RootPartition::Find).expect_err("no GPT behind").0,
+            ErrorKind::NotAnImage
+        );
     }
 }

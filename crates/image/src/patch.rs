@@ -83,7 +83,11 @@ pub struct Patched {
 /// # Errors
 ///
 /// As [`patch_with`].
-pub fn patch(base: &Path, out: &Path, bundle: &Bundle<'_, Verified<'_>>) -> Result<Patched, ImageError> {
+pub fn patch(
+    base: &Path,
+    out: &Path,
+    bundle: &Bundle<'_, Verified<'_>>,
+) -> Result<Patched, ImageError> {
     patch_with(base, out, bundle, &PatchOptions::default(), &mut |_| ())
 }
 
@@ -128,14 +132,18 @@ pub fn patch_with(
     let failed = |error| ImageError::tree(base, error);
 
     step(PatchStep::Stage);
-    let staged = apply::stage(mounted.root(), bundle, &apply::ApplyOptions::default()).map_err(failed)?;
+    let staged =
+        apply::stage(mounted.root(), bundle, &apply::ApplyOptions::default()).map_err(failed)?;
     let already = staged.already();
     step(PatchStep::Commit);
     staged.commit().and_then(apply::Committed::finish).map_err(failed)?;
     apply::seal(mounted.root(), bundle).map_err(failed)?;
 
     step(PatchStep::Verify);
-    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default()).map_err(failed)?.tree.digest();
+    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default())
+        .map_err(failed)?
+        .tree
+        .digest();
     step(PatchStep::Unmount);
     mounted.finish()?;
     if tree != bundle.target() {
@@ -211,13 +219,22 @@ impl Partial {
     fn new(base: &Path, out: &Path) -> Result<Self, ImageError> {
         let path = vireo_sys::durable::sibling(out, ".partial");
         let failed = |error: io::Error| ImageError::io("make", &path, error);
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
         let Some(lock) = FileLock::on(file.try_clone().map_err(failed)?).map_err(failed)? else {
-            let message = format!("{} is being made by another process; wait for it", out.display());
+            let message =
+                format!("{} is being made by another process; wait for it", out.display());
             return Err(ImageError::new(ErrorKind::Busy, message));
         };
         file.set_len(0).map_err(failed)?;
-        let mode = fs::metadata(base).map_err(|error| ImageError::io("read the metadata of", base, error))?.permissions();
+        let mode = fs::metadata(base)
+            .map_err(|error| ImageError::io("read the metadata of", base, error))?
+            .permissions();
         file.set_permissions(mode).map_err(failed)?;
         Ok(Self { path: path.clone(), file, lock: Some(lock), published: false })
     }
@@ -225,9 +242,11 @@ impl Partial {
     /// Fills it with `base`'s bytes, and lets go of it so that it can be mounted.
     fn fill(&mut self, base: &Path) -> Result<CloneKind, ImageError> {
         let from = File::open(base).map_err(|error| ImageError::io("open", base, error))?;
-        let kind = clone(&from, &self.file).map_err(|error| ImageError::io("clone the image to", &self.path, error))?;
+        let kind = clone(&from, &self.file)
+            .map_err(|error| ImageError::io("clone the image to", &self.path, error))?;
         // Mounting asks for exclusive use; the mount takes a lock of its own.
-        self.file = File::open("/dev/null").map_err(|error| ImageError::io("release", &self.path, error))?;
+        self.file = File::open("/dev/null")
+            .map_err(|error| ImageError::io("release", &self.path, error))?;
         self.lock = None;
         Ok(kind)
     }

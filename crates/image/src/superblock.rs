@@ -21,14 +21,11 @@ const INCOMPAT_64BIT: u32 = 0x80;
 
 /// `incompat` bits that a kernel mount of today handles and that leave the tree readable as it
 /// is, without keys; the others are refused by name.
-const INCOMPAT_FINE: u32 = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x20000;
+const INCOMPAT_FINE: u32 =
+    0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x20000;
 
-const INCOMPAT_NAMES: &[(u32, &str)] = &[
-    (0x1, "compression"),
-    (0x8, "journal_dev"),
-    (0x1000, "dirdata"),
-    (0x10000, "encrypt"),
-];
+const INCOMPAT_NAMES: &[(u32, &str)] =
+    &[(0x1, "compression"), (0x8, "journal_dev"), (0x1000, "dirdata"), (0x10000, "encrypt")];
 
 /// What the superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +84,9 @@ impl Superblock {
         if self.len > partition.len {
             let message = format!(
                 "{image}: its file system has {} bytes, its {} only {}; the image is cut short",
-                self.len, partition.describe(), partition.len
+                self.len,
+                partition.describe(),
+                partition.len
             );
             return Err(ImageError::new(ErrorKind::Damaged, message));
         }
@@ -95,11 +94,16 @@ impl Superblock {
         if odd != 0 {
             let name = INCOMPAT_NAMES.iter().find(|(bit, _)| odd & bit != 0).map(|(_, name)| *name);
             let name = name.map_or(format!("{odd:#x}"), str::to_owned);
-            let message = format!("{image}: its file system uses the feature {name}, which is not supported");
+            let message =
+                format!("{image}: its file system uses the feature {name}, which is not supported");
             return Err(ImageError::new(ErrorKind::Unsupported, message));
         }
         if self.needs_recovery || !self.clean {
-            let why = if self.needs_recovery { "an unfinished journal" } else { "recorded errors or an unclean end" };
+            let why = if self.needs_recovery {
+                "an unfinished journal"
+            } else {
+                "recorded errors or an unclean end"
+            };
             let message = format!(
                 "{image}: its file system has {why}: its machine is running or was not shut down cleanly; \
                  shut it down, or run `e2fsck -p` on the {}",

@@ -146,7 +146,9 @@ mod tests {
             Node::new(NodeKind::File { len: text.len() as u64, content }, 0o644)
         };
         let tree = |text: &str| -> Tree {
-            [(path("/a"), file(text)), (path("/b"), Node::hard_link(path("/a")))].into_iter().collect()
+            [(path("/a"), file(text)), (path("/b"), Node::hard_link(path("/a")))]
+                .into_iter()
+                .collect()
         };
         let changes = ChangeSet::between(&tree("1"), &tree("2"));
         let kinds: Vec<String> =

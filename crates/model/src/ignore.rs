@@ -110,7 +110,9 @@ impl Ignore {
     /// # Errors
     ///
     /// The first pattern that is relative or no glob, or too many of them.
-    pub fn new<S: Into<String>>(patterns: impl IntoIterator<Item = S>) -> Result<Self, IgnoreError> {
+    pub fn new<S: Into<String>>(
+        patterns: impl IntoIterator<Item = S>,
+    ) -> Result<Self, IgnoreError> {
         let mut patterns: Vec<String> = patterns.into_iter().map(Into::into).collect();
         patterns.sort();
         patterns.dedup();
@@ -200,7 +202,9 @@ mod tests {
 
     #[test]
     fn identity_state_and_logs_belong_to_the_machine() {
-        for path in ["/etc/machine-id", "/etc/ssh/ssh_host_rsa_key.pub", "/var/log/a/b", "/.vireo/txn"] {
+        for path in
+            ["/etc/machine-id", "/etc/ssh/ssh_host_rsa_key.pub", "/var/log/a/b", "/.vireo/txn"]
+        {
             assert!(ignored(path), "{path}");
         }
         for path in ["/etc/ssh/sshd_config", "/var/log", "/usr/bin/vireo-agent", "/etc/passwd"] {

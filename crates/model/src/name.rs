@@ -59,7 +59,11 @@ impl FromStr for ImageName {
         let good = text.len() <= Self::MAX_LEN
             && text.bytes().next().is_some_and(plain)
             && text.bytes().all(|b| plain(b) || matches!(b, b'-' | b'_' | b'.'));
-        if good { Ok(Self(text.to_owned())) } else { Err(NameError::Name { text: text.to_owned() }) }
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameError::Name { text: text.to_owned() })
+        }
     }
 }
 

@@ -137,7 +137,10 @@ impl ImagePath {
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
         other.is_root()
-            || self.0.strip_prefix(&*other.0).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+            || self
+                .0
+                .strip_prefix(&*other.0)
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
     }
 }
 
@@ -164,7 +167,11 @@ impl fmt::Display for ImagePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
-                if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+                if c.is_control() {
+                    write!(f, "{}", c.escape_default())?
+                } else {
+                    write!(f, "{c}")?
+                }
             }
             chunk.invalid().iter().try_for_each(|b| write!(f, "\\x{b:02x}"))?;
         }
@@ -206,14 +213,18 @@ mod tests {
             assert_eq!(ImagePath::parse(text.as_bytes()), Err(error), "{text:?}");
         }
         let long = format!("/{}", "a".repeat(256));
-        assert_eq!(ImagePath::parse(long.as_bytes()), Err(ImagePathError::NameTooLong { len: 256 }));
+        assert_eq!(
+            ImagePath::parse(long.as_bytes()),
+            Err(ImagePathError::NameTooLong { len: 256 })
+        );
         let long = "/a".repeat(2048);
         assert_eq!(ImagePath::parse(long.as_bytes()), Err(ImagePathError::TooLong { len: 4096 }));
     }
 
     #[test]
     fn a_directory_sorts_right_before_what_it_holds() {
-        let mut paths = ["/a.b", "/b", "/a/c", "/", "/a", "/a/b/x", "/a-b", "/a/b"].map(path).to_vec();
+        let mut paths =
+            ["/a.b", "/b", "/a/c", "/", "/a", "/a/b/x", "/a-b", "/a/b"].map(path).to_vec();
         paths.sort();
         let texts: Vec<String> = paths.iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["/", "/a", "/a/b", "/a/b/x", "/a/c", "/a-b", "/a.b", "/b"]);

@@ -61,7 +61,8 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     let (mut read_at, mut write_at) = (start, start);
     while read_at < end {
         let want = usize::try_from((end - read_at).min(1 << 30)).unwrap_or(1 << 30);
-        let copied = match copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), want) {
+        let copied = match copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), want)
+        {
             Ok(copied) => copied,
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
                 return copy_bytes(from, to, read_at, end);
@@ -69,7 +70,10 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         };
         if copied == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file got shorter while it was copied"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file got shorter while it was copied",
+            ));
         }
     }
     Ok(())

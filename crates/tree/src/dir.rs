@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmodat,
-    chownat, linkat, lgetxattr, llistxattr, lremovexattr, lsetxattr, makedev, mkdirat, mknodat,
+    chownat, lgetxattr, linkat, llistxattr, lremovexattr, lsetxattr, makedev, mkdirat, mknodat,
     openat, readlinkat, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::fs::{Gid, Uid};
@@ -83,7 +83,8 @@ impl Dir {
 
     /// Makes a regular file that was not there, readable by nobody else yet.
     pub(crate) fn create(&self, name: &[u8]) -> Result<File, Errno> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(&self.0, os(name), flags, Mode::RUSR | Mode::WUSR).map(File::from)
     }
 
@@ -99,7 +100,13 @@ impl Dir {
         mknodat(&self.0, os(name), kind, Mode::RUSR | Mode::WUSR, dev)
     }
 
-    pub(crate) fn make_device(&self, name: &[u8], kind: DeviceKind, major: u32, minor: u32) -> Result<(), Errno> {
+    pub(crate) fn make_device(
+        &self,
+        name: &[u8],
+        kind: DeviceKind,
+        major: u32,
+        minor: u32,
+    ) -> Result<(), Errno> {
         let file_type = match kind {
             DeviceKind::Char => FileType::CharacterDevice,
             DeviceKind::Block => FileType::BlockDevice,

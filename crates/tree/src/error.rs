@@ -17,7 +17,7 @@ pub struct TreeError {
     kind: ErrorKind,
     message: String,
     drifted: Vec<ImagePath>,
-    source: Option<Cause>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 /// What a caller can do about a [`TreeError`].
@@ -41,26 +41,25 @@ pub enum ErrorKind {
     Permission,
 }
 
-#[derive(Debug)]
-enum Cause {
-    Io(io::Error),
-    Delta(DeltaError),
-}
-
 impl TreeError {
     pub(crate) fn new(kind: ErrorKind, message: String) -> Self {
         Self { kind, message, drifted: Vec::new(), source: None }
     }
 
     /// `step` failed at `path` below `label`: `cannot read /srv/web/etc/passwd`.
-    pub(crate) fn io(step: &str, label: &Path, path: &ImagePath, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn io(
+        step: &str,
+        label: &Path,
+        path: &ImagePath,
+        source: impl Into<io::Error>,
+    ) -> Self {
         let source = source.into();
         let place = place(label, path);
         Self {
             kind: kind_of(&source),
             message: format!("cannot {step} {place}"),
             drifted: Vec::new(),
-            source: Some(Cause::Io(source)),
+            source: Some(source.into()),
         }
     }
 
@@ -74,7 +73,7 @@ impl TreeError {
             _ => ErrorKind::Corrupt,
         };
         let message = format!("cannot decode the bundle's content for {}", label.display());
-        Self { kind, message, drifted: Vec::new(), source: Some(Cause::Delta(source)) }
+        Self { kind, message, drifted: Vec::new(), source: Some(source.into()) }
     }
 
     pub(crate) fn drift(label: &Path, drifted: Vec<ImagePath>) -> Self {
@@ -132,9 +131,6 @@ impl fmt::Display for TreeError {
 
 impl std::error::Error for TreeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self.source.as_ref()? {
-            Cause::Io(error) => Some(error),
-            Cause::Delta(error) => Some(error),
-        }
+        self.source.as_deref().map(|source| source as _)
     }
 }

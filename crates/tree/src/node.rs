@@ -15,7 +15,8 @@ const READ_LEN: usize = 256 << 10;
 
 /// The node at `name`, with `content` for a regular file.
 pub(crate) fn node(dir: &Dir, name: &[u8], stat: &Stat, content: Digest) -> Result<Node, Errno> {
-    let device = |kind| NodeKind::Device { kind, major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
+    let device =
+        |kind| NodeKind::Device { kind, major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => NodeKind::File { len: len_of(stat), content },
         FileType::Directory => NodeKind::Dir,
@@ -55,20 +56,28 @@ pub(crate) fn is_dir(stat: &Stat) -> bool {
 
 /// Whether the file occupies less than its length: it has holes.
 pub(crate) fn is_sparse(stat: &Stat) -> bool {
-    is_regular(stat) && u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) < len_of(stat)
+    is_regular(stat)
+        && u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) < len_of(stat)
 }
 
 /// The digest of the regular file `name`; an error if it changes meanwhile.
-pub(crate) fn digest(root: &Root, dir: &Dir, name: &[u8], path: &ImagePath) -> Result<Digest, TreeError> {
+pub(crate) fn digest(
+    root: &Root,
+    dir: &Dir,
+    name: &[u8],
+    path: &ImagePath,
+) -> Result<Digest, TreeError> {
     let file = dir.open(name).map_err(root.failed("open", path))?;
     let before = file.metadata().map_err(root.failed("read the metadata of", path))?;
     let digest = hash(&file, before.len(), before.blocks() * 512 < before.len())
         .map_err(root.failed("read", path))?;
     let after = file.metadata().map_err(root.failed("read the metadata of", path))?;
-    let stamp = |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+    let stamp =
+        |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     if stamp(&before) != stamp(&after) {
         let place = root.label().display();
-        let message = format!("{path} in {place} changed while it was read; try again when it is quiet");
+        let message =
+            format!("{path} in {place} changed while it was read; try again when it is quiet");
         return Err(TreeError::new(ErrorKind::Busy, message));
     }
     Ok(digest)
@@ -97,7 +106,8 @@ fn hash(mut file: &File, len: u64, has_holes: bool) -> io::Result<Digest> {
             at += step as u64;
         }
         while at < data.end {
-            let step = usize::try_from((data.end - at).min(buffer.len() as u64)).unwrap_or(READ_LEN);
+            let step =
+                usize::try_from((data.end - at).min(buffer.len() as u64)).unwrap_or(READ_LEN);
             file.read_exact_at(&mut buffer[..step], at)?;
             hasher.update(&buffer[..step]);
             at += step as u64;

@@ -68,7 +68,15 @@ pub fn scan(root: &Root, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<S
     let path = ImagePath::root();
     let top = root.dir(&path).map_err(root.failed("open", &path))?;
     let stat = top.stat(b".").map_err(root.failed("read the metadata of", &path))?;
-    let mut walk = Walk { root, ignore, options, nodes: Vec::new(), jobs: Vec::new(), names: HashMap::new(), dir_times: BTreeMap::new() };
+    let mut walk = Walk {
+        root,
+        ignore,
+        options,
+        nodes: Vec::new(),
+        jobs: Vec::new(),
+        names: HashMap::new(),
+        dir_times: BTreeMap::new(),
+    };
     let node = node(&top, b".", &stat, Digest::of(b"")).map_err(root.failed("read", &path))?;
     walk.nodes.push((path.clone(), node));
     walk.dir_times.insert(path.clone(), mtime_of(&stat));
@@ -101,7 +109,10 @@ impl Walk<'_> {
         for name in dir.names().map_err(self.root.failed("list", path))? {
             let child = path.join(&name).map_err(|error| {
                 let place = self.root.label().display();
-                TreeError::new(ErrorKind::Unsupported, format!("{path} in {place} holds a name that cannot be carried: {error}"))
+                TreeError::new(
+                    ErrorKind::Unsupported,
+                    format!("{path} in {place} holds a name that cannot be carried: {error}"),
+                )
             })?;
             if !self.ignore.matches(&child) {
                 self.entry(dir, &name, child, depth)?;
@@ -110,8 +121,16 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, dir: &Dir, name: &[u8], path: ImagePath, depth: usize) -> Result<(), TreeError> {
-        let Some(stat) = dir.try_stat(name).map_err(self.root.failed("read the metadata of", &path))? else {
+    fn entry(
+        &mut self,
+        dir: &Dir,
+        name: &[u8],
+        path: ImagePath,
+        depth: usize,
+    ) -> Result<(), TreeError> {
+        let Some(stat) =
+            dir.try_stat(name).map_err(self.root.failed("read the metadata of", &path))?
+        else {
             return Ok(()); // Gone since the directory was listed.
         };
         if stat.st_nlink > 1 && !is_dir(&stat) {
@@ -122,7 +141,8 @@ impl Walk<'_> {
                 return Ok(());
             }
         }
-        let node = node(dir, name, &stat, Digest::of(b"")).map_err(self.root.failed("read", &path))?;
+        let node =
+            node(dir, name, &stat, Digest::of(b"")).map_err(self.root.failed("read", &path))?;
         if is_regular(&stat) {
             let file = file_stat(&stat);
             let known = self.known(&path, &file);
@@ -179,7 +199,10 @@ fn file_stat(stat: &Stat) -> FileStat {
         ino: stat.st_ino,
         len: len_of(stat),
         mtime: mtime_of(stat),
-        ctime: Timestamp { secs: stat.st_ctime, nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0) },
+        ctime: Timestamp {
+            secs: stat.st_ctime,
+            nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
+        },
         sparse: is_sparse(stat),
     }
 }
@@ -206,9 +229,20 @@ mod tests {
         std::os::unix::fs::symlink("b", at("s")).expect("linked");
         fs::write(at("var/log/x/y"), "noise").expect("written");
         let tree = read(dir.path(), &ScanOptions::default()).tree;
-        let shown: Vec<String> = tree.iter().map(|(path, node)| format!("{path} {:?}", node.kind)).collect();
+        let shown: Vec<String> =
+            tree.iter().map(|(path, node)| format!("{path} {:?}", node.kind)).collect();
         let file = format!("/a File {{ len: 4, content: {:?} }}", Digest::of(b"text"));
-        assert_eq!(shown, ["/ Dir", &file, "/b HardLink { leader: /a }", "/s Symlink { target: [98] }", "/var Dir", "/var/log Dir"]);
+        assert_eq!(
+            shown,
+            [
+                "/ Dir",
+                &file,
+                "/b HardLink { leader: /a }",
+                "/s Symlink { target: [98] }",
+                "/var Dir",
+                "/var/log Dir"
+            ]
+        );
     }
 
     #[test]

@@ -32,8 +32,9 @@ impl Root {
     /// `path` is no directory or cannot be opened.
     pub fn open(path: &Path) -> Result<Self, TreeError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat(CWD, path, flags, Mode::empty())
-            .map_err(|error| TreeError::io("open the directory", path, &ImagePath::root(), error))?;
+        let fd = openat(CWD, path, flags, Mode::empty()).map_err(|error| {
+            TreeError::io("open the directory", path, &ImagePath::root(), error)
+        })?;
         Ok(Self { fd, label: path.to_owned() })
     }
 
@@ -83,7 +84,10 @@ impl Root {
         self.locate(path).map_err(|error| match error {
             Errno::LOOP => TreeError::new(
                 ErrorKind::Drift,
-                format!("cannot {step} {path}: a directory on the way is a symbolic link in {}", self.label.display()),
+                format!(
+                    "cannot {step} {path}: a directory on the way is a symbolic link in {}",
+                    self.label.display()
+                ),
             ),
             error => self.failed(step, path)(error),
         })

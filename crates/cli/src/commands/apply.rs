@@ -55,14 +55,21 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
     let metadata = fs::metadata(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
     let step = Step::new(context, format!("applying to {}", args.to.display()));
     match (&args.out, metadata.is_dir()) {
-        (Some(_), true) => Err(Failure::refused(format!("{} is a directory; -o is for images", args.to.display()))
-            .hint("copy the directory first (`cp -a`), then apply to the copy")),
+        (Some(_), true) => {
+            Err(Failure::refused(format!("{} is a directory; -o is for images", args.to.display()))
+                .hint("copy the directory first (`cp -a`), then apply to the copy"))
+        }
         (None, true) => to_dir(&args.to, &bundle),
         (out, false) => to_image(args, out.as_deref().unwrap_or(&args.to), &bundle, &step),
     }
 }
 
-fn to_image(args: &Args, out: &Path, bundle: &Bundle<'_, Verified<'_>>, step: &Step) -> Result<Applied, Failure> {
+fn to_image(
+    args: &Args,
+    out: &Path,
+    bundle: &Bundle<'_, Verified<'_>>,
+    step: &Step,
+) -> Result<Applied, Failure> {
     let options = PatchOptions { root: args.partition.get(), replace: out == args.to };
     let patched = patch_with(&args.to, out, bundle, &options, &mut |next| step.set(next.name()))?;
     let changed = bundle.change_set().changes.len() - patched.already;
@@ -100,10 +107,12 @@ fn trusted_keys(given: &[String]) -> Result<TrustedKeys, Failure> {
             continue;
         }
         let path = Path::new(text);
-        let content = fs::read_to_string(path).map_err(|error| Failure::io("read the public key", path, error))?;
+        let content = fs::read_to_string(path)
+            .map_err(|error| Failure::io("read the public key", path, error))?;
         for line in content.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let key = line.parse().map_err(|error: vireo_delta::DeltaError| {
-                Failure::refused(format!("cannot use the public key in {}", path.display())).caused_by(error)
+                Failure::refused(format!("cannot use the public key in {}", path.display()))
+                    .caused_by(error)
             })?;
             keys.push(key);
         }
@@ -116,7 +125,10 @@ impl Report for Applied {
         let done = if self.changed == 0 {
             "was the target already".to_owned()
         } else {
-            format!("is the target now: {} changes, {} were there already", self.changed, self.already)
+            format!(
+                "is the target now: {} changes, {} were there already",
+                self.changed, self.already
+            )
         };
         format!("{} {done}\nversion {}", self.to.display(), self.target)
     }

@@ -42,14 +42,22 @@ struct Line {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Difference, Failure> {
     let ignore = args.ignore.get()?;
-    let _step = Step::new(context, format!("comparing {} and {}", args.base.display(), args.target.display()));
+    let _step = Step::new(
+        context,
+        format!("comparing {} and {}", args.base.display(), args.target.display()),
+    );
     let base = Source::open(&args.base, args.partition)?;
     let target = Source::open(&args.target, args.partition)?;
     let base = scan(base.root(), &ignore, &ScanOptions::default())?.tree;
     let target = scan(target.root(), &ignore, &ScanOptions::default())?.tree;
     let changes = ChangeSet::between(&base, &target);
-    let line = |change: &vireo_model::Change| Line { path: change.path.clone(), change: change.kind() };
-    Ok(Difference { base: changes.base, target: changes.target, paths: changes.changes.iter().map(line).collect() })
+    let line =
+        |change: &vireo_model::Change| Line { path: change.path.clone(), change: change.kind() };
+    Ok(Difference {
+        base: changes.base,
+        target: changes.target,
+        paths: changes.changes.iter().map(line).collect(),
+    })
 }
 
 impl Report for Difference {

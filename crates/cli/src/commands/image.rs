@@ -88,7 +88,8 @@ fn create(args: &Create, context: &Context) -> Result<Created, Failure> {
             text.clone()
         } else {
             let path = PathBuf::from(text);
-            fs::read_to_string(&path).map_err(|error| Failure::io("read the public key", &path, error))?
+            fs::read_to_string(&path)
+                .map_err(|error| Failure::io("read the public key", &path, error))?
         };
         for line in content.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let key = line.parse().map_err(|error: vireo_delta::DeltaError| {
@@ -134,7 +135,13 @@ fn export(args: &Export, context: &Context) -> Result<Exported, Failure> {
 
 impl Report for Exported {
     fn to_text(&self) -> String {
-        format!("{}@{} is in {} ({})", self.image, self.version, self.file.display(), bytes(self.image_bytes))
+        format!(
+            "{}@{} is in {} ({})",
+            self.image,
+            self.version,
+            self.file.display(),
+            bytes(self.image_bytes)
+        )
     }
 
     fn to_json(&self) -> String {
@@ -166,7 +173,10 @@ impl Report for Verified {
             return format!("{}@{number} is {expected}, as published", self.image);
         }
         let list = differing.join("\n");
-        format!("{}@{number} should be {expected}, but is {found}; it differs in\n{list}", self.image)
+        format!(
+            "{}@{number} should be {expected}, but is {found}; it differs in\n{list}",
+            self.image
+        )
     }
 
     fn to_json(&self) -> String {

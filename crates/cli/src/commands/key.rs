@@ -41,10 +41,12 @@ impl Command {
 }
 
 fn generate(args: &Generate) -> Result<Generated, Failure> {
-    fs::create_dir_all(&args.out).map_err(|error| Failure::io("make the directory", &args.out, error))?;
+    fs::create_dir_all(&args.out)
+        .map_err(|error| Failure::io("make the directory", &args.out, error))?;
     let secret_file = args.out.join("vireo.key");
     let public_file = args.out.join("vireo.pub");
-    let key = SecretKey::generate().map_err(|error| Failure::new("cannot make a key").caused_by(error))?;
+    let key = SecretKey::generate()
+        .map_err(|error| Failure::new("cannot make a key").caused_by(error))?;
     write_once(&secret_file, 0o600, &key.to_secret_text())?;
     write_once(&public_file, 0o644, &key.public().to_string())?;
     Ok(Generated { secret_file, public_file, public_key: key.public() })
@@ -52,11 +54,18 @@ fn generate(args: &Generate) -> Result<Generated, Failure> {
 
 /// A key is never overwritten: what it signed could not be vouched for any more.
 fn write_once(path: &Path, mode: u32, text: &str) -> Result<(), Failure> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|error| {
-        let failure = Failure::io("make", path, error);
-        if path.exists() { failure.hint("a key is there already; choose another directory with --out") } else { failure }
-    })?;
-    writeln!(file, "{text}").and_then(|()| file.sync_all()).map_err(|error| Failure::io("write", path, error))
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|error| {
+            let failure = Failure::io("make", path, error);
+            if path.exists() {
+                failure.hint("a key is there already; choose another directory with --out")
+            } else {
+                failure
+            }
+        })?;
+    writeln!(file, "{text}")
+        .and_then(|()| file.sync_all())
+        .map_err(|error| Failure::io("write", path, error))
 }
 
 impl Report for Generated {

@@ -30,9 +30,16 @@ impl Report for Logged {
             .iter()
             .rev()
             .map(|version| {
-                let by = version.signer.map_or("base".to_owned(), |signer| format!("signed by {signer}"));
+                let by = version
+                    .signer
+                    .map_or("base".to_owned(), |signer| format!("signed by {signer}"));
                 let created = version.created.strftime("%Y-%m-%d %H:%M:%SZ");
-                format!("{name}@{}  {}  {created}  {}  {by}", version.number, version.tree.short(), bytes(version.wire_bytes))
+                format!(
+                    "{name}@{}  {}  {created}  {}  {by}",
+                    version.number,
+                    version.tree.short(),
+                    bytes(version.wire_bytes)
+                )
             })
             .collect();
         lines.join("\n")

@@ -45,7 +45,8 @@ impl Report for Pushed {
         if *already {
             return format!("{image}@{} is that version already; nothing to do", version.number);
         }
-        let steps: Vec<String> = steps.iter().map(|step| format!("{} {} ms", step.name, step.millis)).collect();
+        let steps: Vec<String> =
+            steps.iter().map(|step| format!("{} {} ms", step.name, step.millis)).collect();
         format!(
             "{image}@{} is {}\n{} pushed; image built: {}",
             version.number,

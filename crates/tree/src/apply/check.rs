@@ -83,7 +83,11 @@ struct Standing {
     is_target: bool,
 }
 
-pub(super) fn check(root: &Root, journal: &Journal, changes: &ChangeSet) -> Result<Checked, TreeError> {
+pub(super) fn check(
+    root: &Root,
+    journal: &Journal,
+    changes: &ChangeSet,
+) -> Result<Checked, TreeError> {
     let list = &changes.changes;
     let standings: Vec<Standing> =
         list.par_iter().map(|change| standing(root, change)).collect::<Result<_, _>>()?;
@@ -108,13 +112,19 @@ pub(super) fn check(root: &Root, journal: &Journal, changes: &ChangeSet) -> Resu
     check_device(root, journal, todo().map(|number| (&list[number], &standings[number])))?;
     check_removals(root, list, todo())?;
     check_space(root, todo().map(|number| &list[number]))?;
-    let replaced = todo().filter_map(|number| replaced(&list[number], &standings[number])).collect();
-    let stamps = todo().map(|number| (number, standings[number].stat.as_ref().map(Stamp::of))).collect();
+    let replaced =
+        todo().filter_map(|number| replaced(&list[number], &standings[number])).collect();
+    let stamps =
+        todo().map(|number| (number, standings[number].stat.as_ref().map(Stamp::of))).collect();
     Ok(Checked { skipped, stamps, replaced })
 }
 
 /// Once more, right before the commit: has anybody else been at the touched paths?
-pub(super) fn recheck(root: &Root, changes: &ChangeSet, stamps: &[(usize, Option<Stamp>)]) -> Result<(), TreeError> {
+pub(super) fn recheck(
+    root: &Root,
+    changes: &ChangeSet,
+    stamps: &[(usize, Option<Stamp>)],
+) -> Result<(), TreeError> {
     for (number, stamp) in stamps {
         let change = &changes.changes[*number];
         let found = stat(root, &change.path)?.map(|(_, stat)| Stamp::of(&stat));
@@ -191,7 +201,8 @@ fn standing(root: &Root, change: &Change) -> Result<Standing, TreeError> {
 
 fn same_inode(root: &Root, found: &Stat, leader: &ImagePath) -> Result<bool, TreeError> {
     let leader = stat(root, leader)?;
-    Ok(leader.is_some_and(|(_, leader)| (leader.st_dev, leader.st_ino) == (found.st_dev, found.st_ino)))
+    Ok(leader
+        .is_some_and(|(_, leader)| (leader.st_dev, leader.st_ino) == (found.st_dev, found.st_ino)))
 }
 
 fn replaced(change: &Change, standing: &Standing) -> Option<Replaced> {
@@ -227,7 +238,11 @@ fn check_device<'a>(
 }
 
 /// A directory can only go if nothing stays in it, such as files that belong to no version.
-fn check_removals(root: &Root, list: &[Change], todo: impl Iterator<Item = usize>) -> Result<(), TreeError> {
+fn check_removals(
+    root: &Root,
+    list: &[Change],
+    todo: impl Iterator<Item = usize>,
+) -> Result<(), TreeError> {
     let mut kept = Vec::new();
     for change in todo.map(|number| &list[number]) {
         let was_dir = change.before.as_ref().is_some_and(Node::is_dir);

@@ -20,8 +20,12 @@ pub(super) fn perform(
     dir_times: &[(ImagePath, Timestamp)],
 ) -> Result<(), TreeError> {
     let commit = Commit { root, staged: journal.staged(root)? };
-    let todo: Vec<(usize, &Change)> =
-        changes.changes.iter().enumerate().filter(|(number, _)| !skipped.contains(number)).collect();
+    let todo: Vec<(usize, &Change)> = changes
+        .changes
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| !skipped.contains(number))
+        .collect();
     let with = |action: Action| {
         todo.iter().copied().filter(move |(_, change)| Action::of(change) == action)
     };
@@ -29,8 +33,8 @@ pub(super) fn perform(
     for (_, change) in with(Action::MakeDir) {
         commit.make_dir(change)?;
     }
-    let (mut over_dirs, mut plain): (Vec<_>, Vec<_>) =
-        with(Action::Replace).partition(|(_, change)| change.before.as_ref().is_some_and(Node::is_dir));
+    let (mut over_dirs, mut plain): (Vec<_>, Vec<_>) = with(Action::Replace)
+        .partition(|(_, change)| change.before.as_ref().is_some_and(Node::is_dir));
     plain.sort_by_key(|(number, change)| (rank(&change.path), *number));
     for (number, change) in plain {
         commit.replace(number, change)?;
@@ -51,7 +55,10 @@ pub(super) fn perform(
 }
 
 /// Gives directories their times; those that are not there are left out.
-pub(super) fn set_dir_times(root: &Root, dir_times: &[(ImagePath, Timestamp)]) -> Result<(), TreeError> {
+pub(super) fn set_dir_times(
+    root: &Root,
+    dir_times: &[(ImagePath, Timestamp)],
+) -> Result<(), TreeError> {
     for (path, time) in dir_times {
         let failed = root.failed("set the time of", path);
         match root.dir(path) {

@@ -57,9 +57,13 @@ impl Journal {
         let dev = fstat(dir.fd()).map_err(failed(root, "read the metadata of"))?.st_dev;
         let handle = dir.dir(b".").map_err(failed(root, "open"))?;
         let file = std::fs::File::from(handle.into_fd());
-        let lock = FileLock::on(file).map_err(|error| TreeError::io("lock", root.label(), &state_path(), error))?;
+        let lock = FileLock::on(file)
+            .map_err(|error| TreeError::io("lock", root.label(), &state_path(), error))?;
         let Some(lock) = lock else {
-            let message = format!("another update of {} is under way; try again when it is done", root.label().display());
+            let message = format!(
+                "another update of {} is under way; try again when it is done",
+                root.label().display()
+            );
             return Err(TreeError::new(ErrorKind::Busy, message));
         };
         Ok(Self { dir, dev, _lock: lock })
@@ -103,7 +107,9 @@ impl Journal {
     pub(super) fn write_head(&self, root: &Root, head: &[u8]) -> Result<(), TreeError> {
         let txn = self.txn(root)?;
         let mut file = txn.create(HEAD).map_err(failed(root, "stage the bundle's head in"))?;
-        file.write_all(head).map_err(|error| TreeError::io("stage the bundle's head in", root.label(), &state_path(), error))
+        file.write_all(head).map_err(|error| {
+            TreeError::io("stage the bundle's head in", root.label(), &state_path(), error)
+        })
     }
 
     pub(super) fn staged(&self, root: &Root) -> Result<Dir, TreeError> {
@@ -126,7 +132,8 @@ impl Journal {
         let txn = self.txn(root)?;
         let record = txn.create(COMMIT).map_err(&failed)?;
         fsync(&record).map_err(&failed)?;
-        txn.sync().map_err(|error| TreeError::io("sync the stage in", root.label(), &state_path(), error))
+        txn.sync()
+            .map_err(|error| TreeError::io("sync the stage in", root.label(), &state_path(), error))
     }
 
     pub(super) fn is_committed(&self, root: &Root) -> Result<bool, TreeError> {
@@ -200,7 +207,10 @@ impl Journal {
     /// The head of the bundle of the update that is or was under way.
     pub(super) fn head(&self, root: &Root) -> Result<Head, TreeError> {
         let corrupt = |what: &dyn std::fmt::Display| {
-            let message = format!("the journal in {}{STATE_DIR} cannot be read: {what}", root.label().display());
+            let message = format!(
+                "the journal in {}{STATE_DIR} cannot be read: {what}",
+                root.label().display()
+            );
             TreeError::new(ErrorKind::Corrupt, message)
         };
         let txn = match self.dir.dir(TXN) {
@@ -218,7 +228,11 @@ impl Journal {
     }
 
     /// The files of the base that a done update keeps alive.
-    pub(super) fn replaced(&self, root: &Root, changes: &ChangeSet) -> Result<Vec<Replaced>, TreeError> {
+    pub(super) fn replaced(
+        &self,
+        root: &Root,
+        changes: &ChangeSet,
+    ) -> Result<Vec<Replaced>, TreeError> {
         let failed = failed(root, "read the journal in");
         let done = self.dir.dir(DONE).map_err(&failed)?;
         let base = done.dir(BASE).map_err(&failed)?;

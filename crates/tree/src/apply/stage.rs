@@ -41,10 +41,15 @@ pub(super) fn write(
     let to_stage: Vec<(usize, &Change)> = list
         .iter()
         .enumerate()
-        .filter(|(number, change)| !checked.skipped.contains(number) && Action::of(change) == Action::Replace)
+        .filter(|(number, change)| {
+            !checked.skipped.contains(number) && Action::of(change) == Action::Replace
+        })
         .collect();
-    let is_link = |change: &Change| matches!(change.after, Some(Node { kind: NodeKind::HardLink { .. }, .. }));
-    let (links, nodes): (Vec<_>, Vec<_>) = to_stage.into_iter().partition(|(_, change)| is_link(change));
+    let is_link = |change: &Change| {
+        matches!(change.after, Some(Node { kind: NodeKind::HardLink { .. }, .. }))
+    };
+    let (links, nodes): (Vec<_>, Vec<_>) =
+        to_stage.into_iter().partition(|(_, change)| is_link(change));
     nodes.par_iter().try_for_each(|(number, change)| stage.node(*number, change))?;
     // Their first names are staged now, or stay as they are.
     for (number, change) in links {
@@ -55,7 +60,12 @@ pub(super) fn write(
 
 /// Links every file that goes into the stage, so that its inode number is not used again and
 /// other tools keep seeing "(deleted)" files.
-fn pin_base(root: &Root, journal: &Journal, list: &[Change], checked: &Checked) -> Result<(), TreeError> {
+fn pin_base(
+    root: &Root,
+    journal: &Journal,
+    list: &[Change],
+    checked: &Checked,
+) -> Result<(), TreeError> {
     let base = journal.base(root)?;
     for replaced in &checked.replaced {
         let path = &replaced.path;
@@ -63,7 +73,8 @@ fn pin_base(root: &Root, journal: &Journal, list: &[Change], checked: &Checked) 
             continue;
         };
         let (dir, name) = root.require("keep", path)?;
-        dir.link_to(name, &base, number.to_string().as_bytes()).map_err(root.failed("keep", path))?;
+        dir.link_to(name, &base, number.to_string().as_bytes())
+            .map_err(root.failed("keep", path))?;
     }
     Ok(())
 }
@@ -103,7 +114,13 @@ impl Stage<'_> {
         self.staged.set_metadata(&name, node).map_err(&failed)
     }
 
-    fn file(&self, name: &[u8], path: &ImagePath, node: &Node, source: &ContentSource<'_>) -> Result<(), TreeError> {
+    fn file(
+        &self,
+        name: &[u8],
+        path: &ImagePath,
+        node: &Node,
+        source: &ContentSource<'_>,
+    ) -> Result<(), TreeError> {
         let failed = self.root.failed("stage", path);
         let file = self.staged.create(name).map_err(&failed)?;
         let mut writer = FileWriter { file: &file, at: 0, sparse: source.is_sparse() };

@@ -29,11 +29,15 @@ fn bundle(base: &Path, target: &Path) -> Vec<u8> {
     for change in &changes.changes {
         let at = |dir: &Path| dir.join(std::str::from_utf8(change.path.relative()).expect("UTF-8"));
         if change.before.as_ref().is_some_and(|node| node.content().is_some()) {
-            writer.index_base(&change.path, &fs::read(at(base)).expect("readable")[..]).expect("indexed");
+            writer
+                .index_base(&change.path, &fs::read(at(base)).expect("readable")[..])
+                .expect("indexed");
         }
         if let Some((len, digest)) = change.after.as_ref().and_then(Node::content) {
             let sparse = fs::metadata(at(target)).expect("there").blocks() * 512 < len;
-            writer.encode(digest, len, sparse, &fs::read(at(target)).expect("readable")[..]).expect("encoded");
+            writer
+                .encode(digest, len, sparse, &fs::read(at(target)).expect("readable")[..])
+                .expect("encoded");
         }
     }
     let mut file = Vec::new();
@@ -260,7 +264,11 @@ fn make(dir: &Path, sketch: &Sketch) {
             },
         }
         if *kind < 2 {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o700 + u32::from(value % 3) * 5)).expect("set");
+            fs::set_permissions(
+                &path,
+                fs::Permissions::from_mode(0o700 + u32::from(value % 3) * 5),
+            )
+            .expect("set");
         }
     }
 }
