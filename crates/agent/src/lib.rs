@@ -1,1 +1,68 @@
-//! Placeholder.
+//! The agent inside a machine: takes an update's files over, then has exactly those services
+//! reload or restart that need it, and proves that they did.
+//!
+//! One update is: fetch a bundle → verify its signature → stage it beside the live files →
+//! gather facts → plan → commit → activate → prove → receipt → report. [`Agent`] does all of it
+//! on one machine, [`client`] speaks with a repository.
+//!
+//! # Guarantees
+//!
+//! - Files change wholly or not at all, whatever interrupts (`vireo-tree`). What was still to be
+//!   activated is on disk before the files change, so an interrupted activation is resumed.
+//! - No unit is touched that was not running or that the policy holds; only `try-` verbs are used.
+//! - A reload that is not proven by what the unit's processes hold is followed by one restart;
+//!   what is not proven after that is *pending*, and said so. No exit status is believed alone.
+//! - An update for another base, by an unknown signer, or against local edits of the same files
+//!   changes nothing.
+//!
+//! # Not here
+//!
+//! What needs which action (`vireo-classify`), how files are replaced (`vireo-tree`), the
+//! network protocol (`vireo-wire`). Undoing an update is not here yet.
+//!
+//! # Example
+//!
+//! A machine in memory, on which a changed configuration is activated:
+//!
+//! ```
+//! use std::collections::BTreeSet;
+//! use vireo_agent::activate::{Patience, activate};
+//! use vireo_agent::testing::FakeMachine;
+//! use vireo_classify::{ChangedFile, Facts, Policy, UnitFacts, plan};
+//! use vireo_model::{ChangeKind, ImagePath};
+//!
+//! let nginx = UnitFacts { can_reload: true, ..UnitFacts::running("nginx.service") };
+//! let facts = Facts::new().with_unit(nginx);
+//! let path = ImagePath::parse(b"/etc/nginx/nginx.conf")?;
+//! let changes = [ChangedFile::new(path, ChangeKind::Modified)];
+//! let plan = plan(&changes, &facts, &Policy::default());
+//!
+//! let machine = FakeMachine::new(facts.clone());
+//! let replaced = BTreeSet::new();
+//! let done = activate(&plan, &replaced, &facts, &machine, &machine, Patience::default())?;
+//! assert_eq!(machine.calls(), ["reload nginx.service"]);
+//! assert!(done.pending.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod activate;
+mod beneath;
+pub mod client;
+mod error;
+pub mod receipt;
+mod root;
+pub mod services;
+pub mod state;
+pub mod system;
+mod systemctl;
+mod systemd;
+pub mod testing;
+mod update;
+pub mod verify;
+
+pub use error::{AgentError, ErrorKind};
+pub use receipt::Receipt;
+pub use services::{Job, ServiceError, Services, system_services};
+pub use state::StateDir;
+pub use system::{LiveSystem, SystemView};
+pub use update::{Agent, Applied, Say};

@@ -1,1 +1,19 @@
-fn main() {}
+//! `vireo-agent`: keeps one machine on its image's newest version.
+//!
+//! Arguments, adapters, printing; everything else is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod commands;
+mod exit;
+
+fn main() -> ExitCode {
+    let arguments = commands::Arguments::parse();
+    let json = arguments.json;
+    match commands::run(arguments) {
+        Ok(output) => output.print(json),
+        Err(failure) => failure.print(json),
+    }
+}

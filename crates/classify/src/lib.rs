@@ -1,1 +1,91 @@
-//! Placeholder.
+//! Decides what a running system must do for changed files to take effect. Pure: no file, no
+//! process, no clock is touched here.
+//!
+//! [`class_of`] says what kind of file a path is. [`Facts`] say which units a system has, which
+//! of their processes hold which files, and which files they declare to read. [`plan`] makes a
+//! [`Plan`] of the two: for each unit nothing, a reload or a restart, with the evidence for it.
+//!
+//! # Guarantees
+//!
+//! - Same changes, facts and policy: same plan.
+//! - A unit has at most one action, the greatest that any of its files asks for.
+//! - A unit that is not running is never acted upon, nor one that the policy holds.
+//! - Parsers take bytes, never panic, and count what they did not understand: a line form that
+//!   a newer kernel brings must not hide a stale library.
+//! - A process is matched with a replaced file by device and inode number, never by the text
+//!   `(deleted)`: a rewrite in place does not show it, a roll-back shows it wrongly.
+//!
+//! # Not here
+//!
+//! Gathering facts and acting on a plan (`vireo-agent`). Whether a unit reads a closed file is
+//! known from its declarations and a small [rule pack](rules) only; what nobody is known to read
+//! is listed in [`Plan::unclaimed`].
+//!
+//! # Example
+//!
+//! ```
+//! use vireo_classify::{ChangedFile, Facts, FileId, Policy, Process, UnitFacts, plan};
+//! use vireo_model::{ChangeKind, ImagePath};
+//!
+//! let library = FileId { dev: 2049, ino: 77 };
+//! let facts = Facts::new()
+//!     .with_unit(UnitFacts::running("cron.service"))
+//!     .with_unit(UnitFacts { can_reload: true, ..UnitFacts::running("nginx.service") })
+//!     .with_process(Process::of_unit(321, "cron.service", [library]));
+//!
+//! let changed = |path: &str| -> Result<ChangedFile, vireo_model::ImagePathError> {
+//!     Ok(ChangedFile::new(ImagePath::parse(path.as_bytes())?, ChangeKind::Modified))
+//! };
+//! let changes = [
+//!     ChangedFile { replaced: Some(library), ..changed("/usr/lib/x86_64-linux-gnu/libpam.so.0")? },
+//!     changed("/etc/nginx/conf.d/site.conf")?,
+//!     changed("/srv/www/index.html")?,
+//! ];
+//! let plan = plan(&changes, &facts, &Policy::default());
+//! assert_eq!(
+//!     plan.to_string(),
+//!     "\
+//! restart  cron.service   /usr/lib/x86_64-linux-gnu/libpam.so.0 (library, held by process 321)
+//! reload   nginx.service  /etc/nginx/conf.d/site.conf (config, rule /etc/nginx/**)
+//! nothing  for 1 file: 1 content
+//! "
+//! );
+//! # Ok::<(), vireo_model::ImagePathError>(())
+//! ```
+
+mod cgroup;
+mod class;
+mod elf;
+mod error;
+mod facts;
+mod glob;
+mod maps;
+mod path_text;
+mod plan;
+mod planner;
+mod policy;
+pub mod rules;
+mod show;
+mod text;
+mod unit;
+mod unit_file;
+
+#[cfg(test)]
+mod tests;
+
+pub use cgroup::{Owner, owner_of};
+pub use class::{Class, HEAD_LEN, class_of};
+pub use elf::{ElfKind, elf_kind};
+pub use error::{ClassifyError, ErrorKind};
+pub use facts::{ActiveState, Declared, DeclaredBy, Facts, FileId, Process, UnitFacts};
+pub use maps::{Maps, make_dev, parse_maps};
+pub use plan::{
+    Action, Evidence, FileEntry, ManagerAction, Plan, Proof, Reboot, Rule, SystemPlan, ToolRun,
+    UnitPlan,
+};
+pub use planner::{ChangedFile, plan};
+pub use policy::{ConfigRule, Effect, Policy};
+pub use rules::Tool;
+pub use show::{SHOW_PROPERTIES, parse_show};
+pub use unit::Unit;
+pub use unit_file::{Declarations, UnitFile, declarations_of};

@@ -54,7 +54,7 @@ pub const DEFAULT_IGNORE: &[&str] = &[
     "/var/lib/systemd/rfkill/**",
     "/var/lib/systemd/timers/**",
     "/var/lib/systemd/timesync/**",
-    "/var/lib/vireo/**",
+    "/var/lib/vireo",
     "/var/log/**",
     "/var/tmp/**",
 ];

@@ -1,0 +1,129 @@
+//! The commands, one file each: arguments, whose comments are the help text, and what they do.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use vireo_agent::client::{Session, Tell};
+use vireo_agent::services::NoServices;
+use vireo_agent::state::{DEFAULT_DIR, StateDir};
+use vireo_agent::system::NoSystem;
+use vireo_agent::{Agent, LiveSystem, system_services};
+use vireo_delta::{PublicKey, TrustedKeys};
+
+use crate::exit::{Failure, Output};
+
+mod apply;
+mod check;
+mod enroll;
+mod plan;
+mod run;
+mod status;
+mod verify;
+
+/// Keep this machine on its image's newest version
+#[derive(Debug, Parser)]
+#[command(name = "vireo-agent", version, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    /// Answer as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Say nothing while working
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Root of the files to update; services are left alone unless it is /
+    #[arg(long, global = true, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// Where the agent keeps its records [default: ROOT/var/lib/vireo]
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Enroll(enroll::Args),
+    Run(run::Args),
+    Check(check::Args),
+    Plan(plan::Args),
+    Apply(apply::Args),
+    Status(status::Args),
+    Verify(verify::Args),
+}
+
+/// What every command needs to know.
+#[derive(Debug)]
+struct Context {
+    root: PathBuf,
+    state: StateDir,
+    quiet: bool,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<Output, Failure> {
+    let Arguments { root, state, quiet, command, .. } = arguments;
+    let default = || root.join(DEFAULT_DIR.trim_start_matches('/'));
+    let state = StateDir::at(&state.unwrap_or_else(default));
+    let context = Context { root, state, quiet };
+    match command {
+        Command::Enroll(args) => enroll::run(&args, &context),
+        Command::Run(args) => run::run(&args, &context),
+        Command::Check(args) => check::run(&args, &context),
+        Command::Plan(args) => plan::run(&args, &context),
+        Command::Apply(args) => apply::run(&args, &context),
+        Command::Status(args) => status::run(&args, &context),
+        Command::Verify(args) => verify::run(&args, &context),
+    }
+}
+
+impl Context {
+    /// The agent with the adapters for this machine, or with none for another root.
+    fn agent(&self) -> Arc<Agent> {
+        let live = std::fs::canonicalize(&self.root).is_ok_and(|root| root == Path::new("/"));
+        let agent = if live {
+            let system = Box::new(LiveSystem::default());
+            Agent::new(&self.root, self.state.clone(), system, system_services())
+        } else {
+            Agent::new(&self.root, self.state.clone(), Box::new(NoSystem), Box::new(NoServices))
+        };
+        Arc::new(agent)
+    }
+
+    fn session(&self) -> Result<Session, Failure> {
+        Ok(Session::open(self.agent(), self.tell())?)
+    }
+
+    /// One line per event on stderr, unless it is to be quiet.
+    fn tell(&self) -> Tell {
+        use std::io::Write as _;
+        let quiet = self.quiet;
+        Arc::new(move |line| {
+            if !quiet {
+                // Nobody need listen.
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
+        })
+    }
+}
+
+/// The keys given on the command line, or else those of the enrolment.
+fn trusted(given: &[PublicKey], context: &Context) -> Result<TrustedKeys, Failure> {
+    if !given.is_empty() {
+        return Ok(given.iter().copied().collect());
+    }
+    match context.state.enrolment()? {
+        Some(enrolment) => Ok(enrolment.trusted_keys()),
+        None => Err(Failure::new(
+            "no key is trusted: this machine is not enrolled; say whose bundles to accept with --trust KEY",
+        )),
+    }
+}
+
+/// Runs network code to its end.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("cannot start an event loop: {error}")))?;
+    runtime.block_on(work)
+}

@@ -1,0 +1,86 @@
+//! What a command ends with: its output or its failure, and the exit code of either.
+//!
+//! 0 done or nothing to do, 1 failed, 2 usage (by clap), 3 waits, 4 undone (not given yet),
+//! 5 refused.
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use vireo_agent::client::chain;
+use vireo_agent::{AgentError, ErrorKind};
+
+/// It failed.
+pub(crate) const FAILED: u8 = 1;
+/// It is done as far as it goes; something waits.
+pub(crate) const WAITS: u8 = 3;
+/// It was refused, nothing was changed.
+const REFUSED: u8 = 5;
+
+/// What a command found or did, in both forms.
+#[derive(Debug)]
+pub(crate) struct Output {
+    text: String,
+    json: serde_json::Value,
+    code: u8,
+}
+
+impl Output {
+    /// A report that is its own text and its own JSON.
+    pub(crate) fn of<R: Display + Serialize>(report: &R) -> Result<Self, Failure> {
+        Self::new(report.to_string(), report)
+    }
+
+    pub(crate) fn new(text: String, json: &impl Serialize) -> Result<Self, Failure> {
+        let json = serde_json::to_value(json).map_err(|error| Failure {
+            code: FAILED,
+            message: format!("cannot write the answer as JSON: {error}"),
+        })?;
+        Ok(Self { text, json, code: 0 })
+    }
+
+    pub(crate) fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
+    pub(crate) fn print(&self, json: bool) -> ExitCode {
+        let text = if json { format!("{}\n", self.json) } else { self.text.clone() };
+        // A reader that has gone away wants no more; there is nobody to tell.
+        let _ = std::io::stdout().write_all(text.as_bytes());
+        ExitCode::from(self.code)
+    }
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { code: FAILED, message: message.into() }
+    }
+
+    pub(crate) fn print(&self, json: bool) -> ExitCode {
+        if json {
+            let error = serde_json::json!({"schema": "vireo.error/1", "error": self.message, "code": self.code});
+            let _ = writeln!(std::io::stdout(), "{error}");
+        }
+        let _ = writeln!(std::io::stderr(), "error: {}", self.message);
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        let code = match error.kind() {
+            ErrorKind::Refused => REFUSED,
+            ErrorKind::Busy => WAITS,
+            _ => FAILED,
+        };
+        Self { code, message: chain(&error) }
+    }
+}

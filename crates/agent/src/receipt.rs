@@ -1,0 +1,230 @@
+//! The receipt: what an update did, as people read it and as `vireo.receipt/1`.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use vireo_classify::{Plan, Unit};
+use vireo_model::Digest;
+
+/// What one update did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// `vireo.receipt/1`.
+    pub schema: String,
+    /// Digest of the tree that was there.
+    pub base: Digest,
+    /// Digest of the tree that is there.
+    pub target: Digest,
+    /// Number of the version in the repository, if known.
+    pub version: Option<u64>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether an earlier attempt was interrupted and this one went on.
+    pub resumed: bool,
+    /// What was to be done.
+    pub plan: Plan,
+    /// What was done, in order.
+    pub actions: Vec<ActionReport>,
+    /// What still waits, from what was seen at the end.
+    pub pending: Vec<Pending>,
+    /// Units that ran before and have failed since.
+    pub failed_units: Vec<Unit>,
+    /// The steps of the update with their times, in order.
+    pub steps: Vec<Step>,
+    /// Time of all steps, in seconds.
+    pub seconds: f64,
+}
+
+/// How an update ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The machine had it already.
+    Unchanged,
+    /// The files are there and in effect, and that is proven.
+    Done,
+    /// The files are there; something waits to take effect.
+    Pending,
+    /// The files are there; an action failed or a unit has failed since.
+    Failed,
+}
+
+/// One action and how it went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActionReport {
+    /// What was acted upon: a unit, or `system`.
+    pub subject: String,
+    /// What was done: `reload`, `restart`, `daemon-reload`, a command.
+    pub action: String,
+    /// How it went.
+    pub result: ActionResult,
+    /// How long it took, with the other actions of the same kind.
+    pub seconds: f64,
+    /// Why it failed, or what it did not do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// How an action went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActionResult {
+    /// It is in effect, and that is proven.
+    Done,
+    /// Its job ended well but the unit still held a replaced file: a restart followed.
+    Escalated,
+    /// Its job ended well but there is no proof.
+    Unproven,
+    /// It failed.
+    Failed,
+    /// It is left to the very end: the agent itself.
+    Later,
+}
+
+/// Something that waits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Pending {
+    /// A unit, a session, a container, or `system`.
+    pub subject: String,
+    /// What it needs.
+    pub needs: String,
+    /// Why it was not done.
+    pub reason: String,
+}
+
+/// One step of an update.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name: `stage`, `plan`, `commit`, `activate`.
+    pub name: String,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Receipt {
+    /// The schema's name.
+    pub const SCHEMA: &'static str = "vireo.receipt/1";
+
+    /// The receipt of an update that the machine had already.
+    #[must_use]
+    pub fn unchanged(tree: Digest, version: Option<u64>) -> Self {
+        Self {
+            schema: Self::SCHEMA.to_owned(),
+            base: tree,
+            target: tree,
+            version,
+            outcome: Outcome::Unchanged,
+            resumed: false,
+            plan: Plan::empty(),
+            actions: Vec::new(),
+            pending: Vec::new(),
+            failed_units: Vec::new(),
+            steps: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
+    /// The outcome that actions and what is left add up to.
+    #[must_use]
+    pub(crate) fn judge(&self) -> Outcome {
+        let failed = |action: &ActionReport| action.result == ActionResult::Failed;
+        if self.actions.iter().any(failed) || !self.failed_units.is_empty() {
+            Outcome::Failed
+        } else if self.pending.is_empty() {
+            Outcome::Done
+        } else {
+            Outcome::Pending
+        }
+    }
+}
+
+impl Outcome {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unchanged => "unchanged",
+            Self::Done => "done",
+            Self::Pending => "pending",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl ActionResult {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Escalated => "escalated",
+            Self::Unproven => "unproven",
+            Self::Failed => "failed",
+            Self::Later => "later",
+        }
+    }
+}
+
+impl fmt::Display for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = self.version.map_or(String::new(), |number| format!("version {number}, "));
+        let resumed = if self.resumed { ", resumed" } else { "" };
+        let (outcome, target) = (self.outcome.as_str(), self.target.short());
+        writeln!(f, "{outcome:<9} {version}tree {target}, {:.1} s{resumed}", self.seconds)?;
+        for action in &self.actions {
+            let ActionReport { subject, action: verb, result, seconds, detail } = action;
+            let detail = detail.as_ref().map_or(String::new(), |detail| format!(": {detail}"));
+            writeln!(f, "{:<9} {verb} {subject} ({seconds:.1} s){detail}", result.as_str())?;
+        }
+        for unit in &self.failed_units {
+            writeln!(f, "failed    {unit} ran before and does not run now; its log says more")?;
+        }
+        for Pending { subject, needs, reason } in &self.pending {
+            writeln!(f, "pending   {subject} needs {needs}: {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_reads_back_and_says_what_was_done() {
+        let tree = Digest::from_bytes([0x22; 32]);
+        let mut receipt = Receipt::unchanged(tree, Some(7));
+        receipt.actions.push(ActionReport {
+            subject: "nginx.service".to_owned(),
+            action: "reload".to_owned(),
+            result: ActionResult::Done,
+            seconds: 0.04,
+            detail: None,
+        });
+        receipt.pending.push(Pending {
+            subject: "dbus.service".to_owned(),
+            needs: "restart".to_owned(),
+            reason: "every client would lose its connection".to_owned(),
+        });
+        receipt.outcome = receipt.judge();
+        assert_eq!(
+            receipt.to_string(),
+            "\
+pending   version 7, tree 222222222222, 0.0 s
+done      reload nginx.service (0.0 s)
+pending   dbus.service needs restart: every client would lose its connection
+"
+        );
+        let json = serde_json::to_string(&receipt).expect("plain data");
+        assert!(json.starts_with(r#"{"schema":"vireo.receipt/1","base":"2222"#), "{json}");
+        assert_eq!(serde_json::from_str::<Receipt>(&json).expect("it reads back"), receipt);
+    }
+
+    #[test]
+    fn a_failure_weighs_more_than_what_waits() {
+        let mut receipt = Receipt::unchanged(Digest::of(b""), None);
+        assert_eq!(receipt.judge(), Outcome::Done);
+        receipt.failed_units.push(Unit::new("a.service"));
+        assert_eq!(receipt.judge(), Outcome::Failed);
+    }
+}

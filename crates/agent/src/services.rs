@@ -1,0 +1,141 @@
+//! The service manager, as far as activation needs it: a port and the choice of its adapter.
+//!
+//! Implementations are held to [`testing::check_services`](crate::testing::check_services).
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::time::Duration;
+
+use vireo_classify::Unit;
+
+use crate::systemctl::Systemctl;
+use crate::systemd::Systemd;
+
+/// How long one batch of jobs may take; systemd's own default for one start is 90 s.
+pub(crate) const JOB_DEADLINE: Duration = Duration::from_secs(180);
+
+/// How long the manager may take to read its unit files again or to execute itself anew.
+pub(crate) const MANAGER_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long one tool may run.
+pub(crate) const TOOL_DEADLINE: Duration = Duration::from_secs(120);
+
+/// The service manager. Real ones: systemd over D-Bus, and `systemctl` where there is no bus.
+///
+/// Calls return when the work is done, not when it is queued. Nothing here starts a unit that
+/// does not run.
+pub trait Services: Debug + Send + Sync {
+    /// Has the manager read its unit files again.
+    ///
+    /// # Errors
+    ///
+    /// It could not be reached, refused, or did not answer in time.
+    fn daemon_reload(&self) -> Result<(), ServiceError>;
+
+    /// Has the manager execute itself anew, keeping all units as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Services::daemon_reload`].
+    fn daemon_reexec(&self) -> Result<(), ServiceError>;
+
+    /// Does `job` to those of `units` that run; all jobs are queued before the first is waited
+    /// for, so that the manager can order them. One outcome per unit, in the order of `units`;
+    /// a failure does not stop the rest. A unit that does not run counts as done.
+    fn run(&self, job: Job, units: &[Unit]) -> Vec<Result<(), ServiceError>>;
+
+    /// Queues a restart of `unit` and does not wait: for the agent's own unit, which ends by it.
+    ///
+    /// # Errors
+    ///
+    /// The job could not be queued.
+    fn restart_later(&self, unit: &Unit) -> Result<(), ServiceError>;
+
+    /// Runs a tool of the service manager, such as `systemd-tmpfiles --create x.conf`.
+    ///
+    /// # Errors
+    ///
+    /// It could not be started, failed, or did not end in time.
+    fn run_tool(&self, command: &[String]) -> Result<(), ServiceError>;
+}
+
+/// What can be done to units that run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Job {
+    /// They read their configuration again; those that cannot are restarted.
+    Reload,
+    /// Their processes are replaced.
+    Restart,
+}
+
+impl Job {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// Why the service manager did not do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct ServiceError {
+    what: String,
+    why: String,
+}
+
+impl ServiceError {
+    /// `what` (`reload nginx.service`) failed because of `why`.
+    #[must_use]
+    pub fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { what: what.into(), why: why.into() }
+    }
+}
+
+/// The service manager of the running system: over its bus if that answers, else by `systemctl`,
+/// else none.
+#[must_use]
+pub fn system_services() -> Box<dyn Services> {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return Box::new(NoServices);
+    }
+    match Systemd::connect() {
+        Ok(systemd) => Box::new(systemd),
+        Err(_) => Box::new(Systemctl),
+    }
+}
+
+/// No service manager: everything fails and says so.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoServices;
+
+impl NoServices {
+    fn error(what: &str) -> ServiceError {
+        ServiceError::new(what, "no service manager runs here")
+    }
+}
+
+impl Services for NoServices {
+    fn daemon_reload(&self) -> Result<(), ServiceError> {
+        Err(Self::error("daemon-reload"))
+    }
+
+    fn daemon_reexec(&self) -> Result<(), ServiceError> {
+        Err(Self::error("daemon-reexec"))
+    }
+
+    fn run(&self, job: Job, units: &[Unit]) -> Vec<Result<(), ServiceError>> {
+        units.iter().map(|unit| Err(Self::error(&format!("{} {unit}", job.as_str())))).collect()
+    }
+
+    fn restart_later(&self, unit: &Unit) -> Result<(), ServiceError> {
+        Err(Self::error(&format!("restart {unit}")))
+    }
+
+    fn run_tool(&self, command: &[String]) -> Result<(), ServiceError> {
+        Err(Self::error(&command.join(" ")))
+    }
+}

@@ -1,0 +1,409 @@
+//! What the agent keeps on disk between runs. Every write survives power loss whole or not at all.
+//!
+//! ```text
+//! enrolment.json   repository, credential, image, trusted keys, ignore list
+//! version.json     the version that this machine is on
+//! activation.json  an update that is being committed and activated; there only meanwhile
+//! receipt.json     what the last update did
+//! unreported.json  a receipt that the repository does not have yet
+//! incoming/        bundles on their way
+//! lock             held while an update is under way
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use vireo_classify::{FileId, Plan};
+use vireo_delta::{PublicKey, TrustedKeys};
+use vireo_model::{Digest, Ignore, ImageName};
+use vireo_sys::durable;
+use vireo_sys::lock::FileLock;
+use vireo_wire::Secret;
+use vireo_wire::api::{InstanceId, ReceiptPost};
+
+use crate::error::{AgentError, ErrorKind};
+use crate::receipt::Receipt;
+
+/// Where the state is by default.
+pub const DEFAULT_DIR: &str = "/var/lib/vireo";
+
+/// Longest state file read, in bytes: a plan of a million files.
+const MAX_FILE_LEN: u64 = 512 << 20;
+
+/// Who this machine is, and to whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrolment {
+    /// The repository's address.
+    pub url: String,
+    /// The repository's CA certificate, PEM.
+    pub ca: String,
+    /// This machine's identity.
+    pub instance: InstanceId,
+    /// This machine's credential.
+    pub secret: Secret,
+    /// The image that it follows.
+    pub image: ImageName,
+    /// Keys whose bundles it accepts.
+    pub trusted: Vec<PublicKey>,
+    /// Patterns of the ignore list, defaults included.
+    pub ignore: Vec<String>,
+}
+
+impl Enrolment {
+    /// The keys whose bundles it accepts.
+    #[must_use]
+    pub fn trusted_keys(&self) -> TrustedKeys {
+        self.trusted.iter().copied().collect()
+    }
+
+    /// The ignore list.
+    ///
+    /// # Errors
+    ///
+    /// `State` if a pattern is no glob.
+    pub fn ignore_list(&self) -> Result<Ignore, AgentError> {
+        Ignore::new(self.ignore.iter().cloned()).map_err(|error| {
+            AgentError::new(
+                ErrorKind::State,
+                "the enrolment's ignore list cannot be used; enrol again",
+            )
+            .caused_by(error)
+        })
+    }
+}
+
+/// The version that the machine is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Its number in the repository, if known: a bundle applied by hand has none.
+    pub number: Option<u64>,
+    /// Digest of its tree.
+    pub tree: Digest,
+}
+
+/// An update between the decision to commit it and its receipt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Obligation {
+    /// The version it leads to.
+    pub position: Position,
+    /// What is to be done once the files are there.
+    pub plan: Plan,
+    /// The files that it replaces.
+    pub replaced: Vec<FileId>,
+    /// Which boot of the machine decided it; after another one every process is fresh.
+    pub boot: String,
+}
+
+/// The agent's directory.
+#[derive(Clone, Debug)]
+pub struct StateDir(PathBuf);
+
+impl StateDir {
+    /// The state at `path`; nothing is made or read yet.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Locks the state for an update; it is let go when the answer is dropped. Makes the
+    /// directory if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if another process holds it.
+    pub fn lock(&self) -> Result<FileLock, AgentError> {
+        self.create()?;
+        let path = self.0.join("lock");
+        let held =
+            FileLock::exclusive(&path).map_err(|error| AgentError::io("lock", &path, error))?;
+        held.ok_or_else(|| {
+            let message = format!(
+                "another vireo-agent works on this machine (it holds {}); try again later",
+                path.display()
+            );
+            AgentError::new(ErrorKind::Busy, message)
+        })
+    }
+
+    /// The enrolment; `None` if the machine is not enrolled.
+    ///
+    /// # Errors
+    ///
+    /// `State` if it is damaged.
+    pub fn enrolment(&self) -> Result<Option<Enrolment>, AgentError> {
+        self.read("enrolment.json")
+    }
+
+    /// The enrolment, which must be there.
+    ///
+    /// # Errors
+    ///
+    /// `NotEnrolled`, or `State` if it is damaged.
+    pub fn require_enrolment(&self) -> Result<Enrolment, AgentError> {
+        self.enrolment()?.ok_or_else(|| {
+            let message = format!(
+                "this machine is not enrolled ({} has no enrolment); run `vireo-agent enroll URL --token TOKEN`",
+                self.0.display()
+            );
+            AgentError::new(ErrorKind::NotEnrolled, message)
+        })
+    }
+
+    /// Keeps an enrolment and the version that goes with it.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be written.
+    pub fn enroll(&self, enrolment: &Enrolment, position: &Position) -> Result<(), AgentError> {
+        // In this order: an enrolment is never there without a version.
+        self.set_position(position)?;
+        self.write("enrolment.json", enrolment)
+    }
+
+    /// The version that the machine is on; `None` if none is known.
+    ///
+    /// # Errors
+    ///
+    /// `State` if it is damaged.
+    pub fn position(&self) -> Result<Option<Position>, AgentError> {
+        self.read("version.json")
+    }
+
+    /// Keeps the version that the machine is on.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn set_position(&self, position: &Position) -> Result<(), AgentError> {
+        self.write("version.json", position)
+    }
+
+    /// The update under way, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `State` if it is damaged.
+    pub fn obligation(&self) -> Result<Option<Obligation>, AgentError> {
+        self.read("activation.json")
+    }
+
+    /// Keeps what is to be done, before the files change.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn set_obligation(&self, obligation: &Obligation) -> Result<(), AgentError> {
+        self.write("activation.json", obligation)
+    }
+
+    /// Forgets the update under way.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be removed.
+    pub fn clear_obligation(&self) -> Result<(), AgentError> {
+        self.remove("activation.json")
+    }
+
+    /// What the last update did.
+    ///
+    /// # Errors
+    ///
+    /// `State` if it is damaged.
+    pub fn last_receipt(&self) -> Result<Option<Receipt>, AgentError> {
+        self.read("receipt.json")
+    }
+
+    /// Keeps what an update did, and that the repository has yet to hear of it.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be written.
+    pub fn set_receipt(&self, receipt: &Receipt) -> Result<(), AgentError> {
+        self.write("receipt.json", receipt)?;
+        let value = serde_json::to_value(receipt).map_err(|error| {
+            AgentError::new(ErrorKind::Failed, "cannot write the receipt as JSON").caused_by(error)
+        })?;
+        let outcome = receipt.outcome.as_str().to_owned();
+        self.write(
+            "unreported.json",
+            &ReceiptPost { tree: receipt.target, outcome, receipt: value },
+        )
+    }
+
+    /// The receipt that the repository does not have yet.
+    ///
+    /// # Errors
+    ///
+    /// `State` if it is damaged.
+    pub fn unreported(&self) -> Result<Option<ReceiptPost>, AgentError> {
+        self.read("unreported.json")
+    }
+
+    /// The repository has the receipt.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be removed.
+    pub fn set_reported(&self) -> Result<(), AgentError> {
+        self.remove("unreported.json")
+    }
+
+    /// Where the bundle of this name is put while it is fetched; the directory is made.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be made.
+    pub fn incoming(&self, bundle: Digest) -> Result<PathBuf, AgentError> {
+        self.create()?;
+        let dir = self.0.join("incoming");
+        make_dir(&dir)?;
+        Ok(dir.join(format!("{bundle}.vireo")))
+    }
+
+    /// Removes all bundles that were fetched.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be removed.
+    pub fn clear_incoming(&self) -> Result<(), AgentError> {
+        let dir = self.0.join("incoming");
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(AgentError::io("remove", &dir, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn create(&self) -> Result<(), AgentError> {
+        make_dir(&self.0)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, AgentError> {
+        let path = self.0.join(name);
+        let damaged = |why: String| {
+            let message =
+                format!("the agent's record {} is damaged ({why}); enrol again", path.display());
+            AgentError::new(ErrorKind::State, message)
+        };
+        match fs::metadata(&path) {
+            Ok(there) if there.len() > MAX_FILE_LEN => return Err(damaged("too long".to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            _ => {}
+        }
+        let bytes = fs::read(&path).map_err(|error| AgentError::io("read", &path, error))?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(error.to_string()))
+    }
+
+    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), AgentError> {
+        self.create()?;
+        let path = self.0.join(name);
+        let bytes = serde_json::to_vec(value).map_err(|error| {
+            let message = format!("cannot write {} as JSON", path.display());
+            AgentError::new(ErrorKind::Failed, message).caused_by(error)
+        })?;
+        durable::replace(&path, &bytes).map_err(|error| AgentError::io("write", &path, error))
+    }
+
+    fn remove(&self, name: &str) -> Result<(), AgentError> {
+        let path = self.0.join(name);
+        match fs::remove_file(&path).and_then(|()| durable::sync_dir(&self.0)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(AgentError::io("remove", &path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Only the administrator may look: the credential is in there.
+fn make_dir(path: &Path) -> Result<(), AgentError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| AgentError::io("make the directory", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back_and_nothing_is_made_by_looking() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state = StateDir::at(&dir.path().join("vireo"));
+        assert_eq!(state.position().expect("readable"), None);
+        let error = state.require_enrolment().expect_err("not enrolled");
+        assert_eq!(error.kind(), ErrorKind::NotEnrolled);
+        assert!(!state.path().exists());
+
+        let position = Position { number: Some(3), tree: Digest::of(b"tree") };
+        state.set_position(&position).expect("written");
+        assert_eq!(state.position().expect("readable"), Some(position));
+        let mode = fs::metadata(state.path()).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "the credential is for root alone");
+
+        let obligation = Obligation {
+            position,
+            plan: Plan::empty(),
+            replaced: vec![FileId { dev: 1, ino: 2 }],
+            boot: "b".to_owned(),
+        };
+        state.set_obligation(&obligation).expect("written");
+        assert_eq!(state.obligation().expect("readable"), Some(obligation));
+        state.clear_obligation().expect("removed");
+        state.clear_obligation().expect("removed twice is removed once");
+        assert_eq!(state.obligation().expect("readable"), None);
+    }
+
+    #[test]
+    fn a_receipt_waits_until_it_is_reported() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state = StateDir::at(dir.path());
+        let receipt = Receipt::unchanged(Digest::of(b"t"), None);
+        state.set_receipt(&receipt).expect("written");
+        assert_eq!(state.last_receipt().expect("readable"), Some(receipt.clone()));
+        assert_eq!(
+            state.unreported().expect("readable").map(|post| post.tree),
+            Some(receipt.target)
+        );
+        state.set_reported().expect("removed");
+        assert_eq!(state.unreported().expect("readable"), None);
+    }
+
+    #[test]
+    fn a_damaged_record_is_named_and_not_taken_for_absent() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::write(dir.path().join("version.json"), "{").expect("written");
+        let error = StateDir::at(dir.path()).position().expect_err("damaged");
+        assert_eq!(error.kind(), ErrorKind::State);
+        assert!(error.to_string().contains("version.json is damaged"), "{error}");
+    }
+
+    #[test]
+    fn only_one_update_is_under_way() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state = StateDir::at(dir.path());
+        let held = state.lock().expect("free");
+        assert_eq!(state.lock().expect_err("taken").kind(), ErrorKind::Busy);
+        drop(held);
+        assert!(state.lock().is_ok());
+    }
+}

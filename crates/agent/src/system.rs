@@ -1,0 +1,277 @@
+//! Facts about the running system: a port, and the adapter that reads `/proc` and asks systemd.
+//!
+//! Not here: what the facts mean (`vireo-classify`).
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat};
+use vireo_classify::{
+    Facts, FileId, Process, SHOW_PROPERTIES, UnitFacts, declarations_of, owner_of, parse_maps,
+    parse_show,
+};
+use vireo_model::ImagePath;
+
+use crate::beneath::file_id_at;
+use crate::error::{AgentError, ErrorKind};
+use crate::systemctl;
+
+/// Longest unit file read, in bytes; systemd's own lines may be that long.
+const MAX_UNIT_FILE_LEN: u64 = 1 << 20;
+
+/// The running system, as far as a plan depends on it.
+pub trait SystemView: Debug + Send + Sync {
+    /// The facts: all loaded units, and the processes that hold one of `files` (run, map or have
+    /// it open).
+    ///
+    /// Cost of the live system: about 1 ms per process when `files` is not empty, and one call of
+    /// `systemctl`.
+    ///
+    /// # Errors
+    ///
+    /// `/proc` cannot be read. A service manager that does not answer is a fact, not an error.
+    fn facts(&self, files: &BTreeSet<FileId>) -> Result<Facts, AgentError>;
+}
+
+/// The system that this process runs on.
+#[derive(Clone, Debug)]
+pub struct LiveSystem {
+    proc: PathBuf,
+    root: PathBuf,
+}
+
+impl Default for LiveSystem {
+    fn default() -> Self {
+        Self { proc: PathBuf::from("/proc"), root: PathBuf::from("/") }
+    }
+}
+
+impl LiveSystem {
+    /// A system whose `/proc` is at `proc` and whose unit files are below `root`.
+    #[must_use]
+    pub fn at(proc: &Path, root: &Path) -> Self {
+        Self { proc: proc.to_owned(), root: root.to_owned() }
+    }
+
+    /// The processes that hold one of `files`, and how many lines were not understood.
+    fn processes(&self, files: &BTreeSet<FileId>) -> Result<(Vec<Process>, usize), AgentError> {
+        let mut found = Vec::new();
+        let mut unread = 0;
+        if files.is_empty() {
+            return Ok((found, unread));
+        }
+        let entries = fs::read_dir(&self.proc)
+            .map_err(|error| AgentError::io("list the processes in", &self.proc, error))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Some(scan) = ProcessDir::open(&entry.path()) else { continue };
+            let (holds, lines) = scan.holds(files);
+            unread += lines;
+            if !holds.is_empty() {
+                let owner = owner_of(pid, &scan.read("cgroup").unwrap_or_default());
+                found.push(Process { pid, owner, holds });
+            }
+        }
+        found.sort_by_key(|process| process.pid);
+        Ok((found, unread))
+    }
+
+    /// Adds what the unit's own files declare; gives the number of lines not understood.
+    fn add_declarations(&self, unit: &mut UnitFacts) -> usize {
+        let contents: Vec<Vec<u8>> =
+            unit.files.iter().filter_map(|path| self.unit_file(path).ok()).collect();
+        let found = declarations_of(&unit.name, contents.iter().map(Vec::as_slice));
+        unit.programs = found.programs;
+        unit.declared = found.declared.into_iter().collect();
+        found.unread
+    }
+
+    fn unit_file(&self, path: &ImagePath) -> io::Result<Vec<u8>> {
+        use std::io::Read as _;
+        let relative = Path::new(std::ffi::OsStr::from_bytes(path.relative()));
+        let mut content = Vec::new();
+        fs::File::open(self.root.join(relative))?
+            .take(MAX_UNIT_FILE_LEN)
+            .read_to_end(&mut content)?;
+        Ok(content)
+    }
+}
+
+impl SystemView for LiveSystem {
+    fn facts(&self, files: &BTreeSet<FileId>) -> Result<Facts, AgentError> {
+        let (processes, mut unread) = self.processes(files)?;
+        let shown = systemctl::show(SHOW_PROPERTIES);
+        let manager = shown.is_ok();
+        let (mut units, lines) = shown.map(|text| parse_show(&text)).unwrap_or_default();
+        unread += lines;
+        for unit in units.values_mut().filter(|unit| unit.active.is_up()) {
+            unread += self.add_declarations(unit);
+        }
+        let release =
+            fs::read_to_string(self.proc.join("sys/kernel/osrelease")).unwrap_or_default();
+        let kernel_release = release.trim().to_owned();
+        Ok(Facts { manager, kernel_release, units, processes, unread })
+    }
+}
+
+/// `/proc/PID`, held open: should the process end and its number be given to another, reading
+/// fails instead of mixing the two.
+struct ProcessDir(OwnedFd);
+
+impl ProcessDir {
+    fn open(path: &Path) -> Option<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        Some(Self(rustix::fs::open(path, flags, Mode::empty()).ok()?))
+    }
+
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        use std::io::Read as _;
+        let file = openat(&self.0, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut content = Vec::new();
+        fs::File::from(file).read_to_end(&mut content).ok()?;
+        Some(content)
+    }
+
+    /// Which of `files` the process runs, maps or has open, and the map lines not understood.
+    fn holds(&self, files: &BTreeSet<FileId>) -> (BTreeSet<FileId>, usize) {
+        let Some(content) = self.read("maps") else { return (BTreeSet::new(), 0) };
+        let maps = parse_maps(&content);
+        let mut holds: BTreeSet<FileId> = maps.files.intersection(files).copied().collect();
+        if maps.files.iter().any(|file| may_be_another_device(*file, files)) {
+            holds.extend(self.targets_in("map_files", files));
+        }
+        holds.extend(file_id_at(&self.0, "exe", AtFlags::empty()).filter(|id| files.contains(id)));
+        holds.extend(self.targets_in("fd", files));
+        (holds, maps.unread)
+    }
+
+    /// Which of `files` the links in the directory `name` lead to.
+    fn targets_in(&self, name: &str, files: &BTreeSet<FileId>) -> BTreeSet<FileId> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(dir) = openat(&self.0, name, flags, Mode::empty()) else { return BTreeSet::new() };
+        let Ok(entries) = rustix::fs::Dir::read_from(&dir) else { return BTreeSet::new() };
+        entries
+            .flatten()
+            .filter(|entry| !entry.file_name().to_bytes().starts_with(b"."))
+            .filter_map(|entry| file_id_at(&dir, entry.file_name(), AtFlags::empty()))
+            .filter(|id| files.contains(id))
+            .collect()
+    }
+}
+
+/// On btrfs a map shows another device than `stat` gives, and the same inode number: whether
+/// `mapped` could be one of `files` so. Asking for certain costs a look-up per mapping.
+fn may_be_another_device(mapped: FileId, files: &BTreeSet<FileId>) -> bool {
+    /// File systems without a block device, which btrfs is, have major number 0.
+    const fn is_anonymous(dev: u64) -> bool {
+        dev >> 8 & 0xfff == 0 && dev >> 44 == 0
+    }
+    is_anonymous(mapped.dev)
+        && files
+            .iter()
+            .any(|file| file.ino == mapped.ino && file.dev != mapped.dev && is_anonymous(file.dev))
+}
+
+/// No system at all: a root that is not the one that runs. No unit, no process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoSystem;
+
+impl SystemView for NoSystem {
+    fn facts(&self, _files: &BTreeSet<FileId>) -> Result<Facts, AgentError> {
+        Ok(Facts::default())
+    }
+}
+
+/// The kernel's name for this boot, to tell a restart of the agent from one of the machine.
+///
+/// # Errors
+///
+/// `/proc` is not there.
+pub fn boot_id() -> Result<String, AgentError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(|error| {
+        AgentError::new(ErrorKind::Failed, "cannot tell which boot this is").caused_by(error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn id_of(path: &Path) -> FileId {
+        let stat = fs::metadata(path).expect("it is there");
+        FileId { dev: stat.dev(), ino: stat.ino() }
+    }
+
+    #[test]
+    fn a_program_that_runs_is_held_even_after_its_file_is_gone() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let program = dir.path().join("cat");
+        fs::copy("/bin/cat", &program).expect("copied");
+        let open = dir.path().join("open");
+        fs::write(&open, "x").expect("written");
+        let files = BTreeSet::from([id_of(&program), id_of(&open)]);
+        let mut child = Command::new(&program)
+            .arg("-")
+            .stdin(Stdio::piped())
+            .stdout(fs::File::options().append(true).open(&open).expect("opens"))
+            .spawn()
+            .expect("it starts");
+        // Its first output shows that it has started for good.
+        child.stdin.as_mut().expect("piped").write_all(b"y").expect("written");
+        while fs::metadata(&open).expect("it is there").len() < 2 {
+            std::thread::yield_now();
+        }
+        fs::remove_file(&program).expect("removed");
+
+        let (found, unread) = LiveSystem::default().processes(&files).expect("readable");
+        child.kill().expect("killed");
+        child.wait().expect("waited for");
+        let held = found.iter().find(|process| process.pid == child.id()).expect("it is found");
+        assert_eq!(held.holds, files, "the program as mapped, the other as open");
+        assert_eq!(unread, 0);
+    }
+
+    #[test]
+    fn unit_files_below_the_root_are_read() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir_all(dir.path().join("etc/systemd/system")).expect("made");
+        let file = dir.path().join("etc/systemd/system/app.service");
+        fs::write(&file, "[Service]\nExecStart=/usr/bin/app -c /etc/app/app.conf\n")
+            .expect("written");
+        let path = ImagePath::parse(b"/etc/systemd/system/app.service").expect("a valid path");
+        let mut unit = UnitFacts { files: vec![path], ..UnitFacts::running("app.service") };
+        let unread = LiveSystem::at(Path::new("/proc"), dir.path()).add_declarations(&mut unit);
+        assert_eq!(unread, 0);
+        assert_eq!(unit.programs[0].to_string(), "/usr/bin/app");
+        assert_eq!(unit.declared[0].path.to_string(), "/etc/app/app.conf");
+    }
+
+    #[test]
+    fn nothing_is_looked_for_when_nothing_is_asked() {
+        let nowhere = LiveSystem::at(Path::new("/nonexistent"), Path::new("/"));
+        assert_eq!(nowhere.processes(&BTreeSet::new()).expect("no look"), (Vec::new(), 0));
+        let error = nowhere.processes(&BTreeSet::from([FileId { dev: 1, ino: 1 }]));
+        let error = error.expect_err("there is no /proc");
+        assert_eq!(error.to_string(), "cannot list the processes in /nonexistent");
+    }
+
+    #[test]
+    fn only_devices_without_a_disk_can_be_shown_as_another() {
+        let (disk, other_disk) = (FileId { dev: 0x801, ino: 5 }, FileId { dev: 0x802, ino: 5 });
+        let (sub, whole) = (FileId { dev: 0x27, ino: 5 }, FileId { dev: 0x29, ino: 5 });
+        assert!(may_be_another_device(whole, &BTreeSet::from([sub])));
+        assert!(!may_be_another_device(sub, &BTreeSet::from([sub])));
+        assert!(!may_be_another_device(disk, &BTreeSet::from([other_disk])));
+    }
+}

@@ -1,0 +1,139 @@
+//! systemd by its command, which reaches the manager without a bus as well.
+
+use std::io::Read as _;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vireo_classify::Unit;
+
+use crate::services::{JOB_DEADLINE, Job, MANAGER_DEADLINE, ServiceError, Services, TOOL_DEADLINE};
+
+/// How often a running command is looked after.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Longest output of a command that is read, in bytes: thousands of units.
+const MAX_OUTPUT_LEN: u64 = 32 << 20;
+
+/// How much of a failed command's complaint goes into the message, in characters.
+const MAX_COMPLAINT_LEN: usize = 300;
+
+/// systemd by `systemctl`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Systemctl;
+
+impl Services for Systemctl {
+    fn daemon_reload(&self) -> Result<(), ServiceError> {
+        systemctl(&["daemon-reload"], MANAGER_DEADLINE).map(drop)
+    }
+
+    fn daemon_reexec(&self) -> Result<(), ServiceError> {
+        systemctl(&["daemon-reexec"], MANAGER_DEADLINE).map(drop)
+    }
+
+    fn run(&self, job: Job, units: &[Unit]) -> Vec<Result<(), ServiceError>> {
+        let verb = match job {
+            Job::Reload => "try-reload-or-restart",
+            Job::Restart => "try-restart",
+        };
+        let run = |unit: &Unit| systemctl(&[verb, "--", unit.as_str()], JOB_DEADLINE).map(drop);
+        // One thread each: all jobs are queued before the first is done. Its exit status would
+        // not say which of several units failed.
+        thread::scope(|scope| {
+            let running: Vec<_> = units.iter().map(|unit| scope.spawn(move || run(unit))).collect();
+            let ended = |thread: thread::ScopedJoinHandle<'_, Result<(), ServiceError>>| {
+                thread.join().unwrap_or_else(|_| Err(ServiceError::new(verb, "its thread ended")))
+            };
+            running.into_iter().map(ended).collect()
+        })
+    }
+
+    fn restart_later(&self, unit: &Unit) -> Result<(), ServiceError> {
+        systemctl(&["try-restart", "--no-block", "--", unit.as_str()], JOB_DEADLINE).map(drop)
+    }
+
+    fn run_tool(&self, command: &[String]) -> Result<(), ServiceError> {
+        run(command.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), TOOL_DEADLINE)
+            .map(drop)
+    }
+}
+
+/// The properties of all loaded units, as [`parse_show`](vireo_classify::parse_show) reads them.
+pub(crate) fn show(properties: &[&str]) -> Result<Vec<u8>, ServiceError> {
+    let wanted = format!("--property={}", properties.join(","));
+    systemctl(&["show", &wanted, "--", "*"], MANAGER_DEADLINE)
+}
+
+fn systemctl(arguments: &[&str], deadline: Duration) -> Result<Vec<u8>, ServiceError> {
+    let command: Vec<&str> =
+        ["systemctl", "--no-ask-password", "--no-pager"].iter().chain(arguments).copied().collect();
+    run(&command, deadline)
+}
+
+/// Runs a command to its end and gives its output.
+pub(crate) fn run(command: &[&str], deadline: Duration) -> Result<Vec<u8>, ServiceError> {
+    let failed = |why: String| ServiceError::new(command.join(" "), why);
+    let (program, arguments) =
+        command.split_first().ok_or_else(|| failed("no command".to_owned()))?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(error.to_string()))?;
+    let reader = |pipe: Option<Box<dyn std::io::Read + Send>>| {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            if let Some(pipe) = pipe {
+                // What cannot be read is missing below, as if it had not been said.
+                let _ = pipe.take(MAX_OUTPUT_LEN).read_to_end(&mut bytes);
+            }
+            bytes
+        })
+    };
+    let output = reader(child.stdout.take().map(|pipe| Box::new(pipe) as _));
+    let complaint = reader(child.stderr.take().map(|pipe| Box::new(pipe) as _));
+    let start = Instant::now();
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if start.elapsed() < deadline => thread::sleep(POLL_INTERVAL),
+            Ok(None) => {
+                // Killing what has just ended fails, which is fine.
+                let _ = (child.kill(), child.wait());
+                return Err(failed(format!("no end within {} s", deadline.as_secs())));
+            }
+            Err(error) => return Err(failed(error.to_string())),
+        }
+    };
+    let complaint = complaint.join().unwrap_or_default();
+    if status.success() {
+        return Ok(output.join().unwrap_or_default());
+    }
+    let said: String =
+        String::from_utf8_lossy(&complaint).chars().take(MAX_COMPLAINT_LEN).collect();
+    let said = said.trim().replace('\n', "; ");
+    Err(failed(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_gives_its_output_or_its_complaint() {
+        assert_eq!(run(&["echo", "a"], Duration::from_secs(9)), Ok(b"a\n".to_vec()));
+        let error = run(&["sh", "-c", "echo why >&2; exit 3"], Duration::from_secs(9));
+        let error = error.expect_err("it fails").to_string();
+        assert_eq!(error, "sh -c echo why >&2; exit 3: exit status: 3: why");
+        assert!(run(&["/nonexistent/tool"], Duration::from_secs(9)).is_err());
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_ended() {
+        let error = run(&["sleep", "99"], Duration::from_millis(50)).expect_err("too long");
+        assert_eq!(error.to_string(), "sleep 99: no end within 0 s");
+    }
+}

@@ -1,0 +1,303 @@
+use std::fs;
+use std::io::Cursor;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use vireo_classify::UnitFacts;
+use vireo_delta::{BundleWriter, SecretKey};
+use vireo_model::{Ignore, Tree};
+use vireo_tree::{ScanOptions, scan};
+
+use super::*;
+use crate::receipt::ActionResult;
+use crate::testing::FakeMachine;
+
+/// A base and a target directory, and the signed bundle between them.
+struct Lab {
+    dir: tempfile::TempDir,
+    key: SecretKey,
+}
+
+fn write(path: &Path, content: &str) {
+    fs::create_dir_all(path.parent().expect("not the root")).expect("made");
+    fs::write(path, content).expect("written");
+    let time = std::time::UNIX_EPOCH + Duration::from_secs(content.len() as u64);
+    fs::File::options().write(true).open(path).expect("opens").set_modified(time).expect("set");
+}
+
+fn tree(dir: &Path) -> Tree {
+    let root = Root::open(dir).expect("a directory");
+    scan(&root, &Ignore::default(), &ScanOptions::default()).expect("readable").tree
+}
+
+impl Lab {
+    /// nginx.conf, a library and a page change; a page comes, a page goes.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (side, text) in [("base", "one"), ("target", "number two")] {
+            let at = |name: &str| dir.path().join(side).join(name);
+            write(&at("etc/nginx/nginx.conf"), text);
+            write(&at("usr/lib/libz.so.1"), text);
+            write(&at("srv/www/index.html"), text);
+            write(&at("srv/www").join(side), "mine");
+            write(&at("etc/same"), "same");
+        }
+        Self { dir, key: SecretKey::generate().expect("random bytes") }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn trusted(&self) -> TrustedKeys {
+        [self.key.public()].into_iter().collect()
+    }
+
+    /// The bundle's file.
+    fn bundle(&self) -> PathBuf {
+        let (base, target) = (tree(&self.at("base")), tree(&self.at("target")));
+        let changes = ChangeSet::between(&base, &target);
+        let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+        for change in &changes.changes {
+            let Some((len, digest)) = change.after.as_ref().and_then(|node| node.content()) else {
+                continue;
+            };
+            let path = self.at("target").join(change.path.to_string().trim_start_matches('/'));
+            writer
+                .encode(digest, len, false, fs::File::open(path).expect("opens"))
+                .expect("encoded");
+        }
+        let mut file = Vec::new();
+        writer.finish(&changes, &Ignore::default(), &self.key, &mut file).expect("finished");
+        let path = self.at("update.vireo");
+        fs::write(&path, file).expect("written");
+        path
+    }
+
+    fn library(&self) -> FileId {
+        let stat = fs::metadata(self.at("base/usr/lib/libz.so.1")).expect("it is there");
+        FileId { dev: stat.dev(), ino: stat.ino() }
+    }
+
+    /// nginx can reload; cron holds the library.
+    fn machine(&self) -> FakeMachine {
+        let facts = Facts::new()
+            .with_unit(UnitFacts { can_reload: true, ..UnitFacts::running("nginx.service") })
+            .with_unit(UnitFacts::running("cron.service"));
+        let machine = FakeMachine::new(facts);
+        machine.hold(7, "cron.service", self.library());
+        machine
+    }
+
+    fn agent(&self, machine: &'static FakeMachine) -> Agent {
+        let state = StateDir::at(&self.at("state"));
+        let patience = Patience { settle_max: Duration::ZERO, poll_interval: Duration::ZERO };
+        Agent::new(&self.at("base"), state, Box::new(Shared(machine)), Box::new(Shared(machine)))
+            .with_patience(patience)
+    }
+}
+
+/// One machine behind both ports.
+#[derive(Debug)]
+struct Shared(&'static FakeMachine);
+
+impl SystemView for Shared {
+    fn facts(&self, files: &BTreeSet<FileId>) -> Result<Facts, AgentError> {
+        self.0.facts(files)
+    }
+}
+
+impl Services for Shared {
+    fn daemon_reload(&self) -> Result<(), crate::ServiceError> {
+        self.0.daemon_reload()
+    }
+    fn daemon_reexec(&self) -> Result<(), crate::ServiceError> {
+        self.0.daemon_reexec()
+    }
+    fn run(&self, job: crate::Job, units: &[Unit]) -> Vec<Result<(), crate::ServiceError>> {
+        self.0.run(job, units)
+    }
+    fn restart_later(&self, unit: &Unit) -> Result<(), crate::ServiceError> {
+        self.0.restart_later(unit)
+    }
+    fn run_tool(&self, command: &[String]) -> Result<(), crate::ServiceError> {
+        self.0.run_tool(command)
+    }
+}
+
+fn leak(machine: FakeMachine) -> &'static FakeMachine {
+    Box::leak(Box::new(machine))
+}
+
+fn quiet(_: &str) {}
+
+#[test]
+fn an_update_changes_the_files_and_exactly_the_units_that_need_it() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let said = Mutex::new(Vec::new());
+    let say = |line: &str| said.lock().expect("not poisoned").push(line.to_owned());
+    let applied = agent.apply(&lab.bundle(), &lab.trusted(), Some(2), &say).expect("applied");
+
+    let receipt = applied.receipt;
+    assert_eq!(receipt.outcome, Outcome::Done, "{receipt}");
+    assert_eq!(machine.calls(), ["reload nginx.service", "restart cron.service"]);
+    assert!(receipt.actions.iter().all(|action| action.result == ActionResult::Done), "{receipt}");
+    assert_eq!(tree(&lab.at("base")).digest(), tree(&lab.at("target")).digest());
+    let steps: Vec<&str> = receipt.steps.iter().map(|step| step.name.as_str()).collect();
+    assert_eq!(steps, ["stage", "plan", "commit", "activate"]);
+    assert_eq!(
+        *said.lock().expect("not poisoned"),
+        [
+            "5 changed files; restart cron.service; reload nginx.service",
+            "the files are in place, activating"
+        ]
+    );
+    let position = Position { number: Some(2), tree: receipt.target };
+    assert_eq!(agent.state().position().expect("readable"), Some(position));
+    assert_eq!(agent.state().obligation().expect("readable"), None);
+    assert_eq!(agent.state().last_receipt().expect("readable"), Some(receipt));
+}
+
+#[test]
+fn a_plan_says_what_apply_does_and_changes_nothing() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let before = tree(&lab.at("base")).digest();
+    let plan = agent.plan(&lab.bundle(), &lab.trusted()).expect("planned");
+    assert_eq!(tree(&lab.at("base")).digest(), before);
+    assert!(machine.calls().is_empty());
+    let applied = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied");
+    assert_eq!(applied.receipt.plan, plan);
+}
+
+#[test]
+fn the_same_update_again_is_unchanged() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let bundle = lab.bundle();
+    let _ = agent.apply(&bundle, &lab.trusted(), None, &quiet).expect("applied");
+    let calls = machine.calls();
+    let again = agent.apply(&bundle, &lab.trusted(), None, &quiet).expect("applied");
+    assert_eq!(again.receipt.outcome, Outcome::Unchanged);
+    assert_eq!(machine.calls(), calls);
+}
+
+#[test]
+fn what_is_refused_changes_nothing() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let bundle = lab.bundle();
+    let before = tree(&lab.at("base")).digest();
+
+    let stranger = SecretKey::generate().expect("random bytes");
+    let trusted = TrustedKeys::from_iter([stranger.public()]);
+    let error = agent.apply(&bundle, &trusted, None, &quiet).expect_err("unknown signer");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+
+    let mut bytes = fs::read(&bundle).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let damaged = lab.at("damaged.vireo");
+    fs::write(&damaged, bytes).expect("written");
+    let error = agent.apply(&damaged, &lab.trusted(), None, &quiet).expect_err("damaged");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    fs::write(&damaged, b"").expect("written");
+    assert!(agent.apply(&damaged, &lab.trusted(), None, &quiet).is_err(), "empty");
+    assert_eq!(tree(&lab.at("base")).digest(), before);
+
+    let elsewhere = Position { number: Some(1), tree: Digest::of(b"another") };
+    agent.state().set_position(&elsewhere).expect("written");
+    let error = agent.apply(&bundle, &lab.trusted(), None, &quiet).expect_err("another base");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains("this machine is on"), "{error}");
+    assert_eq!(tree(&lab.at("base")).digest(), before);
+    assert!(machine.calls().is_empty());
+}
+
+#[test]
+fn a_local_edit_in_the_way_is_named_and_kept() {
+    let lab = Lab::new();
+    let agent = lab.agent(leak(lab.machine()));
+    let bundle = lab.bundle();
+    write(&lab.at("base/etc/nginx/nginx.conf"), "edited here");
+    let error = agent.apply(&bundle, &lab.trusted(), None, &quiet).expect_err("drift");
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.contains("/etc/nginx/nginx.conf"), "{cause}");
+    assert_eq!(fs::read(lab.at("base/etc/nginx/nginx.conf")).expect("readable"), b"edited here");
+}
+
+#[test]
+fn an_activation_that_was_interrupted_is_resumed_once() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let opened = OpenBundle::open(&lab.bundle()).expect("mapped");
+    let bundle = opened.verify(&lab.trusted(), Path::new("x")).expect("verified");
+    let root = Root::open(&lab.at("base")).expect("a directory");
+    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("staged");
+    let prepared = agent.prepare(&bundle, &staged).expect("planned");
+    let obligation = Obligation {
+        position: Position { number: Some(2), tree: bundle.target() },
+        plan: prepared.plan,
+        replaced: prepared.replaced.into_iter().collect(),
+        boot: boot_id().expect("a boot"),
+    };
+    agent.state().set_obligation(&obligation).expect("written");
+    drop(staged.commit().expect("committed"));
+
+    // The agent is killed here, and started again.
+    let applied = agent.recover(&quiet).expect("recovered").expect("there was something");
+    assert!(applied.receipt.resumed);
+    assert_eq!(applied.receipt.outcome, Outcome::Done, "{}", applied.receipt);
+    assert_eq!(machine.calls(), ["reload nginx.service", "restart cron.service"]);
+    assert_eq!(agent.state().position().expect("readable"), Some(obligation.position));
+    assert_eq!(agent.recover(&quiet).expect("recovered"), None, "once");
+}
+
+#[test]
+fn an_update_interrupted_before_its_commit_is_dropped() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let opened = OpenBundle::open(&lab.bundle()).expect("mapped");
+    let bundle = opened.verify(&lab.trusted(), Path::new("x")).expect("verified");
+    let before = tree(&lab.at("base")).digest();
+    let root = Root::open(&lab.at("base")).expect("a directory");
+    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("staged");
+    let prepared = agent.prepare(&bundle, &staged).expect("planned");
+    let obligation = Obligation {
+        position: Position { number: Some(2), tree: bundle.target() },
+        plan: prepared.plan,
+        replaced: Vec::new(),
+        boot: String::new(),
+    };
+    agent.state().set_obligation(&obligation).expect("written");
+    drop(staged);
+
+    assert_eq!(agent.recover(&quiet).expect("recovered"), None);
+    assert_eq!(agent.state().obligation().expect("readable"), None);
+    assert_eq!(tree(&lab.at("base")).digest(), before);
+    assert!(machine.calls().is_empty());
+    let applied = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied");
+    assert_eq!(applied.receipt.outcome, Outcome::Done);
+}
+
+#[test]
+fn a_link_leads_where_it_says() {
+    let link = |at: &str, target: &str| {
+        let node =
+            vireo_model::Node::new(NodeKind::Symlink { target: target.as_bytes().to_vec() }, 0o777);
+        let path = ImagePath::parse(at.as_bytes()).expect("a valid path");
+        link_target(&Change { path, before: Some(node), after: None }).map(|path| path.to_string())
+    };
+    assert_eq!(link("/usr/lib/a.so", "a.so.1").as_deref(), Some("/usr/lib/a.so.1"));
+    assert_eq!(link("/etc/alternatives/x", "/usr/bin/y").as_deref(), Some("/usr/bin/y"));
+    assert_eq!(link("/usr/lib/a/b", "../../../../bin/./c").as_deref(), Some("/bin/c"));
+}

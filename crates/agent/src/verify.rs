@@ -1,0 +1,164 @@
+//! Proof of convergence: whether the machine's files are what its version says, and where not.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, Tree};
+use vireo_tree::{ScanOptions, scan};
+
+use crate::error::AgentError;
+use crate::root::open_root;
+
+/// Most differing paths that a report lists.
+pub const MAX_DIFFERING: usize = 10_000;
+
+/// What comparing a machine's files with its version found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// `vireo.verify/1`.
+    pub schema: &'static str,
+    /// The version's number, if known.
+    pub version: Option<u64>,
+    /// Digest of the version's tree.
+    pub expected: Digest,
+    /// Digest of what is there.
+    pub found: Digest,
+    /// How many paths differ; none if they could not be compared one by one.
+    pub differing_count: Option<usize>,
+    /// The paths that differ, at most [`MAX_DIFFERING`].
+    pub differing: Vec<Differing>,
+}
+
+/// One path that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Differing {
+    /// Where.
+    pub path: String,
+    /// How what is there differs from the version.
+    pub cause: ChangeKind,
+}
+
+/// Reads the tree below `root`, contents and all, without what is mounted below it: an image
+/// has the directories, not the file systems on them.
+///
+/// # Errors
+///
+/// A path cannot be read.
+pub fn read_tree(root: &Path, ignore: &Ignore) -> Result<Tree, AgentError> {
+    Ok(scan(&open_root(root)?, ignore, &ScanOptions::default())?.tree)
+}
+
+impl VerifyReport {
+    /// The schema's name.
+    pub const SCHEMA: &'static str = "vireo.verify/1";
+
+    /// Compares by digest alone.
+    #[must_use]
+    pub fn of_digests(version: Option<u64>, expected: Digest, found: Digest) -> Self {
+        let differing_count = (expected == found).then_some(0);
+        Self {
+            schema: Self::SCHEMA,
+            version,
+            expected,
+            found,
+            differing_count,
+            differing: Vec::new(),
+        }
+    }
+
+    /// Compares path by path.
+    #[must_use]
+    pub fn of_trees(version: Option<u64>, expected: &Tree, found: &Tree) -> Self {
+        let changes = ChangeSet::between(expected, found);
+        let differing = changes.changes.iter().take(MAX_DIFFERING);
+        let differing = differing
+            .map(|change| Differing { path: change.path.to_string(), cause: change.kind() });
+        Self {
+            differing_count: Some(changes.changes.len()),
+            differing: differing.collect(),
+            ..Self::of_digests(version, changes.base, changes.target)
+        }
+    }
+
+    /// Whether the machine's files are exactly the version's.
+    #[must_use]
+    pub fn is_equal(&self) -> bool {
+        self.expected == self.found
+    }
+}
+
+impl fmt::Display for Differing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.path, word(self.cause))
+    }
+}
+
+/// The word for how a path differs.
+const fn word(cause: ChangeKind) -> &'static str {
+    match cause {
+        ChangeKind::Added => "added",
+        ChangeKind::Modified => "modified",
+        ChangeKind::Removed => "removed",
+        ChangeKind::Metadata => "metadata",
+    }
+}
+
+impl fmt::Display for VerifyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version =
+            self.version.map_or("its version".to_owned(), |number| format!("version {number}"));
+        if self.is_equal() {
+            return writeln!(f, "equal     to {version}, tree {}", self.found);
+        }
+        writeln!(f, "differs   from {version}")?;
+        writeln!(f, "expected  {}", self.expected)?;
+        writeln!(f, "found     {}", self.found)?;
+        for Differing { path, cause } in &self.differing {
+            writeln!(f, "{:<9} {path}", word(*cause))?;
+        }
+        match self.differing_count {
+            Some(count) if count > self.differing.len() => {
+                writeln!(f, "and       {} more", count - self.differing.len())
+            }
+            Some(_) => Ok(()),
+            None => writeln!(f, "unlisted  the repository cannot be asked for the version's files"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vireo_model::{ImagePath, Node, NodeKind};
+
+    use super::*;
+
+    #[test]
+    fn every_differing_path_is_listed_with_its_cause() {
+        let file = |text: &str| {
+            let content = Digest::of(text.as_bytes());
+            Node::new(NodeKind::File { len: text.len() as u64, content }, 0o644)
+        };
+        let tree = |files: &[(&str, Node)]| -> Tree {
+            let path = |text: &str| ImagePath::parse(text.as_bytes()).expect("a valid path");
+            files.iter().map(|(at, node)| (path(at), node.clone())).collect()
+        };
+        let expected = tree(&[("/a", file("1")), ("/b", file("2")), ("/c", file("3"))]);
+        let found = tree(&[
+            ("/a", file("x")),
+            ("/c", Node { mode: 0o600, ..file("3") }),
+            ("/d", file("4")),
+        ]);
+        let report = VerifyReport::of_trees(Some(3), &expected, &found);
+        assert!(!report.is_equal());
+        let text = report.to_string();
+        assert!(text.starts_with("differs   from version 3\n"), "{text}");
+        assert!(
+            text.ends_with("modified  /a\nremoved   /b\nmetadata  /c\nadded     /d\n"),
+            "{text}"
+        );
+        let same = VerifyReport::of_trees(None, &expected, &expected);
+        assert!(same.is_equal() && same.differing.is_empty());
+        assert!(same.to_string().starts_with("equal     to its version, tree "));
+    }
+}

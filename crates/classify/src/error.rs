@@ -1,0 +1,34 @@
+//! The one error: a policy that cannot be used.
+
+/// Why a policy cannot be used. Branch on [`kind`](Self::kind), print the value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ClassifyError(Detail);
+
+/// What a caller can do about a [`ClassifyError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A pattern of the policy is no glob: correct it.
+    BadPattern,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Detail {
+    #[error("policy pattern {pattern:?} is not a glob: {why}")]
+    Pattern { pattern: String, why: String },
+}
+
+impl ClassifyError {
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self.0 {
+            Detail::Pattern { .. } => ErrorKind::BadPattern,
+        }
+    }
+
+    pub(crate) fn pattern(pattern: &str, why: &globset::Error) -> Self {
+        Self(Detail::Pattern { pattern: pattern.to_owned(), why: why.kind().to_string() })
+    }
+}

@@ -1,0 +1,35 @@
+//! Ordered lists of glob patterns, of which the first match counts.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+
+use crate::ClassifyError;
+
+/// Patterns in order, compiled together.
+#[derive(Clone, Debug)]
+pub(crate) struct Globs(GlobSet);
+
+impl Globs {
+    /// Compiles `patterns`; `*` stays within a component, `**` crosses them.
+    pub(crate) fn new<'p>(
+        patterns: impl IntoIterator<Item = &'p str>,
+    ) -> Result<Self, ClassifyError> {
+        let mut builder = GlobSetBuilder::new();
+        let mut last = "";
+        for pattern in patterns {
+            last = pattern;
+            let glob =
+                GlobBuilder::new(pattern).literal_separator(true).empty_alternates(true).build();
+            builder.add(glob.map_err(|why| ClassifyError::pattern(pattern, &why))?);
+        }
+        Ok(Self(builder.build().map_err(|why| ClassifyError::pattern(last, &why))?))
+    }
+
+    /// Index of the first pattern that `text` matches.
+    pub(crate) fn first(&self, text: &[u8]) -> Option<usize> {
+        self.0.matches(Path::new(OsStr::from_bytes(text))).into_iter().min()
+    }
+}

@@ -1,0 +1,581 @@
+//! Plans over a recorded laboratory, in the words that people read.
+//!
+//! The laboratory is a Debian 12 with the services that images are made for; each case stands
+//! for one row of the catalogue of changes that the planner was designed by, named by its label.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use vireo_model::{ChangeKind, ImagePath};
+
+use crate::*;
+
+const KERNEL: &str = "6.1.0-50-cloud-amd64";
+
+fn path(text: &str) -> ImagePath {
+    ImagePath::parse(text.as_bytes()).expect("a valid path")
+}
+
+/// A unit as its file on Debian 12 makes it.
+fn unit(name: &str, can_reload: bool, file: &str) -> UnitFacts {
+    let place = path(&format!("/lib/systemd/system/{}", template_of(name)));
+    let found = declarations_of(&Unit::new(name), [file.as_bytes()]);
+    UnitFacts {
+        can_reload,
+        files: vec![place],
+        programs: found.programs,
+        declared: found.declared.into_iter().collect(),
+        ..UnitFacts::running(name)
+    }
+}
+
+fn template_of(name: &str) -> String {
+    let unit = Unit::new(name);
+    unit.instance().map_or(name.to_owned(), |_| format!("{}@.{}", unit.stem(), unit.kind()))
+}
+
+fn inode(ino: u64) -> FileId {
+    FileId { dev: 0x709, ino }
+}
+
+const LIBPCRE: u64 = 1;
+const NGINX: u64 = 2;
+const SSHD: u64 = 3;
+const SYSTEMD: u64 = 4;
+const LIBEVENT: u64 = 5;
+const LOOP_SH: u64 = 6;
+const DBUS: u64 = 7;
+const LIBPAM: u64 = 8;
+const JAVA_MODULES: u64 = 9;
+const YAML_SO: u64 = 10;
+const C_UTF8: u64 = 11;
+const POSTGRES: u64 = 12;
+const OVERLAY: u64 = 13;
+
+/// Which file the table's paths stand for.
+fn inode_of(path: &str) -> Option<FileId> {
+    let held = [
+        ("libpcre2-8.so.0.11.2", LIBPCRE),
+        ("sbin/nginx", NGINX),
+        ("sbin/sshd", SSHD),
+        ("lib/systemd/systemd", SYSTEMD),
+        ("libevent-2.1.so.7.0.1", LIBEVENT),
+        ("app/loop.sh", LOOP_SH),
+        ("bin/dbus-daemon", DBUS),
+        ("libpam.so.0.85.1", LIBPAM),
+        ("lib/modules", JAVA_MODULES),
+        ("_yaml.cpython-311-x86_64-linux-gnu.so", YAML_SO),
+        ("C.utf8/LC_CTYPE", C_UTF8),
+        ("15/bin/postgres", POSTGRES),
+        ("overlay2/l/x.so", OVERLAY),
+    ];
+    held.iter().find(|(end, _)| path.ends_with(end)).map(|(_, ino)| inode(*ino))
+}
+
+fn laboratory() -> Facts {
+    let inactive = |name| UnitFacts { active: ActiveState::Inactive, ..unit(name, true, "") };
+    let units = [
+        unit("nginx.service", true, "[Service]\nExecStart=/usr/sbin/nginx -g 'daemon on;'\n"),
+        unit("apache2.service", true, "[Service]\nExecStart=/usr/sbin/apachectl start\n"),
+        unit(
+            "php8.2-fpm.service",
+            true,
+            "[Service]\nExecStart=/usr/sbin/php-fpm8.2 --fpm-config /etc/php/8.2/fpm/php-fpm.conf\n",
+        ),
+        UnitFacts {
+            aliases: BTreeSet::from([Unit::new("sshd.service")]),
+            ..unit(
+                "ssh.service",
+                true,
+                "[Service]\nEnvironmentFile=-/etc/default/ssh\nExecStart=/usr/sbin/sshd -D\n",
+            )
+        },
+        unit(
+            "postgresql@15-main.service",
+            true,
+            "[Unit]\nAssertPathExists=/etc/postgresql/%I/postgresql.conf\nRequiresMountsFor=/etc/postgresql/%I\n",
+        ),
+        UnitFacts { service_type: "oneshot".to_owned(), ..unit("postgresql.service", true, "") },
+        unit(
+            "redis-server.service",
+            false,
+            "[Service]\nExecStart=/usr/bin/redis-server /etc/redis/redis.conf\n",
+        ),
+        unit("mariadb.service", false, ""),
+        unit(
+            "memcached.service",
+            false,
+            "[Service]\nExecStart=/usr/share/memcached/wrapper /etc/memcached.conf\n",
+        ),
+        unit("postfix@-.service", true, ""),
+        UnitFacts { service_type: "oneshot".to_owned(), ..unit("postfix.service", true, "") },
+        unit(
+            "cron.service",
+            false,
+            "[Service]\nEnvironmentFile=-/etc/default/cron\nExecStart=/usr/sbin/cron -f\n",
+        ),
+        unit("rsyslog.service", true, ""),
+        unit("systemd-journald.service", false, ""),
+        unit("systemd-logind.service", false, ""),
+        unit("systemd-networkd.service", true, ""),
+        unit("dbus.service", true, ""),
+        unit("docker.service", true, ""),
+        unit("containerd.service", false, ""),
+        unit(
+            "app.service",
+            true,
+            "[Service]\nWorkingDirectory=/opt/app\nExecStart=/usr/bin/gunicorn app:app\nExecStartPre=/usr/bin/test -f /etc/app/config.yaml\n",
+        ),
+        unit(
+            "pyworker.service",
+            false,
+            "[Service]\nExecStart=/usr/bin/python3 /opt/worker/main.py\nWorkingDirectory=/opt/worker\n",
+        ),
+        unit("shapp.service", false, "[Service]\nExecStart=/bin/sh /opt/app/loop.sh\n"),
+        unit("javaapp.service", false, ""),
+        UnitFacts { refuse_manual_stop: true, ..unit("stubborn.service", false, "") },
+        UnitFacts {
+            service_type: "oneshot".to_owned(),
+            ..unit("keyboard-setup.service", false, "")
+        },
+        unit("echo.socket", false, ""),
+        unit("hello.timer", false, ""),
+        inactive("named.service"),
+        inactive("echo.service"),
+    ];
+    let of_unit =
+        |pid, name, inos: &[u64]| Process::of_unit(pid, name, inos.iter().copied().map(inode));
+    let of = |pid, owner, inos: &[u64]| Process {
+        pid,
+        owner,
+        holds: inos.iter().copied().map(inode).collect(),
+    };
+    let processes = [
+        of(1, Owner::Manager, &[LIBPCRE, SYSTEMD]),
+        of_unit(10, "nginx.service", &[LIBPCRE, NGINX]),
+        of_unit(11, "nginx.service", &[LIBPCRE, NGINX]),
+        of_unit(20, "ssh.service", &[SSHD, LIBPAM]),
+        of(21, Owner::Session(Unit::new("session-3.scope")), &[SSHD]),
+        of_unit(30, "dbus.service", &[LIBPCRE, DBUS]),
+        of_unit(40, "memcached.service", &[LIBEVENT]),
+        of_unit(50, "shapp.service", &[LOOP_SH]),
+        of_unit(60, "cron.service", &[LIBPAM, C_UTF8]),
+        of_unit(70, "javaapp.service", &[JAVA_MODULES]),
+        of_unit(80, "app.service", &[YAML_SO]),
+        of_unit(90, "postgresql@15-main.service", &[POSTGRES]),
+        of(99, Owner::Foreign("docker-1.scope".to_owned()), &[OVERLAY]),
+    ];
+    let facts =
+        Facts { kernel_release: KERNEL.to_owned(), processes: processes.into(), ..Facts::new() };
+    units.into_iter().fold(facts, Facts::with_unit)
+}
+
+/// A change of `text`: a path with `+` (added), `-` (removed) or `=` (metadata only) before it.
+fn change(text: &str) -> ChangedFile {
+    let (kind, text) = match text.split_at(1) {
+        ("+", rest) => (ChangeKind::Added, rest),
+        ("-", rest) => (ChangeKind::Removed, rest),
+        ("=", rest) => (ChangeKind::Metadata, rest),
+        _ => (ChangeKind::Modified, text),
+    };
+    let replaced = if kind == ChangeKind::Added { None } else { inode_of(text) };
+    ChangedFile { replaced, ..ChangedFile::new(path(text), kind) }
+}
+
+/// What a plan does, without the reasons.
+fn actions(plan: &Plan) -> String {
+    let mut words = Vec::new();
+    match plan.system.reboot {
+        Reboot::None => {}
+        Reboot::Soft => words.push("soft-reboot".to_owned()),
+        Reboot::Full => words.push("reboot".to_owned()),
+    }
+    words.extend(plan.system.tools.iter().map(|run| format!("run {}", run.command.join(" "))));
+    match plan.system.manager {
+        ManagerAction::None => {}
+        ManagerAction::Reload => words.push("daemon-reload".to_owned()),
+        ManagerAction::Reexec => words.push("daemon-reexec".to_owned()),
+    }
+    words.extend(plan.units.iter().map(|unit| format!("{} {}", unit.action.as_str(), unit.unit)));
+    words.extend((!plan.unclaimed.is_empty()).then(|| "unclear".to_owned()));
+    words.join("; ")
+}
+
+/// Changes `paths` in the laboratory; `expected` is all that the plan does.
+#[track_caller]
+fn check(label: &str, paths: &[&str], expected: &str) {
+    let changes: Vec<ChangedFile> = paths.iter().map(|text| change(text)).collect();
+    let plan = plan(&changes, &laboratory(), &Policy::default());
+    assert_eq!(actions(&plan), expected, "{label}: {paths:?}\n{plan}");
+}
+
+#[test]
+fn configuration_reloads_who_can_and_restarts_who_cannot() {
+    check("NGX-01", &["+/etc/nginx/conf.d/v.conf"], "reload nginx.service");
+    check("DEL-01", &["-/etc/nginx/conf.d/v.conf"], "reload nginx.service");
+    check("NGX-04", &["/etc/nginx/c.pem"], "reload nginx.service");
+    check("APA-01", &["+/etc/apache2/conf-enabled/v.conf"], "reload apache2.service");
+    check("PHP-01", &["/etc/php/8.2/fpm/pool.d/www.conf"], "reload php8.2-fpm.service");
+    check("PHP-03", &["/etc/php/8.2/fpm/php.ini"], "reload php8.2-fpm.service");
+    check("SSH-01", &["+/etc/ssh/sshd_config.d/v.conf"], "reload ssh.service");
+    check("SSH-04", &["/etc/ssh/ssh_host_ed25519_key"], "reload ssh.service");
+    check(
+        "PG-01",
+        &["/etc/postgresql/15/main/postgresql.conf"],
+        "reload postgresql@15-main.service",
+    );
+    check("PG-04", &["/etc/postgresql/15/main/pg_hba.conf"], "reload postgresql@15-main.service");
+    check("PFX-01", &["/etc/postfix/main.cf"], "reload postfix@-.service");
+    check("RED-01", &["/etc/redis/redis.conf"], "restart redis-server.service");
+    check("MDB-01", &["+/etc/mysql/mariadb.conf.d/zz.cnf"], "restart mariadb.service");
+    check("MEM-01", &["/etc/memcached.conf"], "restart memcached.service");
+    check("LOG-01", &["+/etc/rsyslog.d/v.conf"], "restart rsyslog.service");
+    check("LOG-03", &["+/etc/systemd/journald.conf.d/v.conf"], "restart systemd-journald.service");
+    check("PY-03", &["/etc/app/config.yaml"], "reload app.service");
+}
+
+#[test]
+fn an_environment_file_is_read_by_a_start_alone() {
+    check("ENV-01", &["/etc/default/ssh"], "restart ssh.service");
+    check("ENV-02", &["/etc/default/cron"], "restart cron.service");
+    check("ENV-03", &["/etc/default/nginx"], "restart nginx.service");
+}
+
+#[test]
+fn replaced_code_restarts_exactly_who_holds_it() {
+    check("NGX-03", &["/usr/sbin/nginx"], "restart nginx.service");
+    check("NGX-06", &["/usr/lib/nginx/modules/ngx_mail_module.so"], "");
+    check("PG-05", &["/usr/lib/postgresql/15/bin/postgres"], "restart postgresql@15-main.service");
+    check(
+        "CRN-03",
+        &["/lib/x86_64-linux-gnu/libpam.so.0.85.1"],
+        "restart cron.service; reload ssh.service",
+    );
+    check(
+        "LIB-03",
+        &["/usr/lib/x86_64-linux-gnu/libevent-2.1.so.7.0.1"],
+        "restart memcached.service",
+    );
+    check(
+        "PY-09",
+        &["/usr/lib/python3/dist-packages/yaml/_yaml.cpython-311-x86_64-linux-gnu.so"],
+        "restart app.service",
+    );
+    check("JAV-01", &["/usr/lib/jvm/java-17-openjdk-amd64/lib/modules"], "restart javaapp.service");
+    check("NEW-02", &["+/usr/lib/x86_64-linux-gnu/libevent-2.1.so.7.0.1"], "");
+}
+
+#[test]
+fn a_library_of_many_is_restarted_held_and_reexecuted() {
+    check(
+        "NGX-07",
+        &["/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0.11.2"],
+        "daemon-reexec; hold dbus.service; restart nginx.service",
+    );
+}
+
+#[test]
+fn a_program_whose_reload_executes_it_anew_is_reloaded() {
+    check("SSH-03", &["/usr/sbin/sshd"], "hold session-3.scope; reload ssh.service");
+}
+
+#[test]
+fn scripts_restart_who_holds_or_declares_them() {
+    check("SH-01", &["/opt/app/loop.sh"], "restart app.service; restart shapp.service");
+    check("PY-06", &["/opt/worker/lib/wmod.py"], "restart pyworker.service");
+    check("PY-10", &["/opt/worker/main.py"], "restart pyworker.service");
+    check("PY-08", &["/usr/lib/python3.11/os.py"], "");
+}
+
+#[test]
+fn content_and_records_need_nothing() {
+    check("NGX-05", &["/var/www/html/v.html"], "");
+    check("APA-05", &["/var/www/html/.htaccess"], "");
+    check("PHP-04", &["/var/www/html/index.php"], "");
+    check("PY-04", &["/opt/app/template.txt"], "");
+    check("CRN-01", &["+/etc/cron.d/v"], "");
+    check("LOG-02", &["+/etc/logrotate.d/x"], "");
+    check("NSS-01", &["/etc/hosts", "/etc/nsswitch.conf", "/etc/passwd"], "");
+    check("SUD-01", &["+/etc/sudoers.d/v", "/etc/pam.d/sshd"], "");
+    check("DBS-01", &["+/etc/dbus-1/system.d/v.conf", "+/etc/polkit-1/rules.d/x.rules"], "");
+    check("PFX-04", &["/etc/aliases"], "");
+    check("LIB-11", &["/usr/lib/locale/C.utf8/LC_CTYPE"], "");
+    check("LIB-13", &["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/openssl.cnf"], "");
+    check("TZ-02", &["/usr/share/zoneinfo/Europe/Berlin"], "");
+    check(
+        "NEW-01",
+        &["+/opt/data/x", "/var/lib/dpkg/status", "/usr/share/doc/nginx/changelog.gz"],
+        "",
+    );
+    check("KRN-06", &["/lib/firmware/x.bin"], "");
+}
+
+#[test]
+fn metadata_alone_needs_nothing_but_other_rights_do() {
+    check("LIB-16", &["=/opt/worker/main.py", "=/etc/nginx/nginx.conf"], "");
+    let mut setcap = change("=/usr/sbin/nginx");
+    setcap.privileges = true;
+    let plan = plan(&[setcap], &laboratory(), &Policy::default());
+    assert_eq!(actions(&plan), "restart nginx.service");
+}
+
+#[test]
+fn unit_files_are_read_again_and_their_unit_restarted_if_it_runs() {
+    check("SYS-01", &["/etc/systemd/system/app.service"], "daemon-reload; restart app.service");
+    check(
+        "SYS-02",
+        &["+/etc/systemd/system/nginx.service.d/x.conf"],
+        "daemon-reload; restart nginx.service",
+    );
+    check(
+        "SYS-04",
+        &["/lib/systemd/system/postgresql@.service"],
+        "daemon-reload; restart postgresql@15-main.service",
+    );
+    check("SYS-05", &["+/etc/systemd/system/multi-user.target.wants/x.service"], "daemon-reload");
+    check("SYS-07", &["+/etc/systemd/system/service.d/x.conf"], "daemon-reload");
+    check(
+        "SYS-08",
+        &["+/etc/systemd/system/php8.2-.service.d/x.conf"],
+        "daemon-reload; restart php8.2-fpm.service",
+    );
+    check("SYS-09", &["/etc/systemd/system/hello.timer"], "daemon-reload");
+    check("SYS-10", &["/etc/systemd/system/echo.socket"], "daemon-reload; hold echo.socket");
+    check("SYS-14", &["-/etc/systemd/system/app.service"], "daemon-reload; hold app.service");
+    check("SYS-15", &["+/etc/systemd/system/fresh.service"], "daemon-reload");
+    check(
+        "SYS-17",
+        &["/etc/bind/named.conf.options", "/lib/systemd/system/named.service"],
+        "daemon-reload",
+    );
+    check(
+        "SYS-19",
+        &["/usr/lib/systemd/system/sshd.service"],
+        "daemon-reload; restart ssh.service",
+    );
+    check("SYS-20", &["+/etc/systemd/system.conf.d/v.conf", "/etc/fstab"], "daemon-reload");
+    check("SYS-31", &["/usr/lib/systemd/system/keyboard-setup.service"], "daemon-reload");
+    check("SYS-34", &["/usr/lib/systemd/user/app.service"], "");
+}
+
+#[test]
+fn manager_inputs_run_their_tool_in_order() {
+    check(
+        "SYS-23",
+        &[
+            "+/etc/tmpfiles.d/v.conf",
+            "+/usr/lib/sysusers.d/w.conf",
+            "/etc/sysctl.d/9.conf",
+            "/etc/sysctl.d/8.conf",
+        ],
+        "run systemd-sysusers w.conf; run systemd-tmpfiles --create v.conf; run /usr/lib/systemd/systemd-sysctl",
+    );
+    check("SYS-26", &["+/etc/udev/rules.d/x.rules"], "run udevadm control --reload");
+    check("SYS-29", &["+/etc/modprobe.d/x.conf", "+/etc/ld.so.conf.d/x.conf"], "");
+}
+
+#[test]
+fn process_1_is_executed_anew_and_what_must_not_restart_is_held() {
+    check("SYS-21", &["/lib/systemd/systemd"], "daemon-reexec");
+    check("SYS-22", &["/etc/systemd/logind.conf"], "hold systemd-logind.service");
+    check("DBS-02", &["/usr/bin/dbus-daemon"], "hold dbus.service");
+    check("NET-01", &["/etc/systemd/network/10-eth0.network"], "hold systemd-networkd.service");
+    check("DOC-01", &["/etc/docker/daemon.json"], "hold docker.service");
+    check("CTR-02", &["/var/lib/docker/overlay2/l/x.so"], "hold docker-1.scope");
+    check(
+        "SYS-35",
+        &["/lib/systemd/system/stubborn.service"],
+        "daemon-reload; hold stubborn.service",
+    );
+}
+
+#[test]
+fn a_kernel_waits_for_a_reboot() {
+    check(
+        "KRN-01",
+        &["+/boot/vmlinuz-6.1.0-56-cloud-amd64", "+/lib/modules/6.1.0-56-cloud-amd64/modules.dep"],
+        "reboot",
+    );
+    check("KRN-02", &["-/boot/vmlinuz-6.1.0-49-cloud-amd64"], "");
+    check("KRN-03", &["/lib/modules/6.1.0-50-cloud-amd64/kernel/fs/xfs/xfs.ko"], "reboot");
+    check("KRN-04", &["/boot/initrd.img-6.1.0-50-cloud-amd64"], "reboot");
+    check("KRN-05", &["/etc/default/grub", "/boot/grub/grub.cfg"], "");
+}
+
+#[test]
+fn configuration_that_nobody_is_known_to_read_is_said_so() {
+    check("UNK-01", &["/etc/mystery/settings"], "unclear");
+    let plan = plan(&[change("/etc/mystery/settings")], &laboratory(), &Policy::default());
+    assert_eq!(
+        plan.to_string(),
+        "nothing  for 1 file: 1 config\n\
+         unclear  for 1 file that no unit is known to read: /etc/mystery/settings\n"
+    );
+}
+
+#[test]
+fn a_unit_gets_its_files_greatest_action_once_with_all_evidence() {
+    let changes = ["/etc/nginx/nginx.conf", "/usr/sbin/nginx"].map(change);
+    let plan = plan(&changes, &laboratory(), &Policy::default());
+    assert_eq!(actions(&plan), "restart nginx.service");
+    assert_eq!(plan.units[0].because.len(), 2);
+    assert_eq!(plan.units[0].proof, [Proof::Job, Proof::Active, Proof::Inodes]);
+    assert_eq!(
+        plan.to_string(),
+        "restart  nginx.service  /usr/sbin/nginx (binary, held by processes 10, 11) and 1 more\n"
+    );
+}
+
+#[test]
+fn the_text_shows_a_whole_update_at_a_glance() {
+    let paths = [
+        "/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0.11.2",
+        "/etc/nginx/nginx.conf",
+        "/etc/systemd/system/app.service",
+        "+/boot/vmlinuz-6.1.0-56-cloud-amd64",
+        "+/etc/tmpfiles.d/v.conf",
+        "/var/www/html/a",
+        "/var/www/html/b",
+        "/usr/share/doc/x",
+    ];
+    let mut plan = plan(&paths.map(change), &laboratory(), &Policy::default());
+    plan.base = Some(vireo_model::Digest::from_bytes([0x11; 32]));
+    plan.target = Some(vireo_model::Digest::from_bytes([0x22; 32]));
+    (plan.wire_bytes, plan.disk_bytes) = (12_345_678, 999);
+    assert_eq!(
+        plan.to_string(),
+        "\
+update   111111111111 to 222222222222: 8 files, 12.3 MB to fetch, 999 B to write
+reboot   pending        /boot/vmlinuz-6.1.0-56-cloud-amd64 (kernel, the running one stays until then)
+run      systemd-tmpfiles --create v.conf
+manager  daemon-reexec  /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0.11.2 (library, held by process 1) and 1 more
+restart  app.service    /etc/systemd/system/app.service (unit, its own file)
+restart  nginx.service  /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0.11.2 (library, held by processes 10, 11) and 1 more
+hold     dbus.service   /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0.11.2 (library, held by process 30): every client would lose its connection
+nothing  for 3 files: 2 content, 1 documentation
+"
+    );
+}
+
+#[test]
+fn the_json_form_is_the_contract() {
+    let changes = ["/etc/nginx/nginx.conf", "+/srv/www/a"].map(change);
+    let plan = plan(&changes, &laboratory(), &Policy::default());
+    let json = serde_json::to_value(&plan).expect("a plan is plain data");
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "schema": "vireo.plan/1",
+            "base": null,
+            "target": null,
+            "system": {"manager": "none", "reboot": "none", "tools": [], "because": []},
+            "units": [{
+                "unit": "nginx.service",
+                "action": "reload",
+                "because": [{
+                    "path": "/etc/nginx/nginx.conf",
+                    "class": "config",
+                    "rule": "rule-pack",
+                    "source": "rule /etc/nginx/**",
+                }],
+                "validate": null,
+                "proof": ["job", "active"],
+            }],
+            "files": [
+                {"path": "/etc/nginx/nginx.conf", "change": "modified", "class": "config"},
+                {"path": "/srv/www/a", "change": "added", "class": "content"},
+            ],
+            "unclaimed": [],
+            "notes": [],
+            "wire_bytes": 0,
+            "disk_bytes": 0,
+        })
+    );
+    let back: Plan = serde_json::from_value(json).expect("it reads back");
+    assert_eq!(back, plan);
+}
+
+#[test]
+fn without_a_service_manager_nothing_is_promised() {
+    let facts = Facts::default();
+    let plan = plan(&[change("/etc/nginx/nginx.conf")], &facts, &Policy::default());
+    assert_eq!(plan.units, []);
+    assert_eq!(plan.notes, ["no service manager answers: units are left as they are"]);
+}
+
+const PATHS: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0.11.2",
+    "/usr/sbin/nginx",
+    "/usr/sbin/sshd",
+    "/lib/systemd/systemd",
+    "/opt/app/loop.sh",
+    "/usr/bin/dbus-daemon",
+    "/etc/nginx/nginx.conf",
+    "/etc/ssh/sshd_config",
+    "/etc/bind/named.conf",
+    "/etc/docker/daemon.json",
+    "/etc/systemd/network/a.network",
+    "/etc/systemd/logind.conf",
+    "/lib/systemd/system/named.service",
+    "/lib/systemd/system/stubborn.service",
+    "/lib/systemd/system/dbus.service",
+    "/lib/systemd/system/nginx.service",
+    "/lib/systemd/system/echo.socket",
+    "/etc/default/ssh",
+    "/var/www/html/a",
+];
+
+prop_compose! {
+    /// The laboratory with some units stopped.
+    fn some_facts()(stopped in prop::collection::vec(any::<bool>(), laboratory().units.len())) -> Facts {
+        let mut facts = laboratory();
+        for (unit, stopped) in facts.units.values_mut().zip(stopped) {
+            if stopped {
+                unit.active = ActiveState::Inactive;
+            }
+        }
+        facts
+    }
+}
+
+proptest! {
+    /// The crate's promise to administrators.
+    #[test]
+    fn no_plan_touches_a_unit_that_is_down_or_held(
+        facts in some_facts(),
+        paths in prop::collection::vec(prop::sample::select(PATHS), 0..12),
+    ) {
+        let policy = Policy::default();
+        let changes: Vec<ChangedFile> = paths.iter().map(|text| change(text)).collect();
+        let plan = plan(&changes, &facts, &policy);
+        for entry in plan.units.iter().filter(|entry| entry.action != Action::Hold) {
+            let unit = facts.unit(&entry.unit).expect("only known units are acted upon");
+            prop_assert!(unit.active.is_up(), "{}", entry.unit);
+            prop_assert_eq!(policy.hold_reason(&entry.unit), None, "{}", entry.unit);
+            prop_assert!(!entry.because.is_empty() && !entry.proof.is_empty());
+        }
+        let names: BTreeSet<&Unit> = plan.units.iter().map(|entry| &entry.unit).collect();
+        prop_assert_eq!(names.len(), plan.units.len(), "one action per unit");
+    }
+
+    /// More changes never make a plan do less to a unit.
+    #[test]
+    fn a_further_file_never_weakens_a_plan(
+        paths in prop::collection::vec(prop::sample::select(PATHS), 1..12),
+    ) {
+        let changes: Vec<ChangedFile> = paths.iter().map(|text| change(text)).collect();
+        let facts = laboratory();
+        let whole = plan(&changes, &facts, &Policy::default());
+        let part = plan(&changes[1..], &facts, &Policy::default());
+        for entry in &part.units {
+            prop_assert!(whole.action_of(&entry.unit) >= Some(entry.action));
+        }
+    }
+
+    #[test]
+    fn parsers_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = (parse_maps(&bytes), owner_of(2, &bytes), parse_show(&bytes), elf_kind(&bytes));
+        let found = declarations_of(&Unit::new("a@b.service"), [bytes.as_slice()]);
+        prop_assert!(found.programs.len() <= bytes.len());
+    }
+}

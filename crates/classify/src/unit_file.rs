@@ -1,0 +1,360 @@
+//! Unit files: sections, keys, and the paths that a unit declares to use (`systemd.syntax(7)`,
+//! `systemd.service(5)`, `systemd.exec(5)`).
+//!
+//! Not here: the merged view of a unit that the manager has; a drop-in is read as one more file
+//! whose assignments come later.
+
+use std::collections::BTreeSet;
+
+use vireo_model::ImagePath;
+
+use crate::{Declared, DeclaredBy, Unit};
+
+/// Longest line after joining continuations, in bytes; systemd's own limit is 1 MiB.
+const MAX_LINE_LEN: usize = 1 << 20;
+
+/// The assignments of one unit file, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnitFile {
+    /// Section, key, value.
+    pub entries: Vec<(String, String, Vec<u8>)>,
+    /// Lines that are neither section, assignment nor comment.
+    pub unread: usize,
+}
+
+/// What one unit's files say it uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declarations {
+    /// Programs that it starts, first the main one.
+    pub programs: Vec<ImagePath>,
+    /// Everything else.
+    pub declared: BTreeSet<Declared>,
+    /// Lines not understood.
+    pub unread: usize,
+}
+
+impl UnitFile {
+    /// Reads a unit file's content.
+    #[must_use]
+    pub fn parse(content: &[u8]) -> Self {
+        let mut file = Self::default();
+        let mut section = String::new();
+        let mut lines = content.split(|b| *b == b'\n');
+        while let Some(line) = lines.next() {
+            let line = join_continuations(line, &mut lines);
+            let line = line.trim_ascii();
+            match line {
+                [] | [b'#' | b';', ..] => {}
+                [b'[', name @ .., b']'] => section = String::from_utf8_lossy(name).into_owned(),
+                _ => match line.iter().position(|b| *b == b'=') {
+                    Some(at) if at > 0 && !section.is_empty() && line.len() <= MAX_LINE_LEN => {
+                        let key = String::from_utf8_lossy(line[..at].trim_ascii()).into_owned();
+                        file.entries.push((
+                            section.clone(),
+                            key,
+                            line[at + 1..].trim_ascii().to_vec(),
+                        ));
+                    }
+                    _ => file.unread += 1,
+                },
+            }
+        }
+        file
+    }
+}
+
+/// A backslash at the end of a line joins the next one; comments in between are skipped.
+fn join_continuations<'a>(first: &'a [u8], lines: &mut impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut joined = first.to_vec();
+    let comment = |line: &[u8]| matches!(line.trim_ascii_start().first(), Some(b'#' | b';'));
+    if comment(first) {
+        return joined;
+    }
+    while joined.last() == Some(&b'\\') {
+        joined.pop();
+        joined.push(b' ');
+        match lines.find(|line| !comment(line)) {
+            Some(line) if joined.len() + line.len() <= MAX_LINE_LEN => {
+                joined.extend_from_slice(line)
+            }
+            _ => break,
+        }
+    }
+    joined
+}
+
+/// What `unit` declares to use, from the contents of its file and drop-ins in their order.
+#[must_use]
+pub fn declarations_of<'a>(unit: &Unit, files: impl IntoIterator<Item = &'a [u8]>) -> Declarations {
+    let mut entries = Vec::new();
+    let mut unread = 0;
+    for content in files {
+        let file = UnitFile::parse(content);
+        unread += file.unread;
+        for (section, key, value) in file.entries {
+            // An empty assignment takes back what came before it.
+            if value.is_empty() {
+                entries.retain(|(s, k, _)| (s, k) != (&section, &key));
+            } else {
+                entries.push((section, key, value));
+            }
+        }
+    }
+    let mut result = Declarations { unread, ..Declarations::default() };
+    // `ExecStart` first: the main program leads the list.
+    entries.sort_by_key(|(_, key, _)| key != "ExecStart");
+    for (section, key, value) in &entries {
+        result.read_entry(unit, section, key, value);
+    }
+    result
+}
+
+impl Declarations {
+    fn read_entry(&mut self, unit: &Unit, section: &str, key: &str, value: &[u8]) {
+        let words = || words_of(value).into_iter().filter_map(|word| expand(unit, &word));
+        match key {
+            "ExecStart" | "ExecStartPre" | "ExecStartPost" | "ExecReload" | "ExecCondition" => {
+                self.read_command(words().collect());
+            }
+            "EnvironmentFile" => self.declare(words(), DeclaredBy::EnvironmentFile),
+            "WorkingDirectory" => self.declare(words(), DeclaredBy::WorkingDirectory),
+            "BindPaths" | "BindReadOnlyPaths" => {
+                let from = |word: Vec<u8>| first_field(&word, b':');
+                self.declare(words().map(from), DeclaredBy::Other);
+            }
+            "LoadCredential" | "LoadCredentialEncrypted" => {
+                let from = |word: Vec<u8>| {
+                    word.iter().position(|b| *b == b':').map(|at| word[at + 1..].to_vec())
+                };
+                self.declare(words().filter_map(from), DeclaredBy::Credential);
+            }
+            "ConfigurationDirectory" => {
+                let below_etc =
+                    |word: Vec<u8>| [b"/etc/", first_field(&word, b':').as_slice()].concat();
+                self.declare(words().map(below_etc), DeclaredBy::ConfigurationDirectory);
+            }
+            "RequiresMountsFor"
+            | "ConditionPathExists"
+            | "AssertPathExists"
+            | "ConditionFileNotEmpty"
+                if section == "Unit" =>
+            {
+                // Elsewhere these name data, sockets and kernel interfaces.
+                let below_etc = words().filter(|word| word.starts_with(b"/etc/"));
+                self.declare(below_etc, DeclaredBy::Other);
+            }
+            _ => {}
+        }
+    }
+
+    fn read_command(&mut self, mut words: Vec<Vec<u8>>) {
+        if words.is_empty() {
+            return;
+        }
+        let program = words.remove(0);
+        let start = program.iter().position(|b| !b"@-:+!|".contains(b)).unwrap_or(0);
+        if let Some(path) = as_path(&program[start..])
+            && !self.programs.contains(&path)
+        {
+            self.programs.push(path);
+        }
+        self.declare(words.iter().filter_map(|word| path_within(word)), DeclaredBy::Argument);
+    }
+
+    fn declare(&mut self, words: impl Iterator<Item = Vec<u8>>, by: DeclaredBy) {
+        for word in words {
+            let word = word.strip_prefix(b"-").unwrap_or(&word);
+            if let Some(path) = as_path(word).filter(is_specific) {
+                self.declared.insert(Declared { path, by });
+            }
+        }
+    }
+}
+
+/// Whether a declared path says something about the unit: not `/`, `/etc` or `/var/lib`, nor
+/// kernel interfaces.
+fn is_specific(path: &ImagePath) -> bool {
+    const TOO_WIDE: &[&[u8]] = &[
+        b"/usr/bin",
+        b"/usr/sbin",
+        b"/usr/lib",
+        b"/usr/share",
+        b"/var/lib",
+        b"/var/log",
+        b"/var/cache",
+    ];
+    const INTERFACES: &[&[u8]] = &[b"/dev/", b"/proc/", b"/sys/", b"/run/", b"/tmp/", b"/var/run/"];
+    path.components().count() >= 2
+        && !TOO_WIDE.contains(&path.as_bytes())
+        && !INTERFACES.iter().any(|place| path.as_bytes().starts_with(place))
+}
+
+fn as_path(word: &[u8]) -> Option<ImagePath> {
+    let word = if word.len() > 1 { word.strip_suffix(b"/").unwrap_or(word) } else { word };
+    // A glob declares the directory it looks into.
+    let word = match word.iter().position(|b| b"*?[".contains(b)) {
+        Some(at) => &word[..word[..at].iter().rposition(|b| *b == b'/')?],
+        None => word,
+    };
+    ImagePath::parse(word).ok()
+}
+
+/// The path in an argument: all of it, what follows `=`, or what follows an option letter.
+fn path_within(word: &[u8]) -> Option<Vec<u8>> {
+    if word.contains(&b'$') {
+        return None;
+    }
+    let at = match word {
+        [b'/', ..] => 0,
+        [b'-', letter, b'/', ..] if letter.is_ascii_alphabetic() => 2,
+        _ => word.windows(2).position(|pair| pair == b"=/")? + 1,
+    };
+    Some(word[at..].to_vec())
+}
+
+fn first_field(word: &[u8], separator: u8) -> Vec<u8> {
+    word.split(|b| *b == separator).next().unwrap_or_default().to_vec()
+}
+
+/// Splits at blanks outside quotes; a backslash takes the next byte as it is.
+fn words_of(value: &[u8]) -> Vec<Vec<u8>> {
+    let (mut words, mut word, mut quote, mut begun) = (Vec::new(), Vec::new(), None, false);
+    let mut bytes = value.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match (byte, quote) {
+            (b'\\', _) => {
+                word.extend(bytes.next());
+                begun = true;
+            }
+            (b'"' | b'\'', None) => {
+                quote = Some(byte);
+                begun = true;
+            }
+            (byte, Some(open)) if byte == open => quote = None,
+            (b' ' | b'\t', None) => {
+                if begun {
+                    words.push(std::mem::take(&mut word));
+                }
+                begun = false;
+            }
+            _ => {
+                word.push(byte);
+                begun = true;
+            }
+        }
+    }
+    if begun {
+        words.push(word);
+    }
+    words
+}
+
+/// Replaces the specifiers that the name alone decides; a word with another one is dropped.
+fn expand(unit: &Unit, word: &[u8]) -> Option<Vec<u8>> {
+    let mut expanded = Vec::with_capacity(word.len());
+    let mut bytes = word.iter().copied();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            expanded.push(byte);
+            continue;
+        }
+        match bytes.next()? {
+            b'%' => expanded.push(b'%'),
+            b'n' => expanded.extend_from_slice(unit.as_str().as_bytes()),
+            b'N' => expanded.extend_from_slice(unit.id().as_bytes()),
+            b'p' => expanded.extend_from_slice(unit.stem().as_bytes()),
+            b'i' => expanded.extend_from_slice(unit.instance().unwrap_or_default().as_bytes()),
+            // Unescaped: `-` stands for `/`.
+            b'I' => expanded.extend_from_slice(
+                unit.instance().unwrap_or_default().replace('-', "/").as_bytes(),
+            ),
+            b'E' => expanded.extend_from_slice(b"/etc"),
+            _ => return None,
+        }
+    }
+    Some(expanded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(unit: &str, content: &str, programs: &[&str], declared: &[&str]) {
+        let found = declarations_of(&Unit::new(unit), [content.as_bytes()]);
+        let shown: Vec<String> = found.programs.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, programs);
+        let shown: Vec<String> =
+            found.declared.iter().map(|d| format!("{} {}", d.path, d.by.as_str())).collect();
+        assert_eq!(shown, declared);
+        assert_eq!(found.unread, 0);
+    }
+
+    #[test]
+    fn commands_give_programs_and_the_paths_among_their_arguments() {
+        check(
+            "memcached.service",
+            "[Unit]\nDescription=x\n[Service]\n\
+             ExecStartPre=-/usr/bin/test -f /etc/memcached.conf\n\
+             ExecStart=@!/usr/share/memcached/wrapper --config=/etc/memcached.conf -d /run/x \"-c/opt/a b\"\n\
+             ExecReload=/bin/kill -HUP $MAINPID\n",
+            &["/usr/share/memcached/wrapper", "/usr/bin/test", "/bin/kill"],
+            &["/etc/memcached.conf argument", "/opt/a b argument"],
+        );
+    }
+
+    #[test]
+    fn directories_files_and_credentials_are_declared() {
+        check(
+            "app.service",
+            "[Service]\nEnvironmentFile=-/etc/default/app\nConfigurationDirectory=app app/sub:alias\n\
+             WorkingDirectory=/opt/app\nLoadCredential=key:/etc/app/key\nBindReadOnlyPaths=-/etc/other:/x\n\
+             EnvironmentFile=/etc/env.d/*.env\n",
+            &[],
+            &[
+                "/etc/app ConfigurationDirectory",
+                "/etc/app/key LoadCredential",
+                "/etc/app/sub ConfigurationDirectory",
+                "/etc/default/app EnvironmentFile",
+                "/etc/env.d EnvironmentFile",
+                "/etc/other unit file",
+                "/opt/app WorkingDirectory",
+            ],
+        );
+    }
+
+    #[test]
+    fn specifiers_of_the_name_are_filled_in_and_others_leave_the_word_out() {
+        check(
+            "postgresql@15-main.service",
+            "[Unit]\nAssertPathExists=/etc/postgresql/%I/postgresql.conf\n\
+             RequiresMountsFor=/etc/postgresql/%I /var/lib/postgresql/%I\n\
+             [Service]\nExecStart=-/usr/bin/pg_ctlcluster %i start %h/x --f=%p-%%-%i\n",
+            &["/usr/bin/pg_ctlcluster"],
+            &[
+                "/etc/postgresql/15/main unit file",
+                "/etc/postgresql/15/main/postgresql.conf unit file",
+            ],
+        );
+    }
+
+    #[test]
+    fn an_empty_assignment_takes_back_and_lines_continue() {
+        let first: &[u8] =
+            b"[Service]\nExecStart=/usr/bin/a /opt/a/x\nEnvironmentFile=/etc/default/a\n";
+        let drop_in: &[u8] = b"[Service]\nExecStart=\nExecStart=/usr/bin/b \\\n# why\n  /opt/b/y\n";
+        let found = declarations_of(&Unit::new("a.service"), [first, drop_in]);
+        assert_eq!(found.programs, [ImagePath::parse(b"/usr/bin/b").expect("a valid path")]);
+        let declared: Vec<String> = found.declared.iter().map(|d| d.path.to_string()).collect();
+        assert_eq!(declared, ["/etc/default/a", "/opt/b/y"]);
+    }
+
+    #[test]
+    fn what_is_no_unit_file_is_counted_and_never_panics() {
+        let file =
+            UnitFile::parse(b"key=before any section\n[A]\nno assignment\n=x\n\xff\xfe\n\\\n");
+        assert_eq!(file.entries, []);
+        assert_eq!(file.unread, 4);
+        assert_eq!(UnitFile::parse(b"[A]\nk=\\").entries.len(), 1);
+    }
+}
