@@ -1,1 +1,83 @@
-//! Placeholder.
+//! The cloud, as far as a repository needs it: where machines are launched from, and which run.
+//!
+//! [`Cloud`] is the port. [`Local`] is a directory of disk images on a host of virtual machines;
+//! [`testing::FakeCloud`] remembers in memory. [`testing::check_cloud`] is the contract.
+//!
+//! # Not here
+//!
+//! Any provider's API; launching and stopping machines; who decides what is published when.
+
+mod error;
+mod local;
+pub mod testing;
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use vireo_model::{Digest, ImageName};
+
+pub use error::{CloudError, ErrorKind};
+pub use local::Local;
+
+/// Where a version of an image can be launched from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launchable {
+    /// The image.
+    pub image: ImageName,
+    /// The version's number.
+    pub version: u64,
+    /// Digest of the version's tree.
+    pub tree: Digest,
+    /// How the cloud calls it: a path, an image's identity.
+    pub address: String,
+}
+
+/// A running machine, as the cloud knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// How the cloud calls it.
+    pub name: String,
+    /// The image that it was launched from.
+    pub image: ImageName,
+    /// The version that it was launched from, if the cloud knows.
+    pub version: Option<u64>,
+    /// Where it can be reached, if the cloud knows.
+    pub address: Option<String>,
+}
+
+/// A place where images are launched.
+pub trait Cloud: Debug + Send + Sync {
+    /// Makes new machines of `image` start from this version: copies the raw disk image in the
+    /// file `disk`, then makes the copy the current one. Publishing what is current changes
+    /// nothing; publishing an earlier version again makes that one current.
+    ///
+    /// A crash leaves the version before or this one current, and perhaps an unfinished copy that
+    /// the next call writes anew.
+    ///
+    /// # Errors
+    ///
+    /// `NoSpace`, `Io`.
+    fn publish(
+        &self,
+        image: &ImageName,
+        version: u64,
+        tree: Digest,
+        disk: &Path,
+    ) -> Result<Launchable, CloudError>;
+
+    /// What new machines of `image` start from; `None` if nothing was published.
+    ///
+    /// # Errors
+    ///
+    /// `Io`, `Corrupt`.
+    fn current(&self, image: &ImageName) -> Result<Option<Launchable>, CloudError>;
+
+    /// The machines of `image` that run, in order of their names.
+    ///
+    /// # Errors
+    ///
+    /// `Io`, `Corrupt`.
+    fn machines(&self, image: &ImageName) -> Result<Vec<Machine>, CloudError>;
+}

@@ -1,0 +1,33 @@
+//! One module per command: its arguments, whose comments are the help text, and what it does.
+
+pub(crate) mod fsck;
+pub(crate) mod init;
+pub(crate) mod serve;
+pub(crate) mod token;
+pub(crate) mod trust;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use vireo_repo::{HostImages, Repository};
+
+use crate::exit::Failure;
+
+/// The repository's directory, which most commands need.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Data {
+    /// Directory of the repository
+    #[arg(long = "data", value_name = "DIR", env = "VIREO_DATA")]
+    dir: PathBuf,
+}
+
+impl Data {
+    pub(crate) fn open(&self) -> Result<Repository, Failure> {
+        open(&self.dir)
+    }
+}
+
+fn open(dir: &Path) -> Result<Repository, Failure> {
+    Ok(Repository::open(dir, Box::new(HostImages), Arc::new(Timestamp::now))?)
+}

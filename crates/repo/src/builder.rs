@@ -1,0 +1,76 @@
+//! Reading and patching disk images, as a port: the real thing needs root and a kernel.
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::time::Instant;
+
+use vireo_delta::{Bundle, Verified};
+use vireo_image::{ImageError, PatchOptions, PatchStep};
+use vireo_model::{Ignore, Tree};
+use vireo_wire::api::BuildStep;
+
+use crate::error::{Detail, RepoError};
+
+/// What a repository needs done with disk images.
+///
+/// Implementations are checked against [`testing::check_builder`](crate::testing::check_builder).
+pub trait ImageBuilder: Debug + Send + Sync {
+    /// Reads the tree in the disk image `disk`, without what `ignore` covers.
+    ///
+    /// # Errors
+    ///
+    /// `Refused` if it is no disk image that can be read; `NoRoot`, `Io`.
+    fn read_tree(&self, disk: &Path, ignore: &Ignore) -> Result<Tree, RepoError>;
+
+    /// Makes the disk image `out` from the disk image `base` and a bundle, checks that the tree in
+    /// it is the bundle's target, and says how long each step took. `base` stays as it is.
+    ///
+    /// A crash leaves `out` absent, and perhaps a sibling that ends in `.partial`.
+    ///
+    /// # Errors
+    ///
+    /// `Refused` if the bundle does not fit or does not make what it names; `NoSpace`, `NoRoot`, `Io`.
+    fn patch(
+        &self,
+        base: &Path,
+        out: &Path,
+        bundle: &Bundle<'_, Verified<'_>>,
+    ) -> Result<Vec<BuildStep>, RepoError>;
+}
+
+/// The real thing: loop devices, detached mounts and `e2fsck` of this host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostImages;
+
+impl ImageBuilder for HostImages {
+    fn read_tree(&self, disk: &Path, ignore: &Ignore) -> Result<Tree, RepoError> {
+        vireo_image::read_tree(disk, ignore).map_err(image_error("read the tree of", disk))
+    }
+
+    fn patch(
+        &self,
+        base: &Path,
+        out: &Path,
+        bundle: &Bundle<'_, Verified<'_>>,
+    ) -> Result<Vec<BuildStep>, RepoError> {
+        let mut begun: Vec<(PatchStep, Instant)> = Vec::new();
+        let mut begin = |step| begun.push((step, Instant::now()));
+        vireo_image::patch_with(base, out, bundle, &PatchOptions::default(), &mut begin)
+            .map_err(image_error("build", out))?;
+        Ok(steps(&begun, Instant::now()))
+    }
+}
+
+/// A step lasts until the next one begins.
+fn steps(begun: &[(PatchStep, Instant)], end: Instant) -> Vec<BuildStep> {
+    let ends = begun.iter().skip(1).map(|(_, at)| *at).chain([end]);
+    let step = |((step, start), end): (&(PatchStep, Instant), Instant)| BuildStep {
+        name: step.name().to_owned(),
+        millis: u64::try_from((end - *start).as_millis()).unwrap_or(u64::MAX),
+    };
+    begun.iter().zip(ends).map(step).collect()
+}
+
+fn image_error(step: &'static str, path: &Path) -> impl Fn(ImageError) -> RepoError {
+    move |source| Detail::Image { step, path: path.to_owned(), source }.into()
+}
