@@ -1,1 +1,48 @@
-fn main() {}
+//! Vireo's development commands: `cargo xtask <command>`.
+//!
+//! One file per command; this one only chooses.
+
+mod bench;
+mod cargo;
+mod demo;
+mod layers;
+mod setup;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Vireo's development commands
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Install what tests and the demonstration need from the distribution; needs root
+    Setup,
+    /// Show the main job end to end on a real image and real guests; needs root
+    Demo(demo::Args),
+    /// Run every check and every test; needs root
+    Test,
+    /// Check the dependencies between crates against the design
+    Layers,
+    /// Run the benchmarks; needs root
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Setup => setup::run(),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test => test::run(),
+        Command::Layers => layers::run(),
+        Command::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

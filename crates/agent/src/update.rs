@@ -351,8 +351,12 @@ impl OpenBundle {
         trusted: &TrustedKeys,
         path: &Path,
     ) -> Result<Bundle<'_, Verified<'_>>, AgentError> {
-        let verified = Bundle::open(&self.0).and_then(|bundle| bundle.verify(trusted));
-        verified.map_err(|error| AgentError::bundle(path, error))
+        let unusable = |error| AgentError::bundle(path, error);
+        let bundle = Bundle::open(&self.0).and_then(|bundle| bundle.verify(trusted));
+        let bundle = bundle.map_err(unusable)?;
+        // The whole file, before anything is staged, so that the message names it.
+        bundle.check().map_err(unusable)?;
+        Ok(bundle)
     }
 }
 

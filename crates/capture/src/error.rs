@@ -26,6 +26,8 @@ pub enum ErrorKind {
     Busy,
     /// The output cannot be written; the cause says why.
     Write,
+    /// There is no room for the output: make some and try again.
+    NoSpace,
     /// The change is larger than a bundle can carry.
     Limit,
 }
@@ -33,12 +35,16 @@ pub enum ErrorKind {
 impl CaptureError {
     pub(crate) fn io(step: &str, path: &Path, source: io::Error) -> Self {
         let message = format!("cannot {step} {}", path.display());
-        Self { kind: ErrorKind::Write, message, source: source.into() }
+        let kind = if is_no_space(&source) { ErrorKind::NoSpace } else { ErrorKind::Write };
+        Self { kind, message, source: source.into() }
     }
 
     pub(crate) fn delta(step: &str, path: &Path, source: DeltaError) -> Self {
+        let cause = source.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         let kind = match source.kind() {
             vireo_delta::ErrorKind::Limit => ErrorKind::Limit,
+            // The spool beside the output, too, grows while sources are read.
+            _ if cause.is_some_and(is_no_space) => ErrorKind::NoSpace,
             _ if step == "write" => ErrorKind::Write,
             _ => ErrorKind::Read,
         };
@@ -51,6 +57,10 @@ impl CaptureError {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+}
+
+fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl From<TreeError> for CaptureError {

@@ -186,7 +186,8 @@ impl From<TreeError> for Failure {
                 Some("bring these paths back to the base, or capture again; nothing was changed"),
             ),
             ErrorKind::Busy => (WAITS, None),
-            ErrorKind::Unsupported => (REFUSED, None),
+            ErrorKind::Unsupported | ErrorKind::Corrupt => (REFUSED, None),
+            ErrorKind::NoSpace => (FAILED, Some("make room and try again; nothing was changed")),
             ErrorKind::Permission => {
                 (FAILED, Some("run it as root, on a file system that can be written"))
             }
@@ -198,8 +199,13 @@ impl From<TreeError> for Failure {
 
 impl From<CaptureError> for Failure {
     fn from(error: CaptureError) -> Self {
-        let busy = error.kind() == vireo_capture::ErrorKind::Busy;
-        Self::of(if busy { WAITS } else { FAILED }, None, error)
+        use vireo_capture::ErrorKind;
+        let (code, hint) = match error.kind() {
+            ErrorKind::Busy => (WAITS, None),
+            ErrorKind::NoSpace => (FAILED, Some("make room and try again")),
+            _ => (FAILED, None),
+        };
+        Self::of(code, hint, error)
     }
 }
 

@@ -107,7 +107,7 @@ impl DiskImage {
     }
 }
 
-fn busy(path: &Path) -> ImageError {
+pub(crate) fn busy(path: &Path) -> ImageError {
     let message = format!(
         "{} is in use: a virtual machine, a loop device or another process has it open; stop it and try again",
         path.display()

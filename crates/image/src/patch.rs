@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,11 @@ use vireo_delta::{Bundle, Verified};
 use vireo_model::Digest;
 use vireo_sys::copy::{CloneKind, clone};
 use vireo_sys::durable::{directory_of, sync_dir};
+use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
 use vireo_tree::{ScanOptions, apply, scan};
 
-use crate::disk::{Access, DiskImage};
+use crate::disk::{Access, DiskImage, busy};
 use crate::fsck::fsck;
 use crate::partition::RootPartition;
 use crate::{ErrorKind, ImageError};
@@ -121,6 +123,7 @@ pub fn patch_with(
     // Says early and by the base's own name what is wrong with it.
     DiskImage::open(base, options.root)?;
     refuse_existing(out, options.replace)?;
+    refuse_used(base, out, options.replace)?;
     step(PatchStep::Clone);
     let mut partial = Partial::new(base, out)?;
     let kind = partial.fill(base)?;
@@ -159,6 +162,7 @@ pub fn patch_with(
     step(PatchStep::Check);
     fsck(&partial.path, &partition)?;
     step(PatchStep::Publish);
+    refuse_used(base, out, options.replace)?;
     partial.publish(out, options.replace)?;
     Ok(Patched { tree, clone: kind, already, steps: steps.end() })
 }
@@ -207,6 +211,20 @@ fn refuse_existing(out: &Path, replace: bool) -> Result<(), ImageError> {
     Ok(())
 }
 
+/// Nobody may write to the base while it is cloned, and nobody may have open what is replaced: a
+/// machine that runs on it would go on with the file that is gone.
+fn refuse_used(base: &Path, out: &Path, replace: bool) -> Result<(), ImageError> {
+    let ask = |path: &Path, free: fn(&File) -> io::Result<bool>| {
+        let answer = File::open(path).and_then(|file| free(&file));
+        match answer.map_err(|error| ImageError::io("ask who uses", path, error))? {
+            true => Ok(()),
+            false => Err(busy(path)),
+        }
+    };
+    ask(base, lease::is_unwritten)?;
+    if replace && out.exists() { ask(out, lease::is_exclusive) } else { Ok(()) }
+}
+
 /// An image in the making; removed when dropped unpublished.
 struct Partial {
     path: PathBuf,
@@ -232,11 +250,25 @@ impl Partial {
             return Err(ImageError::new(ErrorKind::Busy, message));
         };
         file.set_len(0).map_err(failed)?;
-        let mode = fs::metadata(base)
-            .map_err(|error| ImageError::io("read the metadata of", base, error))?
-            .permissions();
-        file.set_permissions(mode).map_err(failed)?;
-        Ok(Self { path: path.clone(), file, lock: Some(lock), published: false })
+        let partial = Self { path: path.clone(), file, lock: Some(lock), published: false };
+        partial.resemble(base)?;
+        Ok(partial)
+    }
+
+    /// Gives it the base's owner and rights: a hypervisor that runs as another user has to find
+    /// the image its own again.
+    fn resemble(&self, base: &Path) -> Result<(), ImageError> {
+        let like = fs::metadata(base)
+            .map_err(|error| ImageError::io("read the metadata of", base, error))?;
+        let failed = |error: io::Error| ImageError::io("make", &self.path, error);
+        match fchown(&self.file, Some(like.uid()), Some(like.gid())) {
+            // Who is not root may not give files away, and keeps it.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+        self.file.set_permissions(like.permissions()).map_err(failed)
     }
 
     /// Fills it with `base`'s bytes, and lets go of it so that it can be mounted.

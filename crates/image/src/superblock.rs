@@ -83,7 +83,7 @@ impl Superblock {
         let image = image.display();
         if self.len > partition.len {
             let message = format!(
-                "{image}: its file system has {} bytes, its {} only {}; the image is cut short",
+                "{image}: its file system has {} bytes, its {} only {}; the image is cut short; copy it again",
                 self.len,
                 partition.describe(),
                 partition.len

@@ -14,7 +14,23 @@ use std::os::fd::AsRawFd as _;
 ///
 /// As `fcntl(2)`, but for the cases above.
 pub fn is_exclusive(file: &File) -> io::Result<bool> {
-    match set_lease(file, libc::F_WRLCK) {
+    ask(file, libc::F_WRLCK)
+}
+
+/// Whether nobody has `file` open for writing, by taking and giving back a read lease. `file`
+/// must be open for reading alone; readers do not count.
+///
+/// Where there are no leases the answer is as for [`is_exclusive`].
+///
+/// # Errors
+///
+/// As for [`is_exclusive`].
+pub fn is_unwritten(file: &File) -> io::Result<bool> {
+    ask(file, libc::F_RDLCK)
+}
+
+fn ask(file: &File, kind: i32) -> io::Result<bool> {
+    match set_lease(file, kind) {
         Ok(()) => set_lease(file, libc::F_UNLCK).map(|()| true),
         Err(error) => match error.raw_os_error() {
             Some(libc::EAGAIN) => Ok(false),
@@ -47,5 +63,17 @@ mod tests {
         assert!(!is_exclusive(&file).expect("a lease is granted or not"));
         drop(other);
         assert!(is_exclusive(&file).expect("a lease is granted or not"));
+    }
+
+    #[test]
+    fn a_writer_is_told_from_a_reader() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"x").expect("writable");
+        let file = File::open(&path).expect("opens");
+        let _reader = File::open(&path).expect("opens");
+        assert!(is_unwritten(&file).expect("a lease is granted or not"));
+        let _writer = File::options().write(true).open(&path).expect("opens");
+        assert!(!is_unwritten(&file).expect("a lease is granted or not"));
     }
 }

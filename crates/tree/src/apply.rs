@@ -116,10 +116,17 @@ pub fn stage<'r>(
 ) -> Result<Staged<'r>, TreeError> {
     let journal = Journal::open(root)?;
     journal.begin(root)?;
-    let checked = check::check(root, &journal, bundle.change_set())?;
-    if !options.dry_run {
-        stage::write(root, &journal, bundle, &checked)?;
+    let prepared = check::check(root, &journal, bundle.change_set()).and_then(|checked| {
+        if !options.dry_run {
+            stage::write(root, &journal, bundle, &checked)?;
+        }
+        Ok(checked)
+    });
+    if prepared.is_err() {
+        // A disk that is full must not stay so. What cannot be removed, the next stage removes.
+        drop(journal.discard(root));
     }
+    let checked = prepared?;
     Ok(Staged {
         root,
         journal,

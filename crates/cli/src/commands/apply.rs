@@ -50,8 +50,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
     let trusted = trusted_keys(&args.trust)?;
     let file = File::open(path).map_err(|error| Failure::io("open", path, error))?;
     let map = vireo_sys::map_sealed(&file).map_err(|error| Failure::io("map", path, error))?;
-    let bundle = Bundle::open(&map).and_then(|bundle| bundle.verify(&trusted));
-    let bundle = bundle.map_err(|error| Failure::bundle(path, error))?;
+    let unusable = |error| Failure::bundle(path, error);
+    let bundle = Bundle::open(&map).and_then(|bundle| bundle.verify(&trusted)).map_err(unusable)?;
+    bundle.check().map_err(unusable)?;
     let metadata = fs::metadata(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
     let step = Step::new(context, format!("applying to {}", args.to.display()));
     match (&args.out, metadata.is_dir()) {
@@ -60,18 +61,25 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
                 .hint("copy the directory first (`cp -a`), then apply to the copy"))
         }
         (None, true) => to_dir(&args.to, &bundle),
-        (out, false) => to_image(args, out.as_deref().unwrap_or(&args.to), &bundle, &step),
+        (Some(out), false) => to_image(args, &args.to, out, &bundle, &step),
+        (None, false) => {
+            // Through symbolic links: what they lead to is patched, not a link replaced.
+            let image =
+                fs::canonicalize(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
+            to_image(args, &image, &image, &bundle, &step)
+        }
     }
 }
 
 fn to_image(
     args: &Args,
+    base: &Path,
     out: &Path,
     bundle: &Bundle<'_, Verified<'_>>,
     step: &Step,
 ) -> Result<Applied, Failure> {
-    let options = PatchOptions { root: args.partition.get(), replace: out == args.to };
-    let patched = patch_with(&args.to, out, bundle, &options, &mut |next| step.set(next.name()))?;
+    let options = PatchOptions { root: args.partition.get(), replace: out == base };
+    let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;
     let changed = bundle.change_set().changes.len() - patched.already;
     Ok(Applied { to: out.to_owned(), target: patched.tree, already: patched.already, changed })
 }
@@ -83,16 +91,29 @@ fn to_dir(dir: &Path, bundle: &Bundle<'_, Verified<'_>>) -> Result<Applied, Fail
     }
     let staged = stage(&root, bundle, &ApplyOptions::default())?;
     let already = staged.already();
-    staged.commit().and_then(Committed::finish)?;
-    let found = scan(&root, bundle.ignore(), &ScanOptions::default())?.tree.digest();
-    if found != bundle.target() {
-        return Err(Failure::refused(format!(
-            "{} was patched, but its tree is {found} instead of {}: it differs from the bundle's base in paths \
-             that the bundle does not touch",
+    // Staging looked at what the bundle changes; all else has to be the base's as well.
+    let before = scan(&root, bundle.ignore(), &ScanOptions::default())?;
+    let mut expected = before.tree.clone();
+    bundle.change_set().apply_to(&mut expected);
+    if expected.digest() != bundle.target() {
+        staged.discard()?;
+        let message = format!(
+            "{} differs from the bundle's base {} in paths that the bundle does not touch; nothing \
+             was changed",
             dir.display(),
-            bundle.target()
-        ))
-        .hint("compare it with the target: `vireo diff`"));
+            bundle.base()
+        );
+        let hint = "use the directory that the bundle was captured from; `vireo diff` compares";
+        return Err(Failure::refused(message).hint(hint));
+    }
+    staged.commit().and_then(Committed::finish)?;
+    let options = ScanOptions { clone_of: Some(&before) };
+    let found = scan(&root, bundle.ignore(), &options)?.tree.digest();
+    if found != bundle.target() {
+        let target = bundle.target();
+        let message = format!("{} was patched, but is {found}, not {target}", dir.display());
+        let hint = "something else changes it; `vireo diff` compares it with the target";
+        return Err(Failure::new(message).hint(hint));
     }
     let changed = bundle.change_set().changes.len() - already;
     Ok(Applied { to: dir.to_owned(), target: found, already, changed })

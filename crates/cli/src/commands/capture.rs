@@ -56,8 +56,11 @@ pub(crate) struct Done {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
-    let text = fs::read_to_string(&args.key)
-        .map_err(|error| Failure::io("read the key", &args.key, error))?;
+    let text = fs::read_to_string(&args.key).map_err(|error| {
+        let absent = error.kind() == std::io::ErrorKind::NotFound;
+        let failure = Failure::io("read the key", &args.key, error);
+        if absent { failure.hint("make one with `vireo key generate`") } else { failure }
+    })?;
     let key: SecretKey = text.parse().map_err(|error| {
         Failure::refused(format!("cannot use the key {}", args.key.display()))
             .caused_by(Box::<dyn std::error::Error>::from(error))

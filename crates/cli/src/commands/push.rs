@@ -2,6 +2,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use vireo_delta::{Bundle, TrustedKeys};
 use vireo_model::ImageName;
 use vireo_wire::api::PushReply;
 
@@ -33,7 +34,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Pushed, Failure> {
     let path = &args.bundle;
     let file = File::open(path).map_err(|error| Failure::io("open", path, error))?;
     let map = vireo_sys::map_sealed(&file).map_err(|error| Failure::io("map", path, error))?;
-    vireo_delta::Bundle::open(&map).map_err(|error| Failure::bundle(path, error))?;
+    let unusable = |error| Failure::bundle(path, error);
+    let bundle = Bundle::open(&map).map_err(unusable)?;
+    // Whether its signer is trusted, the repository says; here it is checked for being whole.
+    let signer = TrustedKeys::from_iter([bundle.signer()]);
+    bundle.verify(&signer).and_then(|bundle| bundle.check()).map_err(unusable)?;
     let step = Step::new(context, format!("pushing {} to {}", path.display(), args.name));
     let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
     Ok(Pushed(args.repo.open()?.push(&args.name, &map, &progress)?))

@@ -1,0 +1,118 @@
+//! What the host must have, and getting it.
+
+use std::env;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::{ErrorKind, TestkitError};
+use crate::lab;
+use crate::run::{Run, search_path};
+
+/// Debian packages that tests and the demonstration need, each with a program it brings, by which its
+/// presence is known, or with the absolute path of a file (`{arch}` is the processor's name).
+pub const PACKAGES: &[(&str, &str)] = &[
+    ("acl", "setfacl"),
+    ("attr", "setfattr"),
+    ("binutils", "strip"),
+    ("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+    ("e2fsprogs", "mke2fs"),
+    ("fdisk", "sfdisk"),
+    ("gcc", "gcc"),
+    ("gdisk", "sgdisk"),
+    ("iproute2", "ip"),
+    ("libc6-dev", "/usr/lib/{arch}-linux-gnu/libc.a"),
+    ("libcap2-bin", "setcap"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("openssh-client", "ssh-keygen"),
+    ("rsync", "rsync"),
+    ("strace", "strace"),
+    ("systemd-container", "systemd-nspawn"),
+    ("user-mode-linux", "linux.uml"),
+    ("util-linux", "nsenter"),
+    ("xfsprogs", "mkfs.xfs"),
+    ("zstd", "zstd"),
+];
+
+/// Time for installing packages, another user of the package manager included.
+const INSTALL_DEADLINE: Duration = Duration::from_secs(900);
+
+/// The packages of [`PACKAGES`] that are not there. Cost: a few hundred file look-ups.
+#[must_use]
+pub fn missing() -> Vec<&'static str> {
+    let path = search_path();
+    let there = |brings: &str| {
+        if brings.starts_with('/') {
+            return Path::new(&brings.replace("{arch}", env::consts::ARCH)).exists();
+        }
+        env::split_paths(&path).any(|dir| dir.join(brings).is_file())
+    };
+    PACKAGES.iter().filter(|(_, brings)| !there(brings)).map(|(package, _)| *package).collect()
+}
+
+/// Installs `packages` with the distribution's package manager, without recommendations.
+///
+/// # Errors
+///
+/// This is not root, or the package manager failed.
+pub fn install(packages: &[&str]) -> Result<(), TestkitError> {
+    require_root()?;
+    let apt = |args: &[&str]| {
+        Run::new("env")
+            .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"])
+            .args(["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"])
+            .args(args)
+            .deadline(INSTALL_DEADLINE)
+            .text()
+    };
+    let install = [&["install", "-y", "--no-install-recommends"], packages].concat();
+    // Fresh machines have no package lists, or lists that name what the servers no longer have.
+    if apt(&install).is_err() {
+        apt(&["update"])?;
+        apt(&install)?;
+    }
+    Ok(())
+}
+
+/// Everything that keeps guests from being made here, as advice; empty if nothing does.
+#[must_use]
+pub fn obstacles() -> Vec<String> {
+    let mut found = Vec::new();
+    found.extend(require_root().err().map(|error| error.to_string()));
+    let missing = missing();
+    if !missing.is_empty() {
+        found.push(format!("missing packages: apt-get install {}", missing.join(" ")));
+    }
+    for (device, purpose) in [("/dev/loop-control", "loop devices"), ("/dev/net/tun", "networks")] {
+        if !Path::new(device).exists() {
+            found.push(format!("{device} is absent: the kernel lacks {purpose}"));
+        }
+    }
+    found.extend(lab::cgroup_root().err().map(|error| error.to_string()));
+    found
+}
+
+/// Says whether this process is root.
+///
+/// # Errors
+///
+/// It is not; the message says what to do.
+pub fn require_root() -> Result<(), TestkitError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(TestkitError::new(
+        ErrorKind::Host,
+        "this needs root (loop devices, mounts, control groups): run it as root",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_sorted_and_named_once() {
+        let sorted = PACKAGES.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        assert!(sorted, "sorted by name, no doubles");
+    }
+}

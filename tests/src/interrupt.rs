@@ -1,0 +1,97 @@
+//! Killing a program at a chosen system call.
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, bail, ensure};
+use vireo_testkit::{Output, Run, programs};
+
+/// What the shell and strace report for a process that SIGKILL ended.
+const KILLED: i32 = 128 + 9;
+
+/// A moment in a program's run: before one of its threads makes a system call for the `nth` time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The system call's name.
+    pub call: &'static str,
+    /// Which time, from 1.
+    pub nth: u32,
+}
+
+/// How a run ended that was to be killed.
+#[derive(Clone, Debug)]
+pub enum Interrupted {
+    /// It was killed, as by `kill -9`.
+    Killed,
+    /// It never made that call so often, and ended by itself.
+    Ended(Output),
+}
+
+impl Moment {
+    /// Runs `name ARGS`, a program of ours, and kills it at this moment.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be run, or strace itself failed.
+    pub fn kill<S: AsRef<OsStr>>(
+        self,
+        name: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> anyhow::Result<Interrupted> {
+        let Self { call, nth } = self;
+        let run = Run::new("strace").args(["-f", "-qq", "-o", "/dev/null"]);
+        let run = run.args(["-e", &format!("trace={call}")]);
+        let run = run.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
+        let output = run.arg(programs::find(name)?).args(args).output()?;
+        if output.code == KILLED {
+            return Ok(Interrupted::Killed);
+        }
+        ensure!(!output.stderr.contains("strace:"), "strace failed: {}", output.stderr);
+        Ok(Interrupted::Ended(output))
+    }
+
+    /// Kills the process `pid`, which runs already, at this moment, counted from now.
+    ///
+    /// # Errors
+    ///
+    /// strace cannot be attached to it.
+    pub fn ambush(self, pid: u32) -> anyhow::Result<Ambush> {
+        let Self { call, nth } = self;
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+        strace.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
+        strace.arg("-p").arg(pid.to_string()).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = strace.spawn().context("cannot start strace")?;
+        let errors = child.stderr.take().context("strace has no standard error")?;
+        let mut ambush = Ambush(child);
+        let mut line = String::new();
+        let mut errors = BufReader::new(errors);
+        while errors.read_line(&mut line)? > 0 {
+            if line.contains("attached") {
+                ambush.drain(errors);
+                return Ok(ambush);
+            }
+        }
+        bail!("strace was not attached: {line}")
+    }
+}
+
+/// A moment that is being waited for; given up when dropped.
+#[derive(Debug)]
+pub struct Ambush(Child);
+
+impl Ambush {
+    /// strace ends if nobody reads what it says.
+    fn drain(&mut self, mut errors: BufReader<std::process::ChildStderr>) {
+        std::thread::spawn(move || std::io::copy(&mut errors, &mut std::io::sink()));
+    }
+}
+
+impl Drop for Ambush {
+    fn drop(&mut self) {
+        // When strace goes, the process goes on by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}

@@ -1,0 +1,230 @@
+//! Images, keys and places that `vireo` cannot work with, and what it says about them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use vireo_sys::loopdev::{LoopDevice, Window};
+use vireo_testkit::image::{Table, clone_image};
+use vireo_testkit::{Run, fixture, programs};
+use vireo_tests::{Ext4, Ran, Scene, Snapshot, capture_args, vireo};
+
+/// Expects that neither reading nor patching `image`, a name in the scene, is possible.
+fn refused(scene: &Scene, image: &str, code: i32, says: &[&str]) -> anyhow::Result<()> {
+    scene.refuses(&["digest".to_owned(), scene.arg(image)], code, says)?;
+    scene.refuses(&scene.apply("update.vireo", image, &[]), code, says)?;
+    scene.refuses(&scene.apply("update.vireo", image, &["-o", &scene.arg("out.img")]), code, says)
+}
+
+/// Arguments that capture the scene's change.
+fn capture(scene: &Scene, key: &str, out: &str) -> Vec<String> {
+    capture_args(&scene.arg("base.img"), &scene.arg("target.img"), key, out)
+}
+
+/// Divides `disk` as `script` says (sfdisk(8)).
+fn divide(disk: &Path, script: &str) -> anyhow::Result<()> {
+    Run::new("sfdisk").args(["-q", "--no-reread", "--no-tell-kernel"]).arg(disk).input(script).text()?;
+    Ok(())
+}
+
+#[test]
+fn root_what_is_no_disk_image_is_refused() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    File::create_new(scene.path("empty.img"))?.set_len(1 << 20)?;
+    let convert = ["neither an ext2, ext3 or ext4 file system nor", "qemu-img convert -O raw"];
+    refused(&scene, "empty.img", 5, &[&["empty.img"], &convert[..]].concat())?;
+
+    // The header of a qcow2 file: magic number, version 3.
+    let qcow2 = File::create_new(scene.path("disk.qcow2"))?;
+    qcow2.write_all_at(b"QFI\xfb\x00\x00\x00\x03", 0)?;
+    qcow2.set_len(192 << 10)?;
+    refused(&scene, "disk.qcow2", 5, &[&["disk.qcow2"], &convert[..]].concat())?;
+
+    refused(&scene, "no-such.img", 1, &["cannot open", "no-such.img", "No such file"])
+}
+
+#[test]
+fn root_a_disk_without_a_known_partition_is_refused() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let disk = scene.path("swap.img");
+    File::create_new(&disk)?.set_len(16 << 20)?;
+    divide(&disk, "label: gpt\nsize=8MiB, type=swap\n")?;
+    refused(&scene, "swap.img", 5, &["swap.img", "root file system", "it has 1 (8 MiB)"])
+}
+
+#[test]
+fn root_of_several_partitions_one_has_to_be_named() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let disk = scene.path("two.img");
+    File::create_new(&disk)?.set_len(68 << 20)?;
+    divide(&disk, "label: gpt\nstart=1MiB, size=32MiB, type=linux\nstart=34MiB, size=32MiB, type=linux\n")?;
+    for (image, seek) in [("target.img", "seek=1"), ("base.img", "seek=34")] {
+        let run = Run::new("dd").args(["bs=1M", "conv=notrunc,sparse", "status=none", seek]);
+        run.arg(format!("if={}", scene.arg(image))).arg(format!("of={}", disk.display())).text()?;
+    }
+    let says = ["two.img", "cannot tell which", "--root-partition", "1 (32 MiB), 2 (32 MiB)"];
+    refused(&scene, "two.img", 5, &says)?;
+    let named = |number| scene.apply("update.vireo", "two.img", &["--root-partition", number]);
+    scene.refuses(&named("7"), 5, &["two.img", "no partition 7", "it has 1"])?;
+    vireo(named("2"))?.ok()?.says(&["is the target now"])?;
+    scene.nothing_attached()
+}
+
+#[test]
+fn root_an_image_of_a_running_machine_is_refused() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    clone_image(&scene.base(), &scene.path("running.img"))?;
+    let machine = Ext4::open(&scene.path("running.img"))?;
+    fs::write(machine.path().join("state"), "written while running")?;
+    machine.sync()?;
+    clone_image(&scene.path("running.img"), &scene.path("copy.img"))?;
+    drop(machine);
+    scene.nothing_attached()?;
+    refused(&scene, "copy.img", 5, &["copy.img", "unfinished journal", "shut it down", "e2fsck -p"])?;
+    Run::new("e2fsck").args(["-p", &scene.arg("copy.img")]).output()?;
+    vireo(["digest", &scene.arg("copy.img")])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn root_a_truncated_image_is_refused() -> anyhow::Result<()> {
+    let says = ["cut.img", "cut short", "copy it again"];
+    for table in [None, Some(Table::Mbr)] {
+        let scene = Scene::with(table)?;
+        clone_image(&scene.base(), &scene.path("cut.img"))?;
+        File::options().write(true).open(scene.path("cut.img"))?.set_len(20 << 20)?;
+        refused(&scene, "cut.img", 5, &says).with_context(|| format!("{table:?}"))?;
+    }
+    // A GUID partition table has its second copy at the end, which is gone.
+    let scene = Scene::with(Some(Table::Gpt))?;
+    clone_image(&scene.base(), &scene.path("cut.img"))?;
+    File::options().write(true).open(scene.path("cut.img"))?.set_len(20 << 20)?;
+    refused(&scene, "cut.img", 5, &["cut.img"])
+}
+
+#[test]
+fn root_an_image_in_use_is_not_replaced() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let args = scene.apply("update.vireo", "base.img", &[]);
+    let copy = scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img")]);
+    let says = ["base.img", "in use", "stop it and try again"];
+    {
+        let _open = File::open(scene.base())?;
+        let before = Snapshot::of(scene.dir())?;
+        vireo(&args)?.fails(3, &says)?;
+        before.unchanged()?;
+    }
+    {
+        let file = File::options().read(true).write(true).open(scene.base())?;
+        let window = Window { offset: 0, len: 0, read_only: false };
+        let _device = LoopDevice::attach(&file, window)?;
+        drop(file);
+        let before = Snapshot::of(scene.dir())?;
+        vireo(&args)?.fails(3, &says)?;
+        // Who can write to it may be halfway through: not even a copy is made.
+        vireo(&copy)?.fails(3, &says)?;
+        before.unchanged()?;
+    }
+    scene.nothing_attached()?;
+    // A reader does not disturb a copy.
+    let _open = File::open(scene.base())?;
+    vireo(&copy)?.ok()?;
+    scene.is_target(&scene.path("out.img"))
+}
+
+#[test]
+fn root_an_image_patched_in_place_keeps_its_owner_and_its_links() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    chown(scene.base(), Some(64055), Some(108))?;
+    fs::set_permissions(scene.base(), fs::Permissions::from_mode(0o660))?;
+    symlink("base.img", scene.path("link.img"))?;
+    vireo(scene.apply("update.vireo", "link.img", &[]))?.ok()?;
+    scene.is_target(&scene.base())?;
+    ensure!(scene.path("link.img").is_symlink(), "the link was replaced");
+    let stat = fs::metadata(scene.base())?;
+    let found = (stat.uid(), stat.gid(), stat.mode() & 0o7777);
+    ensure!(found == (64055, 108, 0o660), "{found:?}");
+    Ok(())
+}
+
+#[test]
+fn root_a_full_file_system_in_the_image_is_left_as_it_is() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let fill = "dd if=/dev/zero of=\"$1/filler\" bs=64k status=none || true";
+    for image in ["base.img", "target.img"] {
+        fixture::edit(&scene.path(image), 0, fill, &[])?;
+    }
+    // Both are as full, so that the bundle is right for it.
+    let filler = "truncate -r \"$2\" \"$1/filler\"; touch -d @0 \"$1/filler\"";
+    let smaller = scene.path("filler-len");
+    let len = "cp --attributes-only \"$1/filler\" \"$2\"; truncate -r \"$1/filler\" \"$2\"";
+    let smaller = smaller.to_str().context("a name that is text")?;
+    fixture::edit(&scene.path("target.img"), 0, len, &[smaller])?;
+    for image in ["base.img", "target.img"] {
+        fixture::edit(&scene.path(image), 0, filler, &[smaller])?;
+    }
+    scene.capture(&scene.base(), &scene.target(), &scene.path("update.vireo"))?;
+    let says = ["base.img", "bytes", "free", "make room and try again", "nothing was changed"];
+    scene.refuses(&scene.apply("update.vireo", "base.img", &[]), 1, &says)?;
+    scene.refuses(&scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img")]), 1, &says)
+}
+
+#[test]
+fn root_a_full_disk_of_the_host_leaves_no_output() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let small = Ext4::new(2 << 20)?;
+    let out = small.path().join("out.img").display().to_string();
+    let says = ["out.img", "No space left", "make room"];
+    vireo(scene.apply("update.vireo", "base.img", &["-o", &out]))?.fails(1, &says)?;
+    let free = small.script("df --output=avail -B1 . | tail -1", &[])?;
+    let out = small.path().join("out.vireo").display().to_string();
+    let used: u64 = free.trim().parse().context("a number of bytes")?;
+    fs::write(small.path().join("filler"), vec![1; used.saturating_sub(20_000) as usize])?;
+    vireo(capture(&scene, &scene.arg("keys/vireo.key"), &out))?.fails(1, &["out.vireo", "No space left", "make room"])?;
+    let left = small.script("ls -A", &[])?;
+    ensure!(left == "filler\nlost+found\n", "left behind: {left}");
+    scene.base_is_whole()
+}
+
+#[test]
+fn root_an_output_that_exists_is_kept() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    fs::write(scene.path("mine.img"), "mine")?;
+    let args = scene.apply("update.vireo", "base.img", &["-o", &scene.arg("mine.img")]);
+    scene.refuses(&args, 1, &["mine.img", "exists already", "choose another name"])?;
+    let again = ["key".to_owned(), "generate".to_owned(), "--out".to_owned(), scene.arg("keys")];
+    scene.refuses(&again, 1, &["vireo.key", "a key is there already", "--out"])
+}
+
+#[test]
+fn root_a_key_that_cannot_be_used_is_named() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    fs::write(scene.path("text.key"), "a secret\n")?;
+    let with = |key: &str| capture(&scene, &scene.arg(key), &scene.arg("x.vireo"));
+    let make = "vireo key generate";
+    scene.refuses(&with("no.key"), 1, &["read the key", "no.key", "No such file", make])?;
+    scene.refuses(&with("text.key"), 5, &["text.key", make])?;
+    // The public half does not sign.
+    scene.refuses(&with("keys/vireo.pub"), 5, &["vireo.pub", make])
+}
+
+#[test]
+fn root_who_is_not_root_is_told_so() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    fs::set_permissions(scene.dir(), fs::Permissions::from_mode(0o777))?;
+    fs::copy(programs::find("vireo")?, scene.path("vireo"))?;
+    let nobody = |args: &[String]| {
+        let run = Run::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        Ran::of(run.arg(scene.path("vireo")).args(args), format!("nobody: vireo {}", args.join(" ")))
+    };
+    let before = Snapshot::of(scene.dir())?;
+    let root = "run it as root";
+    nobody(&scene.apply("update.vireo", "base.img", &[]))?.fails(1, &["base.img", root])?;
+    let copy = scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img")]);
+    nobody(&copy)?.fails(1, &["out.img", root])?;
+    nobody(&["digest".to_owned(), scene.arg("base.img")])?.fails(1, &["base.img", root])?;
+    nobody(&capture(&scene, &scene.arg("keys/vireo.key"), &scene.arg("x.vireo")))?
+        .fails(1, &["read the key", "vireo.key", "Permission denied"])?;
+    before.unchanged()
+}

@@ -1,0 +1,12 @@
+//! The tests of the whole, in one program. Their names say what they need: `root_*` loop devices
+//! and mounts, `live_*` a guest with real systemd, `vm_*` a real kernel.
+
+mod bad_bundle;
+mod bad_image;
+mod images;
+mod interrupted;
+mod live;
+mod property;
+mod repository;
+mod repository_killed;
+mod vm;
