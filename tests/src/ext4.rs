@@ -24,7 +24,8 @@ pub struct Ext4 {
 const WITHIN: &str = "mount \"$1\" \"$2\"; cd \"$2\"; eval \"$3\"";
 
 /// Prints what would make the directory `$4` like `$5`; times count to the nanosecond.
-const COMPARE: &str = "rsync -aHAXnic --modify-window=-1 --delete --exclude=/.vireo \"$5/\" \"$4/\"";
+const COMPARE: &str =
+    "rsync -aHAXnic --modify-window=-1 --delete --exclude=/.vireo \"$5/\" \"$4/\"";
 
 /// Copies the tree in the image `$4`, which begins at `$5`, to the directory `$6`.
 const UNPACK: &str = "mkdir .image; mount -o loop,ro,noload,offset=$5 \"$4\" .image
@@ -106,7 +107,8 @@ impl Ext4 {
     ///
     /// As `syncfs(2)`.
     pub fn sync(&self) -> anyhow::Result<()> {
-        let top = File::open(self.path()).context("cannot open the root of a scratch file system")?;
+        let top =
+            File::open(self.path()).context("cannot open the root of a scratch file system")?;
         rustix::fs::syncfs(top).context("cannot sync a scratch file system")
     }
 }

@@ -41,7 +41,10 @@ impl Fleet {
     pub fn new() -> anyhow::Result<Self> {
         require_host()?;
         let cache = Cache::open()?;
-        let unit = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/agent/vireo-agent.service"));
+        let unit = PathBuf::from(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../crates/agent/vireo-agent.service"
+        ));
         let agent = Agent { program: programs::find("vireo-agent")?, unit };
         let made = BaseImage::with_agent(agent).build(&cache)?;
         let mut fleet = Self { lab: Lab::new(&cache)?, server: None };
@@ -52,7 +55,17 @@ impl Fleet {
         let data = fleet.arg("repository");
         vireo_repo(["init", &data, "--listen-name", &HOST_ADDRESS.to_string()])?.ok()?;
         let key = fleet.public_key()?;
-        vireo(["image", "create", IMAGE, &fleet.arg("base.img"), "--trust", &key, "--repo", &data])?.ok()?;
+        vireo([
+            "image",
+            "create",
+            IMAGE,
+            &fleet.arg("base.img"),
+            "--trust",
+            &key,
+            "--repo",
+            &data,
+        ])?
+        .ok()?;
         fleet.serve()?;
         Ok(fleet)
     }
@@ -90,7 +103,8 @@ impl Fleet {
     ///
     /// `vireo capture` failed.
     pub fn capture(&self, base: &str, target: &str, out: &str) -> anyhow::Result<()> {
-        let [base, target, key, out] = [base, target, "keys/vireo.key", out].map(|name| self.arg(name));
+        let [base, target, key, out] =
+            [base, target, "keys/vireo.key", out].map(|name| self.arg(name));
         vireo(capture_args(&base, &target, &key, &out))?.ok().map(drop)
     }
 
@@ -115,9 +129,16 @@ impl Fleet {
 
     fn serve(&mut self) -> anyhow::Result<()> {
         let address = SocketAddr::from((HOST_ADDRESS, PORT));
-        let log = File::create(self.path("serve.log")).context("cannot make the repository's log")?;
+        let log =
+            File::create(self.path("serve.log")).context("cannot make the repository's log")?;
         let mut command = self.lab.command(programs::find("vireo-repo")?);
-        command.args(["serve", "--data", &self.arg("repository"), "--listen", &address.to_string()]);
+        command.args([
+            "serve",
+            "--data",
+            &self.arg("repository"),
+            "--listen",
+            &address.to_string(),
+        ]);
         command.stdout(log.try_clone()?).stderr(log);
         self.server = Some(Daemon(command.spawn().context("cannot start the repository")?));
         let started = Instant::now();
@@ -143,7 +164,8 @@ impl Fleet {
         guest.start()?;
         run(&guest, &["systemctl", "stop", "vireo-agent"])?;
         let data = self.arg("repository");
-        let made = vireo_repo(["token", "create", "--data", &data, "--image", IMAGE, "--json"])?.ok()?;
+        let made =
+            vireo_repo(["token", "create", "--data", &data, "--image", IMAGE, "--json"])?.ok()?;
         let made: Value = serde_json::from_str(&made.output().stdout)?;
         let token = made["token"].as_str().context("no token in the answer")?;
         run(&guest, &["vireo-agent", "enroll", &Self::url(), "--token", token, "--image", IMAGE])?;
@@ -170,11 +192,13 @@ impl Fleet {
         let started = Instant::now();
         loop {
             let status = agent_json(guest, &["status"])?;
-            if status["tree"] == tree && status["under_way"] == false && status["last"].is_object() {
+            if status["tree"] == tree && status["under_way"] == false && status["last"].is_object()
+            {
                 return Ok(status["last"].clone());
             }
             if started.elapsed() > APPLY_DEADLINE {
-                let log = guest.exec(&["journalctl", "--no-pager", "-n", "40", "-u", "vireo-agent"])?;
+                let log =
+                    guest.exec(&["journalctl", "--no-pager", "-n", "40", "-u", "vireo-agent"])?;
                 bail!("the agent does not get to {tree}: {status}\n{}", log.stdout);
             }
             thread::sleep(POLL);
@@ -226,7 +250,13 @@ impl Drop for Daemon {
 /// It failed.
 pub fn run(guest: &dyn Guest, argv: &[&str]) -> anyhow::Result<Output> {
     let output = guest.exec(argv)?;
-    ensure!(output.success(), "{} in the guest: exit code {}\n{}", argv.join(" "), output.code, output.tail());
+    ensure!(
+        output.success(),
+        "{} in the guest: exit code {}\n{}",
+        argv.join(" "),
+        output.code,
+        output.tail()
+    );
     Ok(output)
 }
 
@@ -237,6 +267,7 @@ pub fn run(guest: &dyn Guest, argv: &[&str]) -> anyhow::Result<Output> {
 /// It printed no JSON.
 pub fn agent_json(guest: &dyn Guest, args: &[&str]) -> anyhow::Result<Value> {
     let output = guest.exec(&[&["vireo-agent"], args, &["--json"]].concat())?;
-    serde_json::from_str(&output.stdout)
-        .with_context(|| format!("vireo-agent {} printed no JSON but\n{}", args.join(" "), output.tail()))
+    serde_json::from_str(&output.stdout).with_context(|| {
+        format!("vireo-agent {} printed no JSON but\n{}", args.join(" "), output.tail())
+    })
 }

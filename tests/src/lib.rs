@@ -17,15 +17,17 @@ mod random;
 mod scene;
 mod server;
 mod snapshot;
+mod world;
 
 pub use ext4::Ext4;
 pub use fleet::{Fleet, IMAGE, agent_json, run};
 pub use interrupt::{Ambush, Interrupted, Moment};
-pub use program::{Ran, vireo, vireo_repo};
+pub use program::{Ran, start_vireo, vireo, vireo_repo};
 pub use random::{Random, mutate_tree, write_tree};
 pub use scene::{Scene, capture_args};
 pub use server::Server;
 pub use snapshot::Snapshot;
+pub use world::{World, agent, shell, text_at};
 
 use anyhow::bail;
 

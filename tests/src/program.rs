@@ -1,6 +1,7 @@
 //! Vireo's programs, run as a user would, and what is expected of them.
 
 use std::ffi::OsStr;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -13,6 +14,17 @@ use vireo_testkit::{Output, Run, programs};
 /// It has not been built, cannot be started, or takes more than a minute.
 pub fn vireo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> anyhow::Result<Ran> {
     program("vireo", args)
+}
+
+/// `vireo ARGS`, started and left to itself; what it prints is thrown away.
+///
+/// # Errors
+///
+/// It has not been built or cannot be started.
+pub fn start_vireo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> anyhow::Result<Child> {
+    let mut command = Command::new(programs::find("vireo")?);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().context("cannot start vireo")
 }
 
 /// `vireo-repo ARGS`, run to its end.
@@ -46,6 +58,11 @@ impl Ran {
     /// It cannot be started or misses its deadline.
     pub fn of(run: Run, label: impl Into<String>) -> anyhow::Result<Self> {
         Ok(Self { label: label.into(), output: run.output()? })
+    }
+
+    /// What a program in a guest left.
+    pub(crate) fn in_guest(output: Output, label: String) -> Self {
+        Self { label, output }
     }
 
     /// What it left.

@@ -18,8 +18,20 @@ const MAX_DEPTH: usize = 3;
 /// Names that meet each other again and again, and names that programs stumble over. None is one
 /// that belongs to no version.
 const NAMES: &[&[u8]] = &[
-    b"a", b"b", b"c", b"d", b"e", b"lib.so.1", b"page.html", b".hidden", b"-rf", b"with space",
-    b"new\nline", b"not\xffutf8", b"quote'\"\\", &[b'n'; 255],
+    b"a",
+    b"b",
+    b"c",
+    b"d",
+    b"e",
+    b"lib.so.1",
+    b"page.html",
+    b".hidden",
+    b"-rf",
+    b"with space",
+    b"new\nline",
+    b"not\xffutf8",
+    b"quote'\"\\",
+    &[b'n'; 255],
 ];
 
 /// SplitMix64 (Steele, Lea, Flood 2014): one word of state.
@@ -101,7 +113,12 @@ pub fn mutate_tree(root: &Path, random: &mut Random) -> anyhow::Result<()> {
     set_dir_times(root, random)
 }
 
-fn mutate(path: &Path, root: &Path, random: &mut Random, linkable: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+fn mutate(
+    path: &Path,
+    root: &Path,
+    random: &mut Random,
+    linkable: &mut Vec<PathBuf>,
+) -> anyhow::Result<()> {
     match random.below(6) {
         0 => remove(path),
         1 => set_metadata(path, random),
@@ -130,7 +147,12 @@ fn mutate(path: &Path, root: &Path, random: &mut Random, linkable: &mut Vec<Path
 }
 
 /// Adds some nodes to the directory `dir`.
-fn fill(dir: &Path, depth: usize, random: &mut Random, linkable: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+fn fill(
+    dir: &Path,
+    depth: usize,
+    random: &mut Random,
+    linkable: &mut Vec<PathBuf>,
+) -> anyhow::Result<()> {
     for _ in 0..random.below(7) + u64::from(depth == 0) * 2 {
         let path = dir.join(os(random.pick(NAMES)));
         if !exists(&path) {
@@ -142,7 +164,12 @@ fn fill(dir: &Path, depth: usize, random: &mut Random, linkable: &mut Vec<PathBu
 }
 
 /// Makes a node of a random kind at `path`, where nothing is.
-fn make(path: &Path, depth: usize, random: &mut Random, linkable: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+fn make(
+    path: &Path,
+    depth: usize,
+    random: &mut Random,
+    linkable: &mut Vec<PathBuf>,
+) -> anyhow::Result<()> {
     let special = |kind, device| mknodat(CWD, path, kind, Mode::from_bits_truncate(0o600), device);
     match random.below(16) {
         0..=3 if depth < MAX_DEPTH => {
@@ -151,11 +178,13 @@ fn make(path: &Path, depth: usize, random: &mut Random, linkable: &mut Vec<PathB
             return set_metadata(path, random);
         }
         4 => {
-            let target: &[u8] = random.pick(&[b"a".as_slice(), b"../b", b"/etc/passwd", b"not\xffthere"]);
+            let target: &[u8] =
+                random.pick(&[b"a".as_slice(), b"../b", b"/etc/passwd", b"not\xffthere"]);
             std::os::unix::fs::symlink(os(target), path)?;
         }
         5 | 6 => {
-            let alive: Vec<&Path> = linkable.iter().map(PathBuf::as_path).filter(|path| exists(path)).collect();
+            let alive: Vec<&Path> =
+                linkable.iter().map(PathBuf::as_path).filter(|path| exists(path)).collect();
             if alive.is_empty() {
                 fs::write(path, b"")?;
             } else {
@@ -225,7 +254,9 @@ fn set_metadata(path: &Path, random: &mut Random) -> anyhow::Result<()> {
     let (uid, gid) = (Uid::from_raw(owner(random)), Gid::from_raw(owner(random)));
     chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     if !stat.is_symlink() {
-        let mode = random.pick(&[&0o644_u32, &0o755, &0o600, &0o4755, &0o2755, &0o1777, &0o000, &0o7777, &0o640]);
+        let mode = random.pick(&[
+            &0o644_u32, &0o755, &0o600, &0o4755, &0o2755, &0o1777, &0o000, &0o7777, &0o640,
+        ]);
         fs::set_permissions(path, fs::Permissions::from_mode(*mode))?;
     }
     set_xattrs(path, &stat, random)?;
@@ -239,7 +270,8 @@ fn set_xattrs(path: &Path, stat: &fs::Metadata, random: &mut Random) -> anyhow::
         set("trusted.mark", &random.bytes(len))?;
     }
     if random.once_in(6) {
-        let label: &str = random.pick(&["system_u:object_r:etc_t:s0", "system_u:object_r:bin_t:s0"]);
+        let label: &str =
+            random.pick(&["system_u:object_r:etc_t:s0", "system_u:object_r:bin_t:s0"]);
         set("security.selinux", label.as_bytes())?;
     }
     if (stat.is_file() || stat.is_dir()) && random.once_in(5) {
@@ -269,7 +301,9 @@ fn capability(permitted: u32) -> Vec<u8> {
 fn acl(user: u32) -> Vec<u8> {
     const NOBODY: u32 = u32::MAX;
     let mut bytes = 2_u32.to_le_bytes().to_vec();
-    for (tag, rights, id) in [(1_u16, 7_u16, NOBODY), (2, 4, user), (4, 5, NOBODY), (16, 5, NOBODY), (32, 0, NOBODY)] {
+    for (tag, rights, id) in
+        [(1_u16, 7_u16, NOBODY), (2, 4, user), (4, 5, NOBODY), (16, 5, NOBODY), (32, 0, NOBODY)]
+    {
         bytes.extend(tag.to_le_bytes());
         bytes.extend(rights.to_le_bytes());
         bytes.extend(id.to_le_bytes());
@@ -317,7 +351,11 @@ fn list(dir: &Path, paths: &mut Vec<PathBuf>) -> anyhow::Result<()> {
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {
-    if is_dir(path) { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+    if is_dir(path) {
+        fs::remove_dir_all(path)?
+    } else {
+        fs::remove_file(path)?
+    }
     Ok(())
 }
 

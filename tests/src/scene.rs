@@ -60,7 +60,13 @@ impl Scene {
                 Some(table) => partitioned(&from, table, &to)?,
             }
         }
-        vireo(["key".as_ref(), "generate".as_ref(), "--out".as_ref(), scene.path("keys").as_os_str()])?.ok()?;
+        vireo([
+            "key".as_ref(),
+            "generate".as_ref(),
+            "--out".as_ref(),
+            scene.path("keys").as_os_str(),
+        ])?
+        .ok()?;
         scene.capture(&scene.base(), &scene.target(), &scene.bundle())?;
         Ok(scene)
     }
@@ -127,7 +133,7 @@ impl Scene {
     /// Arguments of `vireo apply` for the bundle `bundle` and the image or directory `to`, both
     /// names in the directory.
     #[must_use]
-    pub fn apply<'a>(&self, bundle: &str, to: &str, more: &[&'a str]) -> Vec<String> {
+    pub fn apply(&self, bundle: &str, to: &str, more: &[&str]) -> Vec<String> {
         let mut args = vec!["apply".to_owned(), self.arg(bundle), "--to".to_owned(), self.arg(to)];
         args.extend(["--trust".to_owned(), self.public().display().to_string()]);
         args.extend(more.iter().map(|word| (*word).to_owned()));

@@ -31,8 +31,17 @@ impl Server {
     ///
     /// It ends or does not listen; the message has what it wrote.
     pub fn start(data: &Path) -> anyhow::Result<Self> {
+        Self::start_at(data, "127.0.0.1:0")
+    }
+
+    /// The same at an address of the host.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    pub fn start_at(data: &Path, address: &str) -> anyhow::Result<Self> {
         let mut command = Command::new(programs::find("vireo-repo")?);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+        command.args(["serve", "--listen", address, "--data"]).arg(data);
         Self::spawn(command, &data.with_extension("log"))
     }
 
@@ -77,6 +86,15 @@ impl Server {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    ///
+    /// The system does not say.
+    pub fn is_alive(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait().context("cannot ask for the repository's end")?.is_none())
     }
 
     /// What it wrote.

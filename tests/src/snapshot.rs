@@ -36,14 +36,18 @@ impl Snapshot {
     pub fn unchanged(&self) -> anyhow::Result<()> {
         let now = Self::of(&self.dir)?;
         let differs = |path: &&PathBuf| self.entries.get(*path) != now.entries.get(*path);
-        let mut paths: Vec<_> = self.entries.keys().chain(now.entries.keys()).filter(differs).collect();
+        let mut paths: Vec<_> =
+            self.entries.keys().chain(now.entries.keys()).filter(differs).collect();
         paths.dedup();
         ensure!(paths.is_empty(), "changed, made or removed: {paths:?}");
         Ok(())
     }
 }
 
-fn collect(dir: &Path, entries: &mut BTreeMap<PathBuf, (u64, u32, u64, Option<Digest>)>) -> anyhow::Result<()> {
+fn collect(
+    dir: &Path,
+    entries: &mut BTreeMap<PathBuf, (u64, u32, u64, Option<Digest>)>,
+) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = entry?.path();
         let stat = path.symlink_metadata()?;

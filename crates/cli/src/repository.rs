@@ -24,7 +24,7 @@ pub(crate) struct RepoArgs {
 
 /// An open repository.
 pub(crate) enum Repo {
-    Remote { client: Client, runtime: tokio::runtime::Runtime },
+    Remote { client: Box<Client>, runtime: tokio::runtime::Runtime },
     Local(Box<Repository>),
 }
 
@@ -43,7 +43,7 @@ impl RepoArgs {
             .enable_all()
             .build()
             .map_err(|error| Failure::new("cannot start the network runtime").caused_by(error))?;
-        let client = runtime.block_on(Client::connect(&self.repo, &token))?;
+        let client = Box::new(runtime.block_on(Client::connect(&self.repo, &token))?);
         Ok(Repo::Remote { client, runtime })
     }
 

@@ -28,7 +28,12 @@ fn scene_with_directory() -> anyhow::Result<Scene> {
     let dir = scene.path("dir");
     fs::create_dir(&dir)?;
     let copy = "cp -a \"$1/etc\" \"$1/data\" \"$2/\"";
-    fixture::edit(&scene.path("base.img"), 0, copy, &[dir.to_str().context("a name that is text")?])?;
+    fixture::edit(
+        &scene.path("base.img"),
+        0,
+        copy,
+        &[dir.to_str().context("a name that is text")?],
+    )?;
     Ok(scene)
 }
 
@@ -116,7 +121,8 @@ fn other_base(script: &str, says: &[&str]) -> anyhow::Result<()> {
 
 #[test]
 fn root_edits_of_what_the_bundle_changes_are_listed() -> anyhow::Result<()> {
-    let edits = "echo mine > \"$1/etc/server.conf\"; rm \"$1/data/zero\"; chmod 700 \"$1/bin/tool\"";
+    let edits =
+        "echo mine > \"$1/etc/server.conf\"; rm \"$1/data/zero\"; chmod 700 \"$1/bin/tool\"";
     let says = ["other.img", "/etc/server.conf", "/data/zero", "nothing was changed", "base"];
     other_base(edits, &says)
 }
@@ -141,19 +147,27 @@ fn root_the_target_of_another_update_is_no_base() -> anyhow::Result<()> {
 #[test]
 fn root_a_directory_that_is_not_the_base_is_left_alone() -> anyhow::Result<()> {
     let scene = Scene::new()?;
-    for (edit, path) in [("etc/server.conf", "/etc/server.conf"), ("etc/local.conf", "does not touch")] {
+    for (edit, path) in
+        [("etc/server.conf", "/etc/server.conf"), ("etc/local.conf", "does not touch")]
+    {
         let disk = Ext4::new(64 << 20)?;
         disk.unpack(&scene.base(), 0, "work")?;
         disk.unpack(&scene.base(), 0, "same")?;
         for copy in ["work", "same"] {
             fs::write(disk.path().join(copy).join(edit), "mine\n")?;
         }
-        disk.script("touch -r \"$4\" \"$5\" work same", &[&format!("work/{edit}"), &format!("same/{edit}")])?;
+        disk.script(
+            "touch -r \"$4\" \"$5\" work same",
+            &[&format!("work/{edit}"), &format!("same/{edit}")],
+        )?;
         let mut args = scene.apply("update.vireo", "base.img", &[]);
         args[3] = disk.path().join("work").display().to_string();
         vireo(&args)?.fails(5, &[path, "nothing was changed"])?;
         // The root's own time has moved: /.vireo, which is no part of any version, was made in it.
-        let root = Command::new("touch").arg("-r").args(["same", "work"].map(|name| disk.path().join(name))).status()?;
+        let root = Command::new("touch")
+            .arg("-r")
+            .args(["same", "work"].map(|name| disk.path().join(name)))
+            .status()?;
         ensure!(root.success());
         disk.no_difference("work", "same")?;
         ensure!(!disk.path().join("work/.vireo/txn").exists(), "a stage was left");
@@ -169,6 +183,9 @@ fn root_messages_for_programs_say_the_same() -> anyhow::Result<()> {
     let error = ran.json("error")?;
     ensure!(error["exit"] == 5, "{error}");
     let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
-    ensure!(text("error").contains("bad.vireo") && text("hint").contains("capture it again"), "{error}");
+    ensure!(
+        text("error").contains("bad.vireo") && text("hint").contains("capture it again"),
+        "{error}"
+    );
     Ok(())
 }

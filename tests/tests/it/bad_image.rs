@@ -24,7 +24,11 @@ fn capture(scene: &Scene, key: &str, out: &str) -> Vec<String> {
 
 /// Divides `disk` as `script` says (sfdisk(8)).
 fn divide(disk: &Path, script: &str) -> anyhow::Result<()> {
-    Run::new("sfdisk").args(["-q", "--no-reread", "--no-tell-kernel"]).arg(disk).input(script).text()?;
+    Run::new("sfdisk")
+        .args(["-q", "--no-reread", "--no-tell-kernel"])
+        .arg(disk)
+        .input(script)
+        .text()?;
     Ok(())
 }
 
@@ -58,7 +62,10 @@ fn root_of_several_partitions_one_has_to_be_named() -> anyhow::Result<()> {
     let scene = Scene::new()?;
     let disk = scene.path("two.img");
     File::create_new(&disk)?.set_len(68 << 20)?;
-    divide(&disk, "label: gpt\nstart=1MiB, size=32MiB, type=linux\nstart=34MiB, size=32MiB, type=linux\n")?;
+    divide(
+        &disk,
+        "label: gpt\nstart=1MiB, size=32MiB, type=linux\nstart=34MiB, size=32MiB, type=linux\n",
+    )?;
     for (image, seek) in [("target.img", "seek=1"), ("base.img", "seek=34")] {
         let run = Run::new("dd").args(["bs=1M", "conv=notrunc,sparse", "status=none", seek]);
         run.arg(format!("if={}", scene.arg(image))).arg(format!("of={}", disk.display())).text()?;
@@ -81,7 +88,12 @@ fn root_an_image_of_a_running_machine_is_refused() -> anyhow::Result<()> {
     clone_image(&scene.path("running.img"), &scene.path("copy.img"))?;
     drop(machine);
     scene.nothing_attached()?;
-    refused(&scene, "copy.img", 5, &["copy.img", "unfinished journal", "shut it down", "e2fsck -p"])?;
+    refused(
+        &scene,
+        "copy.img",
+        5,
+        &["copy.img", "unfinished journal", "shut it down", "e2fsck -p"],
+    )?;
     Run::new("e2fsck").args(["-p", &scene.arg("copy.img")]).output()?;
     vireo(["digest", &scene.arg("copy.img")])?.ok()?;
     Ok(())
@@ -167,7 +179,11 @@ fn root_a_full_file_system_in_the_image_is_left_as_it_is() -> anyhow::Result<()>
     scene.capture(&scene.base(), &scene.target(), &scene.path("update.vireo"))?;
     let says = ["base.img", "bytes", "free", "make room and try again", "nothing was changed"];
     scene.refuses(&scene.apply("update.vireo", "base.img", &[]), 1, &says)?;
-    scene.refuses(&scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img")]), 1, &says)
+    scene.refuses(
+        &scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img")]),
+        1,
+        &says,
+    )
 }
 
 #[test]
@@ -181,7 +197,8 @@ fn root_a_full_disk_of_the_host_leaves_no_output() -> anyhow::Result<()> {
     let out = small.path().join("out.vireo").display().to_string();
     let used: u64 = free.trim().parse().context("a number of bytes")?;
     fs::write(small.path().join("filler"), vec![1; used.saturating_sub(20_000) as usize])?;
-    vireo(capture(&scene, &scene.arg("keys/vireo.key"), &out))?.fails(1, &["out.vireo", "No space left", "make room"])?;
+    vireo(capture(&scene, &scene.arg("keys/vireo.key"), &out))?
+        .fails(1, &["out.vireo", "No space left", "make room"])?;
     let left = small.script("ls -A", &[])?;
     ensure!(left == "filler\nlost+found\n", "left behind: {left}");
     scene.base_is_whole()
@@ -216,7 +233,10 @@ fn root_who_is_not_root_is_told_so() -> anyhow::Result<()> {
     fs::copy(programs::find("vireo")?, scene.path("vireo"))?;
     let nobody = |args: &[String]| {
         let run = Run::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        Ran::of(run.arg(scene.path("vireo")).args(args), format!("nobody: vireo {}", args.join(" ")))
+        Ran::of(
+            run.arg(scene.path("vireo")).args(args),
+            format!("nobody: vireo {}", args.join(" ")),
+        )
     };
     let before = Snapshot::of(scene.dir())?;
     let root = "run it as root";

@@ -29,7 +29,12 @@ fn patched_equals_target(table: Option<Table>) -> anyhow::Result<()> {
     let captured = capture(base.root(), target.root(), &CaptureOptions::default(), &key, &file)?;
     base.finish()?;
     target.finish()?;
-    ensure!(captured.added > 0 && captured.modified > 0 && captured.removed > 0 && captured.metadata > 0);
+    ensure!(
+        captured.added > 0
+            && captured.modified > 0
+            && captured.removed > 0
+            && captured.metadata > 0
+    );
     ensure!(captured.wire_len < captured.content_len, "{captured:?}: no delta was found");
 
     let bytes = vireo_sys::map_sealed(&File::open(&file)?)?;
@@ -77,7 +82,10 @@ fn root_a_sparse_file_in_a_patched_image_keeps_its_holes() -> anyhow::Result<()>
     };
     // Holes are made of blocks of 4 KiB, whatever the blocks of the target.
     let (target, patched) = (of("target.img")?, of("out.img")?);
-    ensure!(patched.0 == target.0 && patched.1 <= 4 * target.1, "{patched:?} instead of {target:?}");
+    ensure!(
+        patched.0 == target.0 && patched.1 <= 4 * target.1,
+        "{patched:?} instead of {target:?}"
+    );
     Ok(())
 }
 
@@ -93,7 +101,8 @@ fn root_the_command_line_captures_shows_applies_and_compares() -> anyhow::Result
     let json = vireo(["digest", &scene.arg("base.img"), "--json"])?.ok()?.json("digest")?;
     ensure!(json["digest"] == base.as_str(), "{json}");
 
-    let shown = vireo(["show", &scene.arg("update.vireo"), "--files", "--json"])?.ok()?.json("show")?;
+    let shown =
+        vireo(["show", &scene.arg("update.vireo"), "--files", "--json"])?.ok()?.json("show")?;
     ensure!(shown["base"] == base.as_str() && shown["target"] == target.as_str(), "{shown}");
     let files = shown["files"].as_array().context("a list of files")?;
     let line = |path: &str| files.iter().find(|line| line["path"] == path);
@@ -109,15 +118,20 @@ fn root_the_command_line_captures_shows_applies_and_compares() -> anyhow::Result
         .says(&["modified  /etc/server.conf", "removed   /gone/deep/file"])?;
 
     // Into a copy: the base stays, the copy is the target.
-    let applied = vireo(scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img"), "--json"]))?;
+    let applied =
+        vireo(scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img"), "--json"]))?;
     let applied = applied.ok()?.json("apply")?;
     ensure!(applied["target"] == target.as_str(), "{applied}");
     scene.base_is_whole()?;
     scene.is_target(&scene.path("out.img"))?;
-    vireo(["diff", &scene.arg("out.img"), &scene.arg("target.img")])?.ok()?.says(&["no difference"])?;
+    vireo(["diff", &scene.arg("out.img"), &scene.arg("target.img")])?
+        .ok()?
+        .says(&["no difference"])?;
 
     // In place, and again: nothing to do is no error.
-    vireo(scene.apply("update.vireo", "base.img", &[]))?.ok()?.says(&["is the target now", &target])?;
+    vireo(scene.apply("update.vireo", "base.img", &[]))?
+        .ok()?
+        .says(&["is the target now", &target])?;
     scene.is_target(&scene.base())?;
     ensure!(digest("base.img")? == target);
     vireo(scene.apply("update.vireo", "base.img", &[]))?.ok()?.says(&["was the target already"])?;
@@ -148,7 +162,9 @@ fn root_the_judges_see_what_differs() -> anyhow::Result<()> {
     // A judge that never finds anything proves nothing.
     let scene = Scene::new()?;
     let found = oracle::differences((&scene.base(), 0), (&scene.target(), 0))?;
-    for path in ["etc/server.conf", "etc/secret", "bin/net", "nodes/null", "links/soft", "data/sparse"] {
+    for path in
+        ["etc/server.conf", "etc/secret", "bin/net", "nodes/null", "links/soft", "data/sparse"]
+    {
         ensure!(found.contains(path), "rsync does not see {path} in\n{found}");
     }
     let disk = Ext4::new(64 << 20)?;

@@ -68,8 +68,13 @@ fn root_a_killed_apply_leaves_image_and_output_whole() -> anyhow::Result<()> {
 fn root_an_image_patched_in_place_is_base_or_target_after_a_kill() -> anyhow::Result<()> {
     let scene = Scene::new()?;
     let args = scene.apply("update.vireo", "base.img", &[]);
-    let calls: &[(&str, &[u32])] =
-        &[("fsmount", &[1]), ("renameat", &[2]), ("syncfs", &[3]), ("fsync", &[1, 2, 3]), ("rename", &[1])];
+    let calls: &[(&str, &[u32])] = &[
+        ("fsmount", &[1]),
+        ("renameat", &[2]),
+        ("syncfs", &[3]),
+        ("fsync", &[1, 2, 3]),
+        ("rename", &[1]),
+    ];
     for moment in moments(calls) {
         let check = || -> anyhow::Result<()> {
             moment.kill("vireo", &args)?;
@@ -139,6 +144,9 @@ fn root_a_killed_apply_to_a_directory_is_completed_by_the_next() -> anyhow::Resu
         check().with_context(|| format!("{moment:?}"))?;
     }
     ensure!(killed >= ENOUGH, "only {killed} runs were killed");
-    ensure!(completed > 0 && completed < killed, "{completed} of {killed} were completed by recovery");
+    ensure!(
+        completed > 0 && completed < killed,
+        "{completed} of {killed} were completed by recovery"
+    );
     Ok(())
 }

@@ -1,147 +1,170 @@
-//! A machine with real systemd follows its image.
+//! An update on its whole way: captured, pushed, fetched by the agent in a running guest, applied
+//! and activated.
 
-use std::fs;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
-use vireo_testkit::{Guest, update, web};
-use vireo_tests::{Fleet, IMAGE, agent_json, run};
+use vireo_model::{Ignore, ImagePath};
+use vireo_testkit::{Exit, Guest, oracle, update, web};
+use vireo_tests::{World, agent, shell, text_at, vireo};
 
-/// Units that nothing in the update touches, and that must not notice it.
-const UNTOUCHED: &[&str] = &["dbus.service", "systemd-logind.service"];
+/// Longest for the agent to fetch and apply an update.
+const APPLY_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Prints the units of processes that still map a file of `/usr` that was replaced.
-const STALE_UNITS: &str = r#"for maps in /proc/[0-9]*/maps; do
-  if grep -q ' /usr/.* (deleted)$' "$maps" 2>/dev/null; then sed -n 's#^0::.*/##p' "${maps%maps}cgroup"; fi
-done | sort -u"#;
+/// Time between two looks.
+const POLL: Duration = Duration::from_millis(100);
 
-fn main_pid(guest: &dyn Guest, unit: &str) -> anyhow::Result<String> {
-    let shown = run(guest, &["systemctl", "show", "-P", "MainPID", unit])?.stdout;
-    Ok(shown.trim().to_owned())
+/// Every active service's main process.
+const SERVICES: &str = "for unit in $(systemctl list-units --type=service --state=running \
+    --no-legend --plain | cut -d' ' -f1); do \
+    echo $unit $(systemctl show -p MainPID --value $unit); done";
+
+/// The mapped files of nginx's processes that are not what is at their path any more.
+const HELD: &str = "for pid in $(cat /sys/fs/cgroup/system.slice/nginx.service/cgroup.procs); do \
+    grep -e ' /usr/.*(deleted)$' -e ' /\\.vireo' /proc/$pid/maps || true; done";
+
+/// Main process numbers by unit.
+fn services(guest: &dyn Guest) -> anyhow::Result<BTreeMap<String, String>> {
+    let text = shell(guest, SERVICES)?;
+    let parse = |line: &str| line.split_once(' ').map(|(unit, pid)| (unit.into(), pid.into()));
+    Ok(text.lines().filter_map(parse).collect())
 }
 
-fn serves_the_update(guest: &dyn Guest) -> anyhow::Result<()> {
+/// Waits until the agent says that the machine is on `tree`; gives its last receipt.
+pub(crate) fn wait_for_tree(guest: &dyn Guest, tree: &str) -> anyhow::Result<Value> {
+    let started = Instant::now();
+    loop {
+        let status = agent(guest, &["status"])?.ok()?.json("status")?;
+        if status["tree"] == tree && status["under_way"] == false && status["last"]["target"] == tree {
+            return Ok(status["last"].clone());
+        }
+        if started.elapsed() > APPLY_DEADLINE {
+            let log = shell(guest, "journalctl --no-pager -n 40 -u vireo-agent")?;
+            bail!("not on {tree} after {APPLY_DEADLINE:?}: {status}\n{log}");
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Expects that the guest serves what the target does and that nginx runs nothing of the base.
+pub(crate) fn serves_target(guest: &dyn Guest) -> anyhow::Result<()> {
     let page = guest.http_get(web::ADDED_PAGE)?;
-    ensure!(page.status == 200 && page.text().contains(web::ADDED_TEXT), "{}: {}", page.status, page.text());
+    ensure!(page.status == 200 && page.text().contains(web::ADDED_TEXT), "{page:?}");
     let page = guest.http_get(web::CHANGED_PAGE)?;
-    ensure!(page.header(update::RELEASE_HEADER) == Some("2"), "the configuration is not in effect");
+    let release = page.header(update::RELEASE_HEADER);
+    ensure!(release == Some("2") && page.text().contains("Release 2"), "{page:?}");
+    let held = shell(guest, HELD)?;
+    ensure!(held.is_empty(), "nginx still holds files of the base:\n{held}");
     Ok(())
 }
 
-fn is_at(guest: &dyn Guest, tree: &str) -> anyhow::Result<()> {
-    let verified = agent_json(guest, &["verify"])?;
-    ensure!(verified["found"] == tree, "the guest is not {tree}: {verified}");
+/// Expects that the guest serves what the base does.
+pub(crate) fn serves_base(guest: &dyn Guest) -> anyhow::Result<()> {
+    let page = guest.http_get(web::ADDED_PAGE)?;
+    ensure!(page.status == 404, "the new page is there already: {page:?}");
+    let page = guest.http_get(web::CHANGED_PAGE)?;
+    let release = page.header(update::RELEASE_HEADER);
+    ensure!(release == Some("1") && page.text().contains("Release 1"), "{page:?}");
     Ok(())
 }
 
-/// What the receipt says was done to `unit`.
-fn done_to<'a>(receipt: &'a Value, unit: &str) -> Option<&'a str> {
-    let units = receipt["plan"]["units"].as_array()?;
-    units.iter().find(|entry| entry["unit"] == unit)?["action"].as_str()
+/// The entry about `path` in a list of objects.
+fn about<'a>(list: &'a Value, key: &str, name: &str) -> anyhow::Result<&'a Value> {
+    let mut entries = list.as_array().context("a list")?.iter();
+    entries.find(|entry| entry[key] == name).with_context(|| format!("{name} is not in {list}"))
+}
+
+/// Expects a receipt that says what was done to nginx and why, and what class the files are of.
+fn receipt_explains(receipt: &Value) -> anyhow::Result<()> {
+    let outcome = text_at(receipt, "/outcome")?;
+    ensure!(outcome == "done" || outcome == "pending", "{receipt}");
+    let plan = &receipt["plan"];
+    let nginx = about(&plan["units"], "unit", "nginx.service")?;
+    ensure!(nginx["action"] == "restart", "a mapped library was replaced: {nginx}");
+    let because = nginx["because"].as_array().context("reasons")?;
+    let by_library = |reason: &&Value| {
+        reason["class"] == "library" && reason["path"].as_str().is_some_and(|p| p.contains(".so"))
+    };
+    let reason = because.iter().find(by_library).with_context(|| format!("no library in {nginx}"))?;
+    ensure!(reason["rule"].is_string() && reason["source"].is_string(), "{reason}");
+    let done = about(&receipt["actions"], "subject", "nginx.service")?;
+    ensure!(done["result"] == "done", "{done}");
+    for (path, class, change) in [
+        ("/etc/nginx/conf.d/release.conf", "config", "modified"),
+        ("/var/www/html/news/release-2.html", "content", "added"),
+        ("/var/www/html/pages/page-017.html", "content", "removed"),
+    ] {
+        let file = about(&plan["files"], "path", path)?;
+        ensure!(file["class"] == class && file["change"] == change, "{file}");
+    }
+    Ok(())
 }
 
 #[test]
-fn live_a_pushed_update_reaches_the_guest_and_only_what_needs_it_is_restarted() -> anyhow::Result<()> {
-    let fleet = Fleet::new()?;
-    let mut guest = fleet.launch()?;
-    run(&guest, &["systemctl", "start", "vireo-agent"])?;
-    let pids: Vec<String> = UNTOUCHED.iter().map(|unit| main_pid(&guest, unit)).collect::<Result<_, _>>()?;
-    let nginx = main_pid(&guest, "nginx.service")?;
+fn live_an_update_reaches_a_running_guest_and_is_proven() -> anyhow::Result<()> {
+    let world = World::new()?;
+    let server = world.serve()?;
+    let mut guest = world.guest()?;
+    serves_base(&guest)?;
+    world.enrol(&server, &guest)?;
+    shell(&guest, "systemctl start vireo-agent")?;
+    let before = services(&guest)?;
+    ensure!(before.contains_key("nginx.service") && before.contains_key("ssh.service"), "{before:?}");
 
-    let tree = fleet.push()?;
-    let receipt = fleet.wait_applied(&guest, &tree)?;
+    world.ask(&server, &["push", &world.arg("update.vireo"), "web"])?.ok()?;
+    let version = world.version(&server)?;
+    let receipt = wait_for_tree(&guest, &version)?;
+    serves_target(&guest)?;
+    receipt_explains(&receipt)?;
 
-    serves_the_update(&guest)?;
-    is_at(&guest, &tree)?;
-    ensure!(done_to(&receipt, "nginx.service") == Some("restart"), "{receipt}");
-    ensure!(main_pid(&guest, "nginx.service")? != nginx, "nginx still has its first process");
-    for (unit, pid) in UNTOUCHED.iter().zip(&pids) {
-        ensure!(main_pid(&guest, unit)? == *pid, "{unit} was restarted");
+    // What needed nothing was left alone.
+    let after = services(&guest)?;
+    let acted = |unit: &str| about(&receipt["actions"], "subject", unit).is_ok();
+    let kept = before.iter().filter(|(unit, _)| !acted(unit));
+    let mut alone = 0;
+    for (unit, pid) in kept {
+        ensure!(after.get(unit) == Some(pid), "{unit} was {pid} and is {:?}", after.get(unit));
+        alone += 1;
     }
-    let pending = receipt["pending"].to_string();
-    for unit in run(&guest, &["sh", "-c", STALE_UNITS])?.stdout.lines() {
-        ensure!(pending.contains(unit), "{unit} maps a replaced file and is not among {pending}");
-    }
-    let failed = run(&guest, &["systemctl", "list-units", "--state=failed", "--plain", "--no-legend"])?.stdout;
-    ensure!(failed.trim().is_empty(), "failed units: {failed}");
+    ensure!(alone >= 3, "almost everything was acted upon: {}", receipt["actions"]);
+    ensure!(after["nginx.service"] != before["nginx.service"], "nginx was not restarted");
 
-    let verified = fleet.vireo(&["image", "verify", IMAGE, "--json"])?.ok()?.json("verify")?;
-    ensure!(verified["found"] == tree.as_str(), "the image is not the version: {verified}");
-    guest.poweroff()?;
+    // The guest, the version and the repository's image are one tree, each read anew.
+    let verified = agent(&guest, &["verify"])?.ok()?.json("verify")?;
+    ensure!(verified["found"] == version.as_str(), "{verified}");
+    world.ask(&server, &["image", "verify", "web"])?.ok()?.says(&[&version])?;
+    let exported = world.arg("exported.img");
+    world.ask(&server, &["image", "export", "web", "-o", &exported])?.ok()?;
+    let differences = oracle::differences((exported.as_ref(), 0), (world.target(), 0))?;
+    ensure!(differences.is_empty(), "the repository's image is not the target:\n{differences}");
+
+    // Nothing more to do is no error, and a receipt is at the repository's.
+    let again = agent(&guest, &["apply"])?.ok()?.json("receipt")?;
+    ensure!(again["outcome"] == "unchanged", "{again}");
+    ensure!(guest.poweroff()? == Exit::Off);
     drop(guest);
-    fleet.finish()
+    guest_disk_is_target(&world, &version)?;
+    drop(server);
+    world.finish()
 }
 
-#[test]
-fn live_a_local_edit_or_a_damaged_bundle_is_refused_and_nothing_changes() -> anyhow::Result<()> {
-    let fleet = Fleet::new()?;
-    let mut guest = fleet.launch()?;
-    let tree = fleet.push()?;
-
-    let page = format!("/{}{}", web::ROOT, web::CHANGED_PAGE);
-    run(&guest, &["cp", "-a", &page, "/var/tmp/kept"])?;
-    run(&guest, &["sh", "-c", "echo mine > \"$0\"", &page])?;
-    let refused = guest.exec(&["vireo-agent", "apply"])?;
-    ensure!(refused.code == 5, "exit code {}\n{}", refused.code, refused.tail());
-    ensure!(refused.stderr.contains(&page), "the path is not named: {}", refused.stderr);
-    ensure!(run(&guest, &["cat", &page])?.stdout == "mine\n", "the local edit was lost");
-    let verified = agent_json(&guest, &["verify"])?;
-    ensure!(verified["differing"].to_string().contains(&page), "{verified}");
-    ensure!(guest.http_get(web::ADDED_PAGE)?.status == 404, "a refused update was applied in part");
-    run(&guest, &["cp", "-a", "/var/tmp/kept", &page])?;
-
-    let mut bytes = fs::read(fleet.path("update.vireo"))?;
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(fleet.path("damaged.vireo"), &bytes)?;
-    fs::write(fleet.path("cut.vireo"), &bytes[..middle])?;
-    let key = fleet.public_key()?;
-    for name in ["damaged.vireo", "cut.vireo"] {
-        let file = fleet.send(&guest, name)?;
-        let refused = guest.exec(&["vireo-agent", "apply", &file, "--trust", &key])?;
-        ensure!(refused.code == 5 && refused.stderr.contains(&file), "{}: {}", refused.code, refused.tail());
+/// Expects that the guest's disk, now that it is off, differs from the target's only in what is the
+/// machine's own.
+fn guest_disk_is_target(world: &World, version: &str) -> anyhow::Result<()> {
+    let disk = world.path("guest.img");
+    let digest = vireo(["digest".as_ref(), disk.as_os_str()])?.ok()?;
+    ensure!(digest.output().stdout.trim() == version, "the disk has another digest");
+    let ignore = Ignore::default();
+    let differences = oracle::differences((&disk, 0), (world.target(), 0))?;
+    for line in differences.lines() {
+        // Eleven letters of what differs, or `*deleting  `; then the path.
+        let path = line.get(12..).context("a line of rsync")?.trim_end_matches('/');
+        let path = path.split(" -> ").next().unwrap_or(path);
+        let path = ImagePath::parse(format!("/{path}").as_bytes())?;
+        ensure!(ignore.covers(&path), "the guest's disk is not the target's:\n{line}");
     }
-    let good = fleet.send(&guest, "update.vireo")?;
-    let stranger = format!("vireo-key-v1:{}", "5a".repeat(32));
-    let refused = guest.exec(&["vireo-agent", "apply", &good, "--trust", &stranger])?;
-    ensure!(refused.code == 5, "a stranger's bundle: exit code {}\n{}", refused.code, refused.tail());
-
-    let applied = guest.exec(&["vireo-agent", "apply"])?;
-    ensure!([0, 3].contains(&applied.code), "exit code {}\n{}", applied.code, applied.tail());
-    is_at(&guest, &tree)?;
-    serves_the_update(&guest)?;
-    guest.power_cut()?;
-    drop(guest);
-    fleet.finish()
-}
-
-#[test]
-fn live_an_agent_killed_at_any_moment_leaves_a_machine_that_the_next_start_completes() -> anyhow::Result<()> {
-    const DELAYS_MS: [u64; 10] = [10, 40, 70, 100, 130, 160, 200, 250, 320, 420];
-    let fleet = Fleet::new()?;
-    let mut guest = fleet.launch()?;
-    fleet.capture("target.img", "base.img", "back.vireo")?;
-    let key = fleet.public_key()?;
-    let files = [fleet.send(&guest, "update.vireo")?, fleet.send(&guest, "back.vireo")?];
-    let mut killed = 0;
-    for (round, delay) in DELAYS_MS.iter().enumerate() {
-        let file = &files[round % 2];
-        let script = format!(
-            "vireo-agent apply {file} --trust {key} & agent=$!; sleep {}; kill -9 $agent; wait $agent",
-            Duration::from_millis(*delay).as_secs_f64()
-        );
-        killed += i32::from(guest.exec(&["sh", "-c", &script])?.code == 137);
-        let again = guest.exec(&["vireo-agent", "apply", file, "--trust", &key])?;
-        ensure!([0, 3].contains(&again.code), "after {delay} ms: exit code {}\n{}", again.code, again.tail());
-        let shown = fleet.lab().dir().join(["update.vireo", "back.vireo"][round % 2]);
-        let target = vireo_tests::vireo(["show", &shown.display().to_string(), "--json"])?.ok()?;
-        let target = target.json("show")?["target"].as_str().context("no target")?.to_owned();
-        is_at(&guest, &target).with_context(|| format!("killed after {delay} ms"))?;
-        ensure!(guest.http_get("/")?.status == 200, "nginx is gone after {delay} ms");
-    }
-    ensure!(killed >= 3, "only {killed} of {} agents were killed before their end", DELAYS_MS.len());
-    guest.power_cut()?;
-    drop(guest);
-    fleet.finish()
+    Ok(())
 }

@@ -166,13 +166,15 @@ fn root_only_the_administrators_token_opens_the_repository() -> anyhow::Result<(
     vireo_repo(["init", &scene.arg("elsewhere")])?.ok()?;
     let elsewhere = format!("@{}", scene.arg("elsewhere/admin-token"));
     log(&elsewhere)?.fails(5, &[server.url(), "another repository"])?;
-    vireo(["log", "web", "--repo", server.url()])?.fails(5, &["asks for a token", "--token @FILE"])?;
+    vireo(["log", "web", "--repo", server.url()])?
+        .fails(5, &["asks for a token", "--token @FILE"])?;
     log(&format!("@{}", scene.arg("no-token")))?.fails(1, &["read the token", "no-token"])?;
     log("secret")?.fails(5, &["cannot use the token"])?;
     let repo = scene.arg("repo");
     let made = vireo_repo(["token", "create", "--data", &repo, "--json"])?.ok()?.json("token")?;
     let enrol = made["token"].as_str().context("a token")?;
-    let push = ["push", &scene.arg("update.vireo"), "web", "--repo", server.url(), "--token", enrol];
+    let push =
+        ["push", &scene.arg("update.vireo"), "web", "--repo", server.url(), "--token", enrol];
     vireo(push)?.fails(5, &["token"])?;
     ensure!(site.versions(&server)?.len() == 1, "a version was made");
 

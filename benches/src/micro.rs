@@ -1,0 +1,256 @@
+//! Single mechanisms, each beside the least that could do.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, ensure};
+use vireo_delta::{BaseRead, Bundle, Chunker, Piece, PublicKey, TrustedKeys, Verified, chunks};
+use vireo_image::{Access, DiskImage, RootPartition};
+use vireo_model::{Ignore, ImagePath};
+use vireo_tree::{Root, ScanOptions, scan};
+
+use crate::bench::Bench;
+use crate::capture::Maker;
+use crate::contest::{Contestant, Sample, hold};
+use crate::measured::argv;
+use crate::report::{Section, bytes};
+
+/// Bytes that are cut and hashed.
+const CHUNKED_LEN: usize = 256 << 20;
+
+/// How often a bundle's content is decoded in one run, which once would take a few milliseconds.
+const DECODINGS: usize = 20;
+
+/// Inodes of the tree that is read: files and their directories.
+const INODES: usize = 100_000;
+/// The same, in a quick run.
+const QUICK_INODES: usize = 10_000;
+/// Files of one directory.
+const DIRECTORY_FILES: usize = 99;
+/// Bytes of one file.
+const FILE_LEN: usize = 1024;
+
+pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Section>> {
+    Ok(vec![chunking(bench)?, decoding(bench)?, scanning(bench)?])
+}
+
+fn chunking(bench: &Bench) -> anyhow::Result<Section> {
+    let data = image_bytes(&bench.path("target.img"))?;
+    let mut copy = data.clone();
+    let amount = data.len() as f64;
+    let contestants = vec![
+        Contestant::ours("vireo: cut into chunks, hash each", |_| {
+            Sample::time(|| {
+                for chunk in chunks(&data[..], Chunker::DEFAULT) {
+                    black_box(chunk?.digest);
+                }
+                Ok(())
+            })
+        }),
+        Contestant::other("BLAKE3 of the whole", |_| {
+            Sample::time(|| {
+                black_box(blake3::hash(&data));
+                Ok(())
+            })
+        }),
+        Contestant::other("copy in memory", |_| {
+            Sample::time(|| {
+                copy.copy_from_slice(&data);
+                black_box(&copy);
+                Ok(())
+            })
+        }),
+    ];
+    let contestants =
+        contestants.into_iter().map(|contestant| contestant.amount(amount, "B")).collect();
+    let (rows, left_out) = hold(bench, contestants)?;
+    let about =
+        format!("{} of the target image's data, in memory; one thread.", bytes(data.len() as u64));
+    Ok(Section { name: "Chunking and hashing", about, rows, left_out })
+}
+
+/// The first of the image's bytes that are not zeros.
+fn image_bytes(image: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut file = File::open(image).with_context(|| format!("cannot open {}", image.display()))?;
+    let mut data = Vec::with_capacity(CHUNKED_LEN);
+    let mut block = vec![0; 64 << 10];
+    while data.len() < CHUNKED_LEN {
+        let read =
+            file.read(&mut block).with_context(|| format!("cannot read {}", image.display()))?;
+        if read == 0 {
+            break;
+        }
+        if block[..read].iter().any(|byte| *byte != 0) {
+            data.extend_from_slice(&block[..read]);
+        }
+    }
+    Ok(data)
+}
+
+fn decoding(bench: &Bench) -> anyhow::Result<Section> {
+    let file = File::open(bench.path(Maker::Vireo.file())).context("cannot open the bundle")?;
+    let map = vireo_sys::map_sealed(&file).context("cannot map the bundle")?;
+    let key: PublicKey = fs::read_to_string(bench.path("key/vireo.pub"))?.trim().parse()?;
+    let bundle = Bundle::open(&map)?.verify(&TrustedKeys::from_iter([key]))?;
+    let base =
+        DiskImage::open(&bench.path("base.img"), RootPartition::Find)?.mount(Access::ReadOnly)?;
+    let base = InMemory { root: base.root(), files: Mutex::default() };
+    // Also brings the base's files into memory.
+    let mut contents = Vec::new();
+    decode(&bundle, &base, &mut |bytes| contents.extend_from_slice(bytes))?;
+    let mut copy = contents.clone();
+    let amount = (contents.len() * DECODINGS) as f64;
+    let again = |work: &mut dyn FnMut() -> anyhow::Result<()>| {
+        Sample::time(|| (0..DECODINGS).try_for_each(|_| work()))
+    };
+    let contestants = vec![
+        Contestant::ours("vireo: decode and check every changed file", |_| {
+            again(&mut || {
+                decode(&bundle, &base, &mut |bytes| {
+                    black_box(bytes);
+                })
+            })
+        }),
+        Contestant::other("BLAKE3 of the same bytes", |_| {
+            again(&mut || {
+                black_box(blake3::hash(&contents));
+                Ok(())
+            })
+        }),
+        Contestant::other("copy in memory", |_| {
+            again(&mut || {
+                copy.copy_from_slice(&contents);
+                black_box(&copy);
+                Ok(())
+            })
+        }),
+    ];
+    let contestants =
+        contestants.into_iter().map(|contestant| contestant.amount(amount, "B")).collect();
+    let (rows, left_out) = hold(bench, contestants)?;
+    let about = format!(
+        "The bundle's {} of changed files, {DECODINGS} times, from memory to nowhere; one thread.",
+        bytes(contents.len() as u64)
+    );
+    Ok(Section { name: "Decoding a bundle", about, rows, left_out })
+}
+
+/// Hands the content of every changed file to `sink`.
+fn decode(
+    bundle: &Bundle<'_, Verified<'_>>,
+    base: &InMemory<'_>,
+    sink: &mut dyn FnMut(&[u8]),
+) -> anyhow::Result<()> {
+    for change in &bundle.change_set().changes {
+        let Some(content) = bundle.content(&change.path) else { continue };
+        content.decode(base, &mut |piece| {
+            if let Piece::Data(bytes) = piece {
+                sink(bytes);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The base's files, each read once.
+struct InMemory<'a> {
+    root: &'a Root,
+    files: Mutex<HashMap<ImagePath, Arc<Vec<u8>>>>,
+}
+
+impl InMemory<'_> {
+    fn file(&self, path: &ImagePath) -> io::Result<Arc<Vec<u8>>> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(path) {
+            return Ok(file.clone());
+        }
+        let mut content = Vec::new();
+        self.root.open_file(path).map_err(io::Error::other)?.read_to_end(&mut content)?;
+        Ok(files.entry(path.clone()).or_insert(Arc::new(content)).clone())
+    }
+}
+
+impl BaseRead for InMemory<'_> {
+    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let file = self.file(path)?;
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let end = start.saturating_add(buffer.len());
+        buffer.copy_from_slice(file.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+fn scanning(bench: &Bench) -> anyhow::Result<Section> {
+    let inodes = if bench.quick { QUICK_INODES } else { INODES };
+    let dir = bench.path("many");
+    make_tree(&dir, inodes)?;
+    let root = Root::open(&dir)?;
+    let before = scan(&root, &Ignore::default(), &ScanOptions::default())?;
+    ensure!(
+        before.tree.len() == inodes + 1,
+        "{} inodes instead of {inodes} and the root",
+        before.tree.len()
+    );
+    let shell = |name: &'static str, script: &'static str| {
+        Contestant::other(name, move |_| {
+            let (used, _) = bench.meter.run(bench.dir(), argv!["bash", "-c", script])?;
+            Ok(Sample { seconds: used.wall_seconds, ..Sample::default() })
+        })
+    };
+    let contestants = vec![
+        Contestant::ours("vireo: metadata only, as of a clone", |_| {
+            Sample::time(|| {
+                let options = ScanOptions { clone_of: Some(&before) };
+                let found = scan(&root, &Ignore::default(), &options)?;
+                ensure!(
+                    found.hashed == 0 && found.tree.digest() == before.tree.digest(),
+                    "another tree was read"
+                );
+                Ok(())
+            })
+        }),
+        shell(
+            "find -printf (no attributes)",
+            "find many -printf '%p %i %m %U %G %s %T@ %C@ %n\\n' > /dev/null",
+        ),
+        shell("getfattr -R (attributes alone)", "getfattr -Rhd -m - many > /dev/null"),
+        shell("rsync -aHAXn against itself", "rsync -aHAXn many/ many/"),
+        Contestant::ours("vireo: and hash every file", |_| {
+            Sample::time(|| {
+                let found = scan(&root, &Ignore::default(), &ScanOptions::default())?;
+                ensure!(found.tree.digest() == before.tree.digest(), "another tree was read");
+                Ok(())
+            })
+        }),
+        shell("find | xargs cat", "find many -type f -print0 | xargs -0 cat > /dev/null"),
+    ];
+    let contestants = contestants
+        .into_iter()
+        .map(|contestant| contestant.amount(inodes as f64, "inodes"))
+        .collect();
+    let (rows, left_out) = hold(bench, contestants)?;
+    fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    let about = format!(
+        "{inodes} inodes, files of {FILE_LEN} bytes, {DIRECTORY_FILES} to a directory; inodes and content in memory."
+    );
+    Ok(Section { name: "Reading a tree", about, rows, left_out })
+}
+
+fn make_tree(dir: &Path, inodes: usize) -> anyhow::Result<()> {
+    let content = [b'x'; FILE_LEN];
+    for number in 0..inodes / (DIRECTORY_FILES + 1) {
+        let below = dir.join(format!("{number:04}"));
+        fs::create_dir_all(&below).with_context(|| format!("cannot make {}", below.display()))?;
+        for file in 0..DIRECTORY_FILES {
+            let path = below.join(format!("{file:02}"));
+            fs::write(&path, content)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
