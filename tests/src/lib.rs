@@ -10,7 +10,6 @@
 //! How guests are made and booted, and the independent judges (`vireo-testkit`).
 
 mod ext4;
-mod fleet;
 mod interrupt;
 mod program;
 mod random;
@@ -20,7 +19,6 @@ mod snapshot;
 mod world;
 
 pub use ext4::Ext4;
-pub use fleet::{Fleet, IMAGE, agent_json, run};
 pub use interrupt::{Ambush, Interrupted, Moment};
 pub use program::{Ran, start_vireo, vireo, vireo_repo};
 pub use random::{Random, mutate_tree, write_tree};

@@ -42,9 +42,8 @@ impl World {
         let agent = Agent { program: programs::find("vireo-agent")?, unit: unit.into() };
         let base = BaseImage::with_agent(agent).build(&cache)?;
         let key = Key::of(&UPDATE.concat()).and(&base.to_string_lossy()).and_week();
-        let target = cache.entry("updated", "img", &key, |out| {
-            update::make(&cache, &base, out).map(drop)
-        })?;
+        let target = cache
+            .entry("updated", "img", &key, |out| update::make(&cache, &base, out).map(drop))?;
         let world = Self { lab: Lab::new(&cache)?, base, target };
         vireo(["key", "generate", "--out", &world.arg("keys")])?.ok()?;
         world.capture(&world.base, &world.target, "update.vireo")?;

@@ -31,7 +31,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { settle_max: Duration::from_secs(5), poll_interval: Duration::from_millis(250) }
+        Self { settle_max: Duration::from_secs(5), poll_interval: Duration::from_millis(100) }
     }
 }
 

@@ -253,8 +253,8 @@ impl Session {
         blocking(move || agent.apply(&file, &trusted, Some(version), &*tell)).await
     }
 
-    /// Fetches a bundle, or goes on fetching it. A file that is not that bundle is fetched anew
-    /// once.
+    /// Fetches a bundle, or goes on fetching it. A file that is not that bundle, or is damaged, is
+    /// fetched anew once, and never kept: the repository may be mended by the next time.
     async fn fetch(&self, bundle: Digest, file_len: u64) -> Result<PathBuf, AgentError> {
         let file = self.agent.state().incoming(bundle)?;
         for _ in 0..2 {
@@ -266,10 +266,11 @@ impl Session {
             fs::remove_file(&file).map_err(|error| AgentError::io("remove", &file, error))?;
         }
         let message = format!(
-            "the repository sent another bundle than {}; nothing was changed",
+            "what the repository sends as bundle {} is damaged; run `vireo-repo fsck` on its host; \
+             nothing was changed",
             bundle.short()
         );
-        Err(AgentError::new(ErrorKind::Failed, message))
+        Err(AgentError::new(ErrorKind::Refused, message))
     }
 
     async fn recover(&self) -> Result<Option<Applied>, AgentError> {

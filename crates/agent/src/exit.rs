@@ -78,7 +78,7 @@ impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         let code = match error.kind() {
             ErrorKind::Refused => REFUSED,
-            ErrorKind::Busy => WAITS,
+            ErrorKind::Busy | ErrorKind::Unreachable => WAITS,
             _ => FAILED,
         };
         Self { code, message: chain(&error) }

@@ -462,10 +462,16 @@ impl Watch {
     }
 }
 
-/// Whether the bundle in `file` is the one that was announced.
+/// Whether the bundle in `file` is the one that was announced, and whole. Who signed it does not
+/// count here.
 pub(crate) fn is_bundle(file: &Path, digest: Digest) -> Result<bool, AgentError> {
     let opened = OpenBundle::open(file)?;
-    Ok(Bundle::open(&opened.0).is_ok_and(|bundle| bundle.digest() == digest))
+    let Ok(bundle) = Bundle::open(&opened.0) else { return Ok(false) };
+    if bundle.digest() != digest {
+        return Ok(false);
+    }
+    let signer = TrustedKeys::from_iter([bundle.signer()]);
+    Ok(bundle.verify(&signer).is_ok_and(|bundle| bundle.check().is_ok()))
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use crate::error::{DeltaError, Detail, io_step};
 use crate::format::{HEADER_LEN, Header, feature, limits};
 use crate::manifest::{self, Content, Frame, Manifest, Segment, new_content};
 
-/// zstd's level: near its best ratio for frames of this size at a tenth of level 19's time.
-const COMPRESSION_LEVEL: i32 = 12;
+/// zstd's level. On the changed files of a security upgrade (`zstd -b`), level 12 made 4 % less than
+/// this at several times the time; what is left to win lies in the delta, not in the level.
+const COMPRESSION_LEVEL: i32 = 6;
 
 /// Collects contents, then writes them with their change set as one signed bundle.
 ///

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use vireo_testkit::{Guest, Output};
 use vireo_tests::{Ambush, Moment, World, agent, shell, vireo};
 
-use crate::live::{serves_base, serves_target, wait_for_tree};
+use crate::live_update::{serves_base, serves_target, wait_for_tree};
 
 /// What `guest.exec` gives for a program that SIGKILL ended.
 const KILLED: i32 = 128 + 9;
@@ -79,7 +79,9 @@ fn apply_killed(
     let argv = ["sh", "-c", script, "ambushed", "vireo-agent", "apply", &bundle, "--trust", key];
     thread::scope(|scope| {
         let applying = scope.spawn(|| guest.exec(&argv));
-        let pid = wait_process(&|words| words.first() == Some(&&b"sh"[..]) && words.contains(&&b"ambushed"[..]))?;
+        let pid = wait_process(&|words| {
+            words.first() == Some(&&b"sh"[..]) && words.contains(&&b"ambushed"[..])
+        })?;
         let ambush = moment.ambush(pid)?;
         shell(guest, "touch /tmp/go")?;
         let output = applying.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
@@ -106,9 +108,17 @@ fn live_an_agent_killed_while_applying_converges_when_run_again() -> anyhow::Res
             ensure!(matches!(code, KILLED | 0 | 3), "exit code {code}");
             let again = agent(&guest, &["apply", &format!("/tmp/{bundle}"), "--trust", &key])?;
             ensure!(matches!(again.output().code, 0 | 3), "{}", again.output().tail());
-            if forward { serves_target(&guest)? } else { serves_base(&guest)? }
-            let left = shell(&guest, "ls -A /.vireo; ls /var/lib/vireo/obligation* 2>/dev/null || true")?;
-            ensure!(!left.contains("txn") && !left.contains("done") && !left.contains("obligation"), "{left}");
+            if forward {
+                serves_target(&guest)?
+            } else {
+                serves_base(&guest)?
+            }
+            let left =
+                shell(&guest, "ls -A /.vireo; ls /var/lib/vireo/obligation* 2>/dev/null || true")?;
+            ensure!(
+                !left.contains("txn") && !left.contains("done") && !left.contains("obligation"),
+                "{left}"
+            );
             Ok(code)
         };
         let code = check().with_context(|| format!("{moment:?} of {bundle}"))?;
@@ -152,7 +162,11 @@ fn live_a_killed_agent_is_started_again_and_completes_the_update() -> anyhow::Re
             let restarts = shell(guest, "systemctl show -p NRestarts --value vireo-agent")?;
             ensure!(restarts.trim() != "0", "the agent was not killed");
             shell(guest, "systemctl reset-failed vireo-agent")?;
-            if bundle == "update.vireo" { serves_target(guest)? } else { serves_base(guest)? }
+            if bundle == "update.vireo" {
+                serves_target(guest)?
+            } else {
+                serves_base(guest)?
+            }
             agent(guest, &["verify"])?.ok()?;
             Ok(())
         };

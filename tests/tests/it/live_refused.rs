@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use vireo_testkit::Guest;
 use vireo_tests::{Server, World, agent, shell};
 
-use crate::live::{serves_base, serves_target};
+use crate::live_update::{serves_base, serves_target};
 
 /// A guest that is enrolled, whose agent does not run by itself, and a version that it lacks.
 fn pushed(world: &World) -> anyhow::Result<(Server, vireo_testkit::Nspawn<'_>)> {
@@ -22,7 +22,8 @@ fn pushed(world: &World) -> anyhow::Result<(Server, vireo_testkit::Nspawn<'_>)> 
 fn state(guest: &dyn Guest) -> anyhow::Result<String> {
     serves_base(guest)?;
     let tree = agent(guest, &["--root", "/", "status"])?.ok()?.json("status")?["tree"].clone();
-    let pid = shell(guest, "systemctl show -p MainPID --value nginx; ls -A /.vireo 2>/dev/null || true")?;
+    let pid =
+        shell(guest, "systemctl show -p MainPID --value nginx; ls -A /.vireo 2>/dev/null || true")?;
     Ok(format!("{tree} {pid}"))
 }
 
@@ -69,7 +70,7 @@ fn live_a_damaged_bundle_from_the_repository_is_refused() -> anyhow::Result<()> 
     let mut byte = [0];
     file.read_exact_at(&mut byte, at)?;
     file.write_all_at(&[!byte[0]], at)?;
-    agent(&guest, &["apply"])?.exits(5)?.says(&["fetch it again"])?;
+    agent(&guest, &["apply"])?.exits(5)?.says(&["is damaged", "vireo-repo fsck"])?;
     ensure!(state(&guest)? == before, "something was changed");
 
     // Mended, it is fetched anew.
@@ -82,7 +83,11 @@ fn live_a_damaged_bundle_from_the_repository_is_refused() -> anyhow::Result<()> 
     vireo_tests::vireo(["key", "generate", "--out", &world.arg("others")])?.ok()?;
     let stranger = fs::read_to_string(world.path("others/vireo.pub"))?;
     let content = fs::read(world.path("update.vireo"))?;
-    let put = guest.exec_with(&["sh", "-c", "cat > /tmp/update.vireo"], &content, std::time::Duration::from_secs(20))?;
+    let put = guest.exec_with(
+        &["sh", "-c", "cat > /tmp/update.vireo"],
+        &content,
+        std::time::Duration::from_secs(20),
+    )?;
     ensure!(put.success());
     let refused = agent(&guest, &["plan", "/tmp/update.vireo", "--trust", stranger.trim()])?;
     refused.exits(5)?.says(&["/tmp/update.vireo", "not trusted"])?;

@@ -19,7 +19,8 @@ fn vm_a_patched_image_boots_and_serves_the_new_page() -> anyhow::Result<()> {
     ensure!(page.header(update::RELEASE_HEADER) == Some("2") && page.text().contains("Release 2"));
     let state = shell(&machine, "systemctl is-system-running --wait || systemctl --failed")?;
     ensure!(state.trim() == "running", "{state}");
-    let complaints = shell(&machine, "dmesg | grep -i 'ext4.*\\(error\\|warning\\|recover\\)' || true")?;
+    let complaints =
+        shell(&machine, "dmesg | grep -i 'ext4.*\\(error\\|warning\\|recover\\)' || true")?;
     ensure!(complaints.is_empty(), "the kernel complains: {complaints}");
     ensure!(machine.poweroff()? == Exit::Off);
     drop(machine);
