@@ -27,6 +27,11 @@ const SERVICES: &str = "for unit in $(systemctl list-units --type=service --stat
 const HELD: &str = "for pid in $(cat /sys/fs/cgroup/system.slice/nginx.service/cgroup.procs); do \
     grep -e ' /usr/.*(deleted)$' -e ' /\\.vireo' /proc/$pid/maps || true; done";
 
+/// The units of all processes that map a file of `/usr` which was replaced.
+const STALE: &str = "for maps in /proc/[0-9]*/maps; do \
+    if grep -q ' /usr/.*(deleted)$' $maps 2>/dev/null; then \
+    sed -n 's#^0::.*/##p' ${maps%maps}cgroup; fi; done | sort -u";
+
 /// Main process numbers by unit.
 fn services(guest: &dyn Guest) -> anyhow::Result<BTreeMap<String, String>> {
     let text = shell(guest, SERVICES)?;
@@ -139,6 +144,13 @@ fn live_an_update_reaches_a_running_guest_and_is_proven() -> anyhow::Result<()> 
     }
     ensure!(alone >= 3, "almost everything was acted upon: {}", receipt["actions"]);
     ensure!(after["nginx.service"] != before["nginx.service"], "nginx was not restarted");
+    // What still runs code of the base is known to wait.
+    for unit in shell(&guest, STALE)?.lines() {
+        let waits = about(&receipt["pending"], "subject", unit);
+        waits.with_context(|| format!("{unit} maps a replaced file"))?;
+    }
+    let failed = shell(&guest, "systemctl list-units --state=failed --plain --no-legend")?;
+    ensure!(failed.is_empty(), "failed units: {failed}");
 
     // The guest, the version and the repository's image are one tree, each read anew.
     let verified = agent(&guest, &["verify"])?.ok()?.json("verify")?;

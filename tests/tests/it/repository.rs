@@ -181,8 +181,6 @@ fn root_only_the_administrators_token_opens_the_repository() -> anyhow::Result<(
     // Nobody there.
     let url = server.url().to_owned();
     drop(server);
-    let args = ["log", "web", "--repo", &url, "--token", token];
-    vireo(args)?.fails(3, &[&url, "is the repository running there?"])?;
     let push = ["push", &scene.arg("update.vireo"), "web", "--repo", &url, "--token", token];
     vireo(push)?.fails(3, &[&url, "is the repository running there?"])
 }

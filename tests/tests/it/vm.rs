@@ -1,7 +1,7 @@
 //! The patched image on a kernel of its own.
 
 use anyhow::ensure;
-use vireo_testkit::{Exit, Guest as _, Uml, update, web};
+use vireo_testkit::{Exit, Guest as _, Uml, oracle, update, web};
 use vireo_tests::{World, shell, vireo};
 
 #[test]
@@ -24,5 +24,6 @@ fn vm_a_patched_image_boots_and_serves_the_new_page() -> anyhow::Result<()> {
     ensure!(complaints.is_empty(), "the kernel complains: {complaints}");
     ensure!(machine.poweroff()? == Exit::Off);
     drop(machine);
+    oracle::check_file_system(out.as_ref(), 0)?;
     world.finish()
 }
