@@ -1,6 +1,10 @@
 //! The commands, one file each: `Args` whose comments are the help, and `run`.
 
+use std::fs;
+use std::path::Path;
+
 use clap::Subcommand;
+use vireo_delta::{DeltaError, PublicKey};
 
 use crate::Context;
 use crate::exit::{Failure, Report};
@@ -46,6 +50,28 @@ impl Command {
             Self::Log(args) => Box::new(log::run(args)?),
         })
     }
+}
+
+/// Public keys given as text or in files, one a line.
+fn public_keys(given: &[String]) -> Result<Vec<PublicKey>, Failure> {
+    let mut keys = Vec::new();
+    for text in given {
+        if let Ok(key) = text.parse() {
+            keys.push(key);
+            continue;
+        }
+        let path = Path::new(text);
+        let content = fs::read_to_string(path)
+            .map_err(|error| Failure::io("read the public key", path, error))?;
+        for line in content.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let key = line.parse().map_err(|error: DeltaError| {
+                let message = format!("cannot use the public key in {}", path.display());
+                Failure::refused(message).caused_by(error)
+            })?;
+            keys.push(key);
+        }
+    }
+    Ok(keys)
 }
 
 /// Bytes for people: `1.4 MB`; SI units, as download sizes are given.

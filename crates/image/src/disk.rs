@@ -17,7 +17,7 @@ use crate::superblock::Superblock;
 use crate::{ErrorKind, ImageError};
 
 /// How long the kernel may take to let a closed mount's loop device go.
-const RELEASE_TRIES: u32 = 500;
+const RELEASE_TRIES: u32 = 100;
 const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whether a mount may write.

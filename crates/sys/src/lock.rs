@@ -16,7 +16,16 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// dies, however it dies. The file itself stays.
 #[derive(Debug)]
 #[must_use = "dropping it lets the lock go at once"]
-pub struct FileLock(#[expect(dead_code, reason = "held for its lock")] File);
+pub struct FileLock(File);
+
+impl Drop for FileLock {
+    /// Unlocks before closing: a child that another thread is just starting holds a copy of the
+    /// handle until it executes its program, and would keep the lock for as long.
+    fn drop(&mut self) {
+        // Nothing can be done about a failure; closing the last copy unlocks too.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
 
 impl FileLock {
     /// Locks the file at `path`, which is made (mode 0600) if it is not there; `None` if another

@@ -2,12 +2,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vireo_delta::{Bundle, PublicKey, TrustedKeys, Verified};
+use vireo_delta::{Bundle, TrustedKeys, Verified};
 use vireo_image::{PatchOptions, patch_with};
 use vireo_model::Digest;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
 use vireo_tree::{Root, ScanOptions, scan};
 
+use super::public_keys;
 use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
@@ -47,7 +48,7 @@ pub(crate) struct Applied {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
     let path = &args.bundle;
-    let trusted = trusted_keys(&args.trust)?;
+    let trusted: TrustedKeys = public_keys(&args.trust)?.into_iter().collect();
     let file = File::open(path).map_err(|error| Failure::io("open", path, error))?;
     let map = vireo_sys::map_sealed(&file).map_err(|error| Failure::io("map", path, error))?;
     let unusable = |error| Failure::bundle(path, error);
@@ -117,28 +118,6 @@ fn to_dir(dir: &Path, bundle: &Bundle<'_, Verified<'_>>) -> Result<Applied, Fail
     }
     let changed = bundle.change_set().changes.len() - already;
     Ok(Applied { to: dir.to_owned(), target: found, already, changed })
-}
-
-/// Keys given as text or in files, one a line.
-fn trusted_keys(given: &[String]) -> Result<TrustedKeys, Failure> {
-    let mut keys: Vec<PublicKey> = Vec::new();
-    for text in given {
-        if let Ok(key) = text.parse() {
-            keys.push(key);
-            continue;
-        }
-        let path = Path::new(text);
-        let content = fs::read_to_string(path)
-            .map_err(|error| Failure::io("read the public key", path, error))?;
-        for line in content.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            let key = line.parse().map_err(|error: vireo_delta::DeltaError| {
-                Failure::refused(format!("cannot use the public key in {}", path.display()))
-                    .caused_by(error)
-            })?;
-            keys.push(key);
-        }
-    }
-    Ok(keys.into_iter().collect())
 }
 
 impl Report for Applied {

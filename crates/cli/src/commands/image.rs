@@ -1,13 +1,11 @@
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use vireo_delta::PublicKey;
 use vireo_model::{ImageName, ImageRef};
 use vireo_wire::api::{CreateImage, VerifyReply, VersionEntry};
 
-use super::{Outcome, bytes};
+use super::{Outcome, bytes, public_keys};
 use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
@@ -82,23 +80,7 @@ struct Created {
 }
 
 fn create(args: &Create, context: &Context) -> Result<Created, Failure> {
-    let mut trusted: Vec<PublicKey> = Vec::new();
-    for text in &args.trust {
-        let content = if text.starts_with("vireo-key-") {
-            text.clone()
-        } else {
-            let path = PathBuf::from(text);
-            fs::read_to_string(&path)
-                .map_err(|error| Failure::io("read the public key", &path, error))?
-        };
-        for line in content.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            let key = line.parse().map_err(|error: vireo_delta::DeltaError| {
-                Failure::refused(format!("cannot use the public key {text}")).caused_by(error)
-            })?;
-            trusted.push(key);
-        }
-    }
-    let options = CreateImage { ignore: args.ignore.site()?, trusted };
+    let options = CreateImage { ignore: args.ignore.site()?, trusted: public_keys(&args.trust)? };
     let step = Step::new(context, format!("creating {} from {}", args.name, args.disk.display()));
     let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
     let version = args.repo.open()?.create_image(&args.name, &args.disk, &options, &progress)?;
