@@ -40,11 +40,12 @@ pub(crate) fn metadata() -> anyhow::Result<Value> {
     serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")
 }
 
-/// Builds the programs of `packages` and gives their paths by name.
-pub(crate) fn build(packages: &[&str]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    let mut command =
-        cargo(&["build", "--release", "--bins", "--message-format=json-render-diagnostics"]);
-    command.args(packages.iter().flat_map(|package| ["-p", package])).stderr(Stdio::inherit());
+/// Builds all programs and gives their paths by name. The whole workspace, because cargo compiles
+/// dependencies anew for every other choice of packages.
+pub(crate) fn build() -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let format = "--message-format=json-render-diagnostics";
+    let mut command = cargo(&["build", "--release", "--workspace", "--bins", format]);
+    command.stderr(Stdio::inherit());
     let output = command.output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("cargo build failed");

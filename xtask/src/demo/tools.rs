@@ -35,7 +35,7 @@ pub(crate) struct Programs {
 impl Programs {
     /// Builds them.
     pub(crate) fn build() -> anyhow::Result<Self> {
-        let built = cargo::build(&["vireo-cli", "vireo-repo-bin", "vireo-agent"])?;
+        let built = cargo::build()?;
         let find = |name: &str| {
             built.get(name).cloned().with_context(|| format!("the build made no program {name}"))
         };
