@@ -47,9 +47,14 @@ fn bundle(base: &Path, target: &Path) -> Vec<u8> {
 
 use vireo_model::Node;
 
-fn apply(dir: &Path, file: &[u8]) -> Result<Vec<Replaced>, TreeError> {
+/// The bundle in `file`, once its signature was checked.
+fn verified(file: &[u8]) -> Bundle<'_, Verified<'_>> {
     let bundle = Bundle::open(file).expect("whole");
-    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed")
+}
+
+fn apply(dir: &Path, file: &[u8]) -> Result<Vec<Replaced>, TreeError> {
+    let bundle = verified(file);
     let root = Root::open(dir)?;
     let committed = stage(&root, &bundle, &ApplyOptions::default())?.commit()?;
     let replaced = committed.replaced().to_vec();
@@ -158,8 +163,7 @@ fn a_symbolic_link_on_the_way_does_not_lead_outside() {
 #[test]
 fn one_update_at_a_time() {
     let (base, _target, file) = pair();
-    let bundle = Bundle::open(&file).expect("whole");
-    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let bundle = verified(&file);
     let root = Root::open(base.path()).expect("a directory");
     let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
     assert_eq!(apply(base.path(), &file).expect_err("locked").kind(), ErrorKind::Busy);
@@ -170,8 +174,7 @@ fn one_update_at_a_time() {
 #[test]
 fn a_file_that_changes_after_staging_stops_the_commit() {
     let (base, _target, file) = pair();
-    let bundle = Bundle::open(&file).expect("whole");
-    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let bundle = verified(&file);
     let root = Root::open(base.path()).expect("a directory");
     let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
     fs::write(base.path().join("etc/nginx/nginx.conf"), "edited meanwhile").expect("written");
@@ -189,8 +192,7 @@ fn copy_tree(from: &Path, to: &Path) {
 fn an_update_interrupted_before_its_commit_is_discarded() {
     let (base, _target, file) = pair();
     let before = read(base.path());
-    let bundle = Bundle::open(&file).expect("whole");
-    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let bundle = verified(&file);
     let root = Root::open(base.path()).expect("a directory");
     drop(stage(&root, &bundle, &ApplyOptions::default()).expect("stages"));
     assert!(matches!(recover(&root).expect("recovers"), Recovered::Discarded));
@@ -202,8 +204,7 @@ fn an_update_interrupted_before_its_commit_is_discarded() {
 #[test]
 fn an_update_interrupted_after_its_commit_is_completed_from_any_half() {
     let (base, target, file) = pair();
-    let bundle = Bundle::open(&file).expect("whole");
-    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let bundle = verified(&file);
     let root = Root::open(base.path()).expect("a directory");
     let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
     staged.journal.commit(&root).expect("committed");
@@ -234,8 +235,7 @@ fn an_update_interrupted_after_its_commit_is_completed_from_any_half() {
 #[test]
 fn a_truncated_journal_is_an_error_not_a_guess() {
     let (base, _target, file) = pair();
-    let bundle = Bundle::open(&file).expect("whole");
-    let bundle = bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed");
+    let bundle = verified(&file);
     let root = Root::open(base.path()).expect("a directory");
     let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
     staged.journal.commit(&root).expect("committed");
