@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Digest, Hasher, ImagePath};
 
 /// Extended attributes by name (`user.*`, `security.capability`, `system.posix_acl_access`, ...);
@@ -9,7 +11,7 @@ use crate::{Digest, Hasher, ImagePath};
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A point in time as file systems keep it: seconds since 1970 and nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Timestamp {
     /// Seconds since 1970-01-01 00:00 UTC; negative before.
     pub secs: i64,
@@ -18,7 +20,7 @@ pub struct Timestamp {
 }
 
 /// What stands at one path of a tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its kind, with what only that kind has.
     pub kind: NodeKind,
@@ -36,7 +38,7 @@ pub struct Node {
 }
 
 /// The kinds of node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeKind {
     /// A regular file.
     File {
@@ -74,7 +76,7 @@ pub enum NodeKind {
 }
 
 /// The two kinds of device node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceKind {
     /// A character device.
     Char,

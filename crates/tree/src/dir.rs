@@ -2,18 +2,19 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmodat,
-    chownat, lgetxattr, linkat, llistxattr, lremovexattr, lsetxattr, makedev, mkdirat, mknodat,
-    openat, readlinkat, renameat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, StatxAttributes, StatxFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmodat,
+    chownat, fchmod, fchown, fstat, futimens, lgetxattr, linkat, llistxattr, lremovexattr, lsetxattr, makedev, mkdirat, mknodat,
+    openat, readlinkat, renameat, renameat_with, statat, statx, symlinkat, syncfs, unlinkat, utimensat,
 };
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use vireo_model::{DeviceKind, Node, Timestamp, Xattrs};
+
+use crate::fault::{Op, hit};
 
 /// First try for attribute lists and values; grown when the kernel says that it is too small.
 const XATTR_BUFFER_LEN: usize = 1 << 10;
@@ -40,6 +41,7 @@ impl Dir {
 
     /// The names in it, sorted, without `.` and `..`.
     pub(crate) fn names(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        hit(Op::Look)?;
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.0)? {
             let name = entry?.file_name().to_bytes().to_vec();
@@ -52,6 +54,7 @@ impl Dir {
     }
 
     pub(crate) fn stat(&self, name: &[u8]) -> Result<Stat, Errno> {
+        hit(Op::Look)?;
         statat(&self.0, os(name), AtFlags::SYMLINK_NOFOLLOW)
     }
 
@@ -64,7 +67,21 @@ impl Dir {
         }
     }
 
+    /// Whether the entry is immutable or append-only; file systems that know no such thing have
+    /// none.
+    pub(crate) fn is_frozen(&self, name: &[u8]) -> Result<bool, Errno> {
+        hit(Op::Look)?;
+        let stat = match statx(&self.0, os(name), AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MODE) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NOSYS) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let frozen = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+        Ok(stat.stx_attributes.intersects(frozen))
+    }
+
     pub(crate) fn dir(&self, name: &[u8]) -> Result<Self, Errno> {
+        hit(Op::Look)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(&self.0, os(name), flags, Mode::empty()).map(Self)
     }
@@ -72,6 +89,7 @@ impl Dir {
     /// Opens a regular file for reading without leaving a trace in its access time, which
     /// later tells whether a service has read its configuration.
     pub(crate) fn open(&self, name: &[u8]) -> Result<File, Errno> {
+        hit(Op::Look)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         match openat(&self.0, os(name), flags | OFlags::NOATIME, Mode::empty()) {
             // Only the owner and root may ask for it.
@@ -83,20 +101,24 @@ impl Dir {
 
     /// Makes a regular file that was not there, readable by nobody else yet.
     pub(crate) fn create(&self, name: &[u8]) -> Result<File, Errno> {
+        hit(Op::Make(self.0.as_fd(), name))?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(&self.0, os(name), flags, Mode::RUSR | Mode::WUSR).map(File::from)
     }
 
     pub(crate) fn make_dir(&self, name: &[u8]) -> Result<(), Errno> {
+        hit(Op::Make(self.0.as_fd(), name))?;
         mkdirat(&self.0, os(name), Mode::RWXU)
     }
 
     pub(crate) fn make_symlink(&self, name: &[u8], target: &[u8]) -> Result<(), Errno> {
+        hit(Op::Make(self.0.as_fd(), name))?;
         symlinkat(os(target), &self.0, os(name))
     }
 
     pub(crate) fn make_special(&self, name: &[u8], kind: FileType, dev: u64) -> Result<(), Errno> {
+        hit(Op::Make(self.0.as_fd(), name))?;
         mknodat(&self.0, os(name), kind, Mode::RUSR | Mode::WUSR, dev)
     }
 
@@ -115,15 +137,28 @@ impl Dir {
     }
 
     pub(crate) fn link_to(&self, name: &[u8], to: &Self, to_name: &[u8]) -> Result<(), Errno> {
+        hit(Op::Make(to.0.as_fd(), to_name))?;
         linkat(&self.0, os(name), &to.0, os(to_name), AtFlags::empty())
     }
 
     pub(crate) fn rename_to(&self, name: &[u8], to: &Self, to_name: &[u8]) -> Result<(), Errno> {
+        hit(Op::Rename(self.entry(name), to.entry(to_name), false))?;
         renameat(&self.0, os(name), &to.0, os(to_name))
+    }
+
+    /// Has two entries change places.
+    pub(crate) fn exchange(&self, name: &[u8], with: &Self, with_name: &[u8]) -> Result<(), Errno> {
+        hit(Op::Rename(self.entry(name), with.entry(with_name), true))?;
+        renameat_with(&self.0, os(name), &with.0, os(with_name), RenameFlags::EXCHANGE)
+    }
+
+    fn entry<'a>(&'a self, name: &'a [u8]) -> (BorrowedFd<'a>, &'a [u8]) {
+        (self.0.as_fd(), name)
     }
 
     /// Removes an entry that is no directory; `false` if it was not there.
     pub(crate) fn unlink(&self, name: &[u8]) -> Result<bool, Errno> {
+        hit(Op::Remove(self.0.as_fd(), name))?;
         match unlinkat(&self.0, os(name), AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
@@ -133,6 +168,7 @@ impl Dir {
 
     /// Removes an empty directory; `false` if it was not there.
     pub(crate) fn remove_dir(&self, name: &[u8]) -> Result<bool, Errno> {
+        hit(Op::Remove(self.0.as_fd(), name))?;
         match unlinkat(&self.0, os(name), AtFlags::REMOVEDIR) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
@@ -147,6 +183,7 @@ impl Dir {
     /// Gives the entry the owner, mode, attributes and time of `node`, in the order that makes
     /// each survive the next: a change of owner clears set-user-ID bits and capabilities.
     pub(crate) fn set_metadata(&self, name: &[u8], node: &Node) -> Result<(), Errno> {
+        hit(Op::Change(self.0.as_fd(), name))?;
         let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
         chownat(&self.0, os(name), Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
         let is_symlink = matches!(node.kind, vireo_model::NodeKind::Symlink { .. });
@@ -161,14 +198,29 @@ impl Dir {
         self.set_mtime(name, node.mtime)
     }
 
+    /// [`Dir::set_metadata`] of a regular file that was just made here and is still open: without
+    /// looking its name up again, and without what is so already.
+    pub(crate) fn set_file_metadata(
+        &self,
+        file: &File,
+        name: &[u8],
+        node: &Node,
+    ) -> Result<(), Errno> {
+        hit(Op::Change(self.0.as_fd(), name))?;
+        let stat = fstat(file)?;
+        if (stat.st_uid, stat.st_gid) != (node.uid, node.gid) {
+            fchown(file, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)))?;
+        }
+        fchmod(file, Mode::from_bits_truncate(node.mode))?;
+        // A security module or a default ACL of the stage may have given it some.
+        self.set_xattrs(name, &node.xattrs)?;
+        futimens(file, &mtime(node.mtime))
+    }
+
     /// Sets the entry's time of modification and leaves its access time.
     pub(crate) fn set_mtime(&self, name: &[u8], time: Timestamp) -> Result<(), Errno> {
-        let Timestamp { secs, nanos } = time;
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: secs, tv_nsec: nanos.into() },
-        };
-        utimensat(&self.0, os(name), &times, AtFlags::SYMLINK_NOFOLLOW)
+        hit(Op::Change(self.0.as_fd(), name))?;
+        utimensat(&self.0, os(name), &mtime(time), AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// Makes the entry's extended attributes exactly `wanted`.
@@ -206,12 +258,33 @@ impl Dir {
         Ok(xattrs)
     }
 
+    /// Makes the names in this directory durable.
+    pub(crate) fn sync(&self) -> Result<(), Errno> {
+        hit(Op::Barrier)?;
+        rustix::fs::fsync(&self.0)
+    }
+
+    /// Makes everything on the file system durable that was written before.
+    pub(crate) fn sync_all(&self) -> Result<(), Errno> {
+        hit(Op::Barrier)?;
+        syncfs(&self.0)
+    }
+
     /// A path for calls that take no directory handle. `/proc/self/fd/N` leads to the directory
     /// itself, even where it is in no mount namespace; the entry is not followed.
     fn proc_path(&self, name: &[u8]) -> Vec<u8> {
         let mut path = format!("/proc/self/fd/{}/", self.0.as_raw_fd()).into_bytes();
         path.extend_from_slice(name);
         path
+    }
+}
+
+/// The time of modification alone.
+fn mtime(time: Timestamp) -> Timestamps {
+    let Timestamp { secs, nanos } = time;
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: secs, tv_nsec: nanos.into() },
     }
 }
 
@@ -227,12 +300,5 @@ fn growing(read: impl Fn(&mut Vec<u8>) -> Result<usize, Errno>) -> Result<Vec<u8
             Err(Errno::RANGE) => buffer.resize(buffer.len() * 4, 0),
             Err(error) => return Err(error),
         }
-    }
-}
-
-impl Dir {
-    /// Makes the names in this directory durable.
-    pub(crate) fn sync(&self) -> io::Result<()> {
-        rustix::fs::fsync(&self.0).map_err(Into::into)
     }
 }

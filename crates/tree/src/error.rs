@@ -76,17 +76,24 @@ impl TreeError {
         Self { kind, message, drifted: Vec::new(), source: Some(source.into()) }
     }
 
-    pub(crate) fn drift(label: &Path, drifted: Vec<ImagePath>) -> Self {
+    /// `what` says how the paths in `drifted` are not as expected: `differs from ... in`.
+    pub(crate) fn drift(label: &Path, what: &str, drifted: Vec<ImagePath>) -> Self {
         let listed: Vec<String> =
             drifted.iter().take(MAX_LISTED).map(ToString::to_string).collect();
         let more = drifted.len().saturating_sub(MAX_LISTED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let message = format!(
-            "{} differs from the bundle's base in what the bundle would change: {}{more}",
+            "{} {what}: {}{more}",
             label.display(),
             listed.join(", ")
         );
         Self { kind: ErrorKind::Drift, message, drifted, source: None }
+    }
+
+    /// The same with `note` behind its message.
+    pub(crate) fn with_note(mut self, note: &str) -> Self {
+        self.message = format!("{}; {note}", self.message);
+        self
     }
 
     /// What the caller can do about it.
@@ -102,7 +109,7 @@ impl TreeError {
     }
 }
 
-fn place(label: &Path, path: &ImagePath) -> String {
+pub(crate) fn place(label: &Path, path: &ImagePath) -> String {
     if label == Path::new("/") {
         return path.to_string();
     }

@@ -32,6 +32,9 @@
 pub mod apply;
 mod dir;
 mod error;
+mod fault;
+#[cfg(test)]
+mod faults;
 mod node;
 mod read;
 mod root;

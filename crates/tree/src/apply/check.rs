@@ -1,137 +1,118 @@
-//! Where the tree stands, compared with the base and the target.
+//! Whether and how the tree can take an update: from change set and local state to steps.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use rayon::prelude::*;
-use rustix::fs::{Stat, fstatvfs};
-use rustix::io::Errno;
-use vireo_model::{Change, ChangeKind, ChangeSet, Digest, ImagePath, Node, NodeKind, Timestamp};
+use vireo_delta::{Bundle, Verified};
+use vireo_model::{Change, ChangeKind, Digest, ImagePath, Node, NodeKind};
 
-use super::Replaced;
-use super::journal::Journal;
-use crate::dir::Dir;
-use crate::node::{digest, is_dir, is_regular, len_of, mtime_of, node};
+use super::drift::{
+    LOCAL_SUFFIX, NEW_SUFFIX, OnConflict, OnDrift, Settled, Settlement, beside, merge_metadata,
+    merge_text,
+};
+use super::plan::How;
+use super::stage::LiveBase;
+use super::standing::{Stamp, Standing, stamp, standing};
+use super::{ApplyOptions, Replaced};
 use crate::{ErrorKind, Root, TreeError};
 
-/// Inodes that staging needs beyond one per staged file.
-const SPARE_INODES: u64 = 16;
-/// Bytes that staging needs beyond the files: directories, the journal, the bundle's head.
-const SPARE_LEN: u64 = 1 << 20;
-/// Each staged file's share of metadata and of its last, partly filled block, in bytes.
-const PER_FILE_LEN: u64 = 4096;
+/// What a message says of paths that stop an update.
+pub(super) const DIFFERS: &str = "differs from the bundle's base in what the bundle would change";
 
-/// What a change does to the tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action {
-    /// A staged node takes the place of what is there.
-    Replace,
-    /// A directory appears, perhaps in place of something else.
-    MakeDir,
-    /// Mode, owner, time or attributes change on the inode that is there.
-    Metadata,
-    /// What is there goes.
-    Remove,
+/// One step, before anything is written for it.
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    pub(super) path: ImagePath,
+    pub(super) before: Option<Node>,
+    pub(super) after: Option<Node>,
+    pub(super) how: How,
+    pub(super) source: Source,
+    pub(super) stamp: Option<Stamp>,
 }
 
-impl Action {
-    pub(super) fn of(change: &Change) -> Self {
-        match (&change.before, &change.after) {
-            (_, None) => Self::Remove,
-            (Some(before), Some(after)) if after.is_dir() && before.is_dir() => Self::Metadata,
-            (_, Some(after)) if after.is_dir() => Self::MakeDir,
-            (Some(_), Some(_)) if change.kind() == ChangeKind::Metadata => Self::Metadata,
-            _ => Self::Replace,
-        }
-    }
-}
-
-/// A state of a path that any write, replacement or change of rights would change. The change
-/// time is not in it: linking the base's files into the stage moves it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    dev: u64,
-    ino: u64,
-    /// Length and time; none for directories, in which entries come and go.
-    content: Option<(u64, Timestamp)>,
-    rights: (u32, u32, u32),
-}
-
-impl Stamp {
-    fn of(stat: &Stat) -> Self {
-        Self {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            content: (!is_dir(stat)).then(|| (len_of(stat), mtime_of(stat))),
-            rights: (stat.st_mode, stat.st_uid, stat.st_gid),
-        }
-    }
+/// Where what is staged comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// From the node alone, or from nothing.
+    Node,
+    /// The bundle's content with this digest.
+    Bundle(Digest),
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// The inode that this path is to have, staged or not.
+    Leader(ImagePath),
+    /// The inode that this path has now.
+    Present(ImagePath),
 }
 
 /// A tree that can take the update.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Checked {
-    /// Changes that the tree already has.
-    pub(super) skipped: BTreeSet<usize>,
-    pub(super) stamps: Vec<(usize, Option<Stamp>)>,
-    pub(super) replaced: Vec<Replaced>,
+    pub(super) drafts: Vec<Draft>,
+    /// How many changes the tree already has.
+    pub(super) already: usize,
+    pub(super) settled: Vec<Settled>,
 }
 
-/// How one path stands.
-struct Standing {
-    stat: Option<Stat>,
-    is_base: bool,
-    is_target: bool,
+impl Checked {
+    /// The further file systems that the drafts touch.
+    pub(super) fn mounts(&self, root: &Root) -> Vec<ImagePath> {
+        let mounts: BTreeSet<&ImagePath> =
+            self.drafts.iter().filter_map(|draft| root.mount_of(&draft.path)).collect();
+        mounts.into_iter().cloned().collect()
+    }
+
+    /// The regular files that go.
+    pub(super) fn replaced(&self) -> Vec<Replaced> {
+        let goes = self.drafts.iter().filter(|draft| draft.how != How::Metadata);
+        goes.filter_map(|draft| {
+            let is_file = matches!(draft.before.as_ref()?.kind, NodeKind::File { .. });
+            let stamp = draft.stamp.filter(|_| is_file)?;
+            Some(Replaced { path: draft.path.clone(), dev: stamp.dev, ino: stamp.ino })
+        })
+        .collect()
+    }
 }
 
+/// Compares the tree with the bundle and decides, path by path. Writes nothing.
 pub(super) fn check(
     root: &Root,
-    journal: &Journal,
-    changes: &ChangeSet,
+    bundle: &Bundle<'_, Verified<'_>>,
+    options: &ApplyOptions<'_>,
 ) -> Result<Checked, TreeError> {
-    let list = &changes.changes;
+    let list = &bundle.change_set().changes;
     let standings: Vec<Standing> =
         list.par_iter().map(|change| standing(root, change)).collect::<Result<_, _>>()?;
-    let mut skipped = BTreeSet::new();
-    let mut drifted = Vec::new();
-    for (number, (change, standing)) in list.iter().zip(&standings).enumerate() {
-        // A further name of a file that is to be replaced is linked anew, whatever it is now.
-        let relink = leader_of(change).is_some_and(|leader| {
-            let at = list.binary_search_by(|other| other.path.cmp(leader));
-            at.is_ok_and(|at| Action::of(&list[at]) == Action::Replace && !skipped.contains(&at))
-        });
-        if standing.is_target && !relink {
-            skipped.insert(number);
-        } else if !standing.is_base && !standing.is_target {
-            drifted.push(change.path.clone());
-        }
+    let mut decider = Decider {
+        root,
+        bundle,
+        options,
+        checked: Checked::default(),
+        replaced: BTreeSet::new(),
+        drifted: Vec::new(),
+    };
+    for (change, standing) in list.iter().zip(standings) {
+        decider.decide(change, standing)?;
     }
+    let Decider { mut checked, drifted, .. } = decider;
     if !drifted.is_empty() {
-        return Err(TreeError::drift(root.label(), drifted));
+        return Err(TreeError::drift(root.label(), DIFFERS, drifted));
     }
-    let todo = || (0..list.len()).filter(|number| !skipped.contains(number));
-    check_device(root, journal, todo().map(|number| (&list[number], &standings[number])))?;
-    check_removals(root, list, todo())?;
-    check_space(root, todo().map(|number| &list[number]))?;
-    let replaced =
-        todo().filter_map(|number| replaced(&list[number], &standings[number])).collect();
-    let stamps =
-        todo().map(|number| (number, standings[number].stat.as_ref().map(Stamp::of))).collect();
-    Ok(Checked { skipped, stamps, replaced })
+    keep_parents_of_kept(&mut checked);
+    super::limits::check(root, list, &checked)?;
+    Ok(checked)
 }
 
 /// Once more, right before the commit: has anybody else been at the touched paths?
-pub(super) fn recheck(
+pub(super) fn recheck<'a>(
     root: &Root,
-    changes: &ChangeSet,
-    stamps: &[(usize, Option<Stamp>)],
+    stamps: impl Iterator<Item = (&'a ImagePath, Option<Stamp>)>,
 ) -> Result<(), TreeError> {
-    for (number, stamp) in stamps {
-        let change = &changes.changes[*number];
-        let found = stat(root, &change.path)?.map(|(_, stat)| Stamp::of(&stat));
-        if found != *stamp {
+    for (path, expected) in stamps {
+        if stamp(root, path)? != expected {
             let message = format!(
-                "{} in {} changed while the update was staged; nothing was changed, try again",
-                change.path,
+                "{path} in {} changed while the update was staged; nothing was changed, try again",
                 root.label().display()
             );
             return Err(TreeError::new(ErrorKind::Busy, message));
@@ -140,9 +121,247 @@ pub(super) fn recheck(
     Ok(())
 }
 
-/// The number in a staged file's name.
-pub(super) fn parse_number(name: &[u8]) -> Option<usize> {
-    std::str::from_utf8(name).ok()?.parse().ok()
+/// A directory that the update removes stays if a local file in it does.
+fn keep_parents_of_kept(checked: &mut Checked) {
+    let kept: Vec<ImagePath> = checked
+        .settled
+        .iter()
+        .filter(|settled| settled.how == Settlement::Kept)
+        .map(|settled| settled.path.clone())
+        .collect();
+    checked.drafts.retain(|draft| {
+        draft.how != How::Remove || !kept.iter().any(|path| path.is_within(&draft.path))
+    });
+}
+
+struct Decider<'a> {
+    root: &'a Root,
+    bundle: &'a Bundle<'a, Verified<'a>>,
+    options: &'a ApplyOptions<'a>,
+    checked: Checked,
+    /// Paths that get another inode.
+    replaced: BTreeSet<&'a ImagePath>,
+    drifted: Vec<ImagePath>,
+}
+
+impl<'a> Decider<'a> {
+    fn decide(&mut self, change: &'a Change, standing: Standing) -> Result<(), TreeError> {
+        // A further name of a file that is to be replaced is linked anew, whatever it is now.
+        let relink = leader_of(change).is_some_and(|leader| self.replaced.contains(leader));
+        if standing.is_target && !relink {
+            self.checked.already += 1;
+            return Ok(());
+        }
+        if standing.is_base || standing.is_target {
+            self.plain(change, standing);
+            return Ok(());
+        }
+        match (self.options.drift)(&change.path) {
+            OnDrift::Refuse => self.drifted.push(change.path.clone()),
+            OnDrift::Take => self.take(change, standing),
+            OnDrift::Merge(on) => self.merge(change, standing, on)?,
+        }
+        Ok(())
+    }
+
+    fn plain(&mut self, change: &'a Change, standing: Standing) {
+        let how = how(change, standing.found.as_ref());
+        if how == How::Place {
+            self.replaced.insert(&change.path);
+        }
+        let source = match change.after.as_ref().map(|node| &node.kind) {
+            Some(NodeKind::File { content, .. }) if how == How::Place => Source::Bundle(*content),
+            Some(NodeKind::HardLink { leader }) => Source::Leader(leader.clone()),
+            _ => Source::Node,
+        };
+        self.push(&change.path, standing, change.after.clone(), how, source);
+    }
+
+    fn push(
+        &mut self,
+        path: &ImagePath,
+        standing: Standing,
+        after: Option<Node>,
+        how: How,
+        source: Source,
+    ) {
+        let Standing { stamp, found: before, .. } = standing;
+        self.checked.drafts.push(Draft { path: path.clone(), before, after, how, source, stamp });
+    }
+
+    fn settle(&mut self, path: &ImagePath, how: Settlement, beside: Option<ImagePath>) {
+        self.checked.settled.push(Settled { path: path.clone(), how, beside });
+    }
+
+    /// The target's node takes the place of whatever is there; a regular file is kept beside it.
+    fn take(&mut self, change: &'a Change, standing: Standing) {
+        let mut aside = None;
+        if let Some(node) = standing.found.as_ref().filter(|node| node.content().is_some()) {
+            let Some(path) = beside(&change.path, LOCAL_SUFFIX, |path| self.is_taken(path)) else {
+                self.drifted.push(change.path.clone());
+                return;
+            };
+            aside = Some(path.clone());
+            self.checked.drafts.push(Draft {
+                path,
+                before: None,
+                after: Some(node.clone()),
+                how: How::Place,
+                source: Source::Present(change.path.clone()),
+                stamp: None,
+            });
+        }
+        self.plain(change, standing);
+        self.settle(&change.path, Settlement::Taken, aside);
+    }
+
+    fn merge(
+        &mut self,
+        change: &'a Change,
+        standing: Standing,
+        on: OnConflict,
+    ) -> Result<(), TreeError> {
+        let is_file = |node: Option<&Node>| node.is_none_or(|node| node.content().is_some());
+        if ![&change.before, &change.after, &standing.found].map(Option::as_ref).map(is_file)
+            .iter().all(|is| *is)
+        {
+            self.drifted.push(change.path.clone());
+            return Ok(());
+        }
+        let merged = match (&change.before, &standing.found, &change.after) {
+            (before, Some(local), Some(target)) => {
+                self.merged(&change.path, before.as_ref(), local, target)?
+            }
+            _ => None,
+        };
+        let Some((node, bytes)) = merged else {
+            return self.conflict(change, standing, on);
+        };
+        if standing.found.as_ref() != Some(&node) {
+            let same_content =
+                standing.found.as_ref().and_then(Node::content) == node.content();
+            let (how, source) = match bytes {
+                _ if same_content => (How::Metadata, Source::Node),
+                Some(bytes) => (How::Place, Source::Bytes(bytes)),
+                None => (How::Place, content_source(&node)),
+            };
+            if how == How::Place {
+                self.replaced.insert(&change.path);
+            }
+            self.push(&change.path, standing, Some(node), how, source);
+        }
+        self.settle(&change.path, Settlement::Merged, None);
+        Ok(())
+    }
+
+    /// The merged node and, if neither side has it, its content. None if the sides conflict.
+    fn merged(
+        &self,
+        path: &ImagePath,
+        base: Option<&Node>,
+        local: &Node,
+        target: &Node,
+    ) -> Result<Option<(Node, Option<Vec<u8>>)>, TreeError> {
+        let mut node = merge_metadata(base, local, target);
+        let base_content = base.and_then(Node::content);
+        let (local_content, target_content) = (local.content(), target.content());
+        if local_content == base_content || local_content == target_content {
+            return Ok(Some((node, None)));
+        }
+        if target_content == base_content {
+            node.kind = local.kind.clone();
+            node.mtime = local.mtime;
+            return Ok(Some((node, None)));
+        }
+        let (Some((_, base)), Some((_, target))) = (base_content, target_content) else {
+            return Ok(None);
+        };
+        let (Some(base), Some(target)) = (self.text(path, base), self.text(path, target)) else {
+            return Ok(None);
+        };
+        let Some(local) = self.local_text(path, local)? else {
+            return Ok(None);
+        };
+        Ok(merge_text(&base, &local, &target).map(|bytes| {
+            let (len, content) = (bytes.len() as u64, Digest::of(&bytes));
+            node.kind = NodeKind::File { len, content };
+            (node, Some(bytes))
+        }))
+    }
+
+    /// A text that the bundle carries whole.
+    fn text(&self, path: &ImagePath, digest: Digest) -> Option<Vec<u8>> {
+        let source = self.bundle.content_of(path, digest)?;
+        let fits = source.is_self_contained() && source.content_len() <= super::MAX_MERGE_LEN;
+        let base = LiveBase::new(self.root);
+        fits.then(|| source.to_vec(&base).ok()).flatten()
+    }
+
+    fn local_text(&self, path: &ImagePath, local: &Node) -> Result<Option<Vec<u8>>, TreeError> {
+        if local.content().is_none_or(|(len, _)| len > super::MAX_MERGE_LEN) {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        let mut file = self.root.open_file(path)?;
+        let read = io::Read::read_to_end(&mut file, &mut bytes);
+        read.map_err(self.root.failed("read", path))?;
+        Ok(Some(bytes))
+    }
+
+    fn conflict(
+        &mut self,
+        change: &'a Change,
+        standing: Standing,
+        on: OnConflict,
+    ) -> Result<(), TreeError> {
+        match on {
+            OnConflict::Refuse => self.drifted.push(change.path.clone()),
+            OnConflict::Take => self.take(change, standing),
+            OnConflict::Keep => self.keep(change)?,
+        }
+        Ok(())
+    }
+
+    /// The local file stays; the target's is put beside it.
+    fn keep(&mut self, change: &'a Change) -> Result<(), TreeError> {
+        let path = &change.path;
+        let Some(node) = change.after.as_ref() else {
+            self.settle(path, Settlement::Kept, None);
+            return Ok(());
+        };
+        // One that an earlier update put there makes room: it is a copy, never an edit.
+        let new = beside(path, NEW_SUFFIX, |_| false);
+        let Some(new) = new.filter(|new| self.parent_exists(new)) else {
+            // Its directory is gone as well: so it is to stay.
+            self.settle(path, Settlement::Kept, None);
+            return Ok(());
+        };
+        let there = Change { path: new.clone(), before: None, after: Some(node.clone()) };
+        let standing = standing(self.root, &there)?;
+        if standing.found.as_ref().is_some_and(|node| node.content().is_none()) {
+            self.drifted.push(new);
+            return Ok(());
+        }
+        if !standing.is_target {
+            self.push(&new, standing, Some(node.clone()), How::Place, content_source(node));
+        }
+        self.settle(path, Settlement::Kept, Some(new));
+        Ok(())
+    }
+
+    fn parent_exists(&self, path: &ImagePath) -> bool {
+        path.parent().is_some_and(|parent| self.root.dir(&parent).is_ok())
+    }
+
+    /// Whether something is or will be at `path`. What cannot be looked at is.
+    fn is_taken(&self, path: &ImagePath) -> bool {
+        !matches!(stamp(self.root, path), Ok(None))
+            || self.bundle.change_set().changes.iter().any(|change| change.path == *path)
+    }
+}
+
+fn content_source(node: &Node) -> Source {
+    node.content().map_or(Source::Node, |(_, content)| Source::Bundle(content))
 }
 
 fn leader_of(change: &Change) -> Option<&ImagePath> {
@@ -152,144 +371,10 @@ fn leader_of(change: &Change) -> Option<&ImagePath> {
     }
 }
 
-/// The directory that holds `path` and its metadata; `None` if it or a directory above is not
-/// there.
-fn stat(root: &Root, path: &ImagePath) -> Result<Option<(Dir, Stat)>, TreeError> {
-    let (dir, name) = match root.locate(path) {
-        Ok(place) => place,
-        // A symbolic link on the way: whatever it leads to is not this path.
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-        Err(error) => return Err(root.failed("look at", path)(error)),
-    };
-    let stat = dir.try_stat(name).map_err(root.failed("look at", path))?;
-    Ok(stat.map(|stat| (dir, stat)))
-}
-
-fn standing(root: &Root, change: &Change) -> Result<Standing, TreeError> {
-    let path = &change.path;
-    let Some((dir, stat)) = stat(root, path)? else {
-        let (is_base, is_target) = (change.before.is_none(), change.after.is_none());
-        return Ok(Standing { stat: None, is_base, is_target });
-    };
-    let name = if path.is_root() { b".".as_slice() } else { path.name() };
-    let found = node(&dir, name, &stat, Digest::of(b"")).map_err(root.failed("read", path))?;
-    let mut hashed = None;
-    let mut equals = |expected: Option<&Node>| -> Result<bool, TreeError> {
-        let Some(expected) = expected else {
-            return Ok(false);
-        };
-        match &expected.kind {
-            NodeKind::HardLink { leader } => same_inode(root, &stat, leader),
-            NodeKind::File { len, content } => {
-                let alike = Node { kind: found.kind.clone(), ..expected.clone() } == found;
-                if !alike || !is_regular(&stat) || len_of(&stat) != *len {
-                    return Ok(false);
-                }
-                let digest = match hashed {
-                    Some(digest) => digest,
-                    None => *hashed.insert(digest(root, &dir, name, path)?),
-                };
-                Ok(digest == *content)
-            }
-            _ => Ok(*expected == found),
-        }
-    };
-    let is_base = equals(change.before.as_ref())?;
-    let is_target = equals(change.after.as_ref())?;
-    Ok(Standing { stat: Some(stat), is_base, is_target })
-}
-
-fn same_inode(root: &Root, found: &Stat, leader: &ImagePath) -> Result<bool, TreeError> {
-    let leader = stat(root, leader)?;
-    Ok(leader
-        .is_some_and(|(_, leader)| (leader.st_dev, leader.st_ino) == (found.st_dev, found.st_ino)))
-}
-
-fn replaced(change: &Change, standing: &Standing) -> Option<Replaced> {
-    let stat = standing.stat.as_ref().filter(|stat| is_regular(stat))?;
-    let goes = matches!(Action::of(change), Action::Replace | Action::Remove | Action::MakeDir);
-    goes.then(|| Replaced { path: change.path.clone(), dev: stat.st_dev, ino: stat.st_ino })
-}
-
-/// Renames do not cross file systems.
-fn check_device<'a>(
-    root: &Root,
-    journal: &Journal,
-    changes: impl Iterator<Item = (&'a Change, &'a Standing)>,
-) -> Result<(), TreeError> {
-    for (change, standing) in changes {
-        let dev = match &standing.stat {
-            Some(stat) => Some(stat.st_dev),
-            None => match change.path.parent() {
-                Some(parent) => stat(root, &parent)?.map(|(_, stat)| stat.st_dev),
-                None => None,
-            },
-        };
-        if dev.is_some_and(|dev| dev != journal.dev()) {
-            let message = format!(
-                "{} lies on another file system than the root of {}; updates across file systems are not supported, nothing was changed",
-                change.path,
-                root.label().display()
-            );
-            return Err(TreeError::new(ErrorKind::Unsupported, message));
-        }
-    }
-    Ok(())
-}
-
-/// A directory can only go if nothing stays in it, such as files that belong to no version.
-fn check_removals(
-    root: &Root,
-    list: &[Change],
-    todo: impl Iterator<Item = usize>,
-) -> Result<(), TreeError> {
-    let mut kept = Vec::new();
-    for change in todo.map(|number| &list[number]) {
-        let was_dir = change.before.as_ref().is_some_and(Node::is_dir);
-        if !was_dir || change.after.as_ref().is_some_and(Node::is_dir) {
-            continue;
-        }
-        let Ok(dir) = root.dir(&change.path) else {
-            continue; // Not there any more.
-        };
-        for name in dir.names().map_err(root.failed("list", &change.path))? {
-            let child = change.path.join(&name).map_err(|error| {
-                TreeError::new(ErrorKind::Drift, format!("{}: {error}", change.path))
-            })?;
-            let goes = list
-                .binary_search_by(|other| other.path.cmp(&child))
-                .is_ok_and(|at| list[at].after.is_none());
-            if !goes {
-                kept.push(child);
-            }
-        }
-    }
-    if kept.is_empty() { Ok(()) } else { Err(TreeError::drift(root.label(), kept)) }
-}
-
-/// The worst case: every staged file in full beside all that is there.
-fn check_space<'a>(root: &Root, todo: impl Iterator<Item = &'a Change>) -> Result<(), TreeError> {
-    let (mut bytes, mut inodes) = (SPARE_LEN, SPARE_INODES);
-    for change in todo {
-        if matches!(Action::of(change), Action::Replace | Action::MakeDir) {
-            inodes += 1;
-            let content = change.after.as_ref().and_then(Node::content);
-            bytes = bytes.saturating_add(content.map_or(0, |(len, _)| len) + PER_FILE_LEN);
-        }
-    }
-    let top = ImagePath::root();
-    let stat = fstatvfs(root.dir(&top).map_err(root.failed("open", &top))?.fd())
-        .map_err(root.failed("ask for free space in", &top))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    // Some file systems (btrfs) have no fixed number of inodes and report none.
-    let no_inodes = stat.f_files > 0 && stat.f_favail < inodes;
-    if free < bytes || no_inodes {
-        let message = format!(
-            "{} has {free} bytes and {} inodes free, the update needs {bytes} and {inodes}; make room and try again, nothing was changed",
-            root.label().display(),
-            stat.f_favail
-        );
-        return Err(TreeError::new(ErrorKind::NoSpace, message));
-    }
-    Ok(())
+/// How a change is made to what is there.
+fn how(change: &Change, found: Option<&Node>) -> How {
+    let Some(after) = &change.after else { return How::Remove };
+    let Some(found) = found else { return How::Place };
+    let same_content = change.kind() == ChangeKind::Metadata && found.kind == after.kind;
+    if (after.is_dir() && found.is_dir()) || same_content { How::Metadata } else { How::Place }
 }

@@ -1,57 +1,98 @@
 //! The renames: from the base to the target, one name at a time, each step repeatable.
+//!
+//! What a step finds decides whether it has been done: the inode numbers of what was there and of
+//! what was staged are in the plan, and both inodes are held, so the numbers cannot be used again.
 
-use std::collections::BTreeSet;
-
+use rustix::fs::Stat;
 use rustix::io::Errno;
-use vireo_model::{Change, ChangeSet, ImagePath, Node, Timestamp};
+use vireo_model::{ImagePath, Timestamp};
 
-use super::check::Action;
-use super::journal::Journal;
+use super::plan::{How, Plan, Step};
+use super::stage::{Places, name_of};
 use crate::dir::Dir;
 use crate::node::is_dir;
 use crate::{Root, TreeError};
 
-/// Makes the changes but the `skipped` ones. What was made before is not made again.
-pub(super) fn perform(
-    root: &Root,
-    journal: &Journal,
-    changes: &ChangeSet,
-    skipped: &BTreeSet<usize>,
-    dir_times: &[(ImagePath, Timestamp)],
-) -> Result<(), TreeError> {
-    let commit = Commit { root, staged: journal.staged(root)? };
-    let todo: Vec<(usize, &Change)> = changes
-        .changes
-        .iter()
-        .enumerate()
-        .filter(|(number, _)| !skipped.contains(number))
-        .collect();
-    let with = |action: Action| {
-        todo.iter().copied().filter(move |(_, change)| Action::of(change) == action)
-    };
+/// Makes the steps of `plan`. What was made before is not made again.
+///
+/// # Errors
+///
+/// `Drift`, with the paths, if somebody else changed what a step is about; it looks at all steps
+/// before it makes any.
+pub(super) fn perform(root: &Root, places: &Places, plan: &Plan) -> Result<(), TreeError> {
+    const WHAT: &str = "was changed by somebody else while an update was interrupted; put these paths \
+                        back as they were, or remove what is in their place";
+    let foreign = foreign(root, plan)?;
+    if !foreign.is_empty() {
+        return Err(TreeError::drift(root.label(), WHAT, foreign));
+    }
+    let mut commit = Commit { root, places, parent: None };
+    for number in order(&plan.steps) {
+        commit.step(number, &plan.steps[number])?;
+    }
+    set_dir_times(root, &plan.dir_times)
+}
 
-    for (_, change) in with(Action::MakeDir) {
-        commit.make_dir(change)?;
+/// The paths that are neither as they were before the plan nor as they are after it.
+fn foreign(root: &Root, plan: &Plan) -> Result<Vec<ImagePath>, TreeError> {
+    let mut foreign = Vec::new();
+    for step in &plan.steps {
+        let found = super::standing::stat(root, &step.path)?.map(|(_, stat)| stat);
+        if !is_ours(step, found.as_ref()) {
+            foreign.push(step.path.clone());
+        }
     }
-    let (mut over_dirs, mut plain): (Vec<_>, Vec<_>) = with(Action::Replace)
-        .partition(|(_, change)| change.before.as_ref().is_some_and(Node::is_dir));
-    plain.sort_by_key(|(number, change)| (rank(&change.path), *number));
-    for (number, change) in plain {
-        commit.replace(number, change)?;
+    Ok(foreign)
+}
+
+fn is_ours(step: &Step, found: Option<&Stat>) -> bool {
+    match found {
+        // Below a directory that the plan makes or has removed there is nothing (yet).
+        None => step.how != How::Metadata && (step.found.is_none() || step.how == How::Remove),
+        Some(stat) => Some(stat.st_ino) == step.staged || Some(stat.st_ino) == step.found,
     }
-    // Children come after their directory in path order, so backwards.
-    for (_, change) in with(Action::Remove).collect::<Vec<_>>().into_iter().rev() {
-        commit.remove(&change.path)?;
+}
+
+/// The order of the steps: directories and what takes a directory's place from something else;
+/// new files; libraries, programs, the rest, configuration, units; removals, children first;
+/// what takes the place of a directory; metadata.
+pub(super) fn order(steps: &[Step]) -> Vec<usize> {
+    let key = |number: usize| -> (u8, u8, i64) {
+        let step = &steps[number];
+        // Steps are in path order: a directory comes before what it holds.
+        let position = i64::try_from(number).unwrap_or(i64::MAX);
+        match step.how {
+            How::Place if step.is_dir() => (0, 0, position),
+            How::Place if step.was_dir() => (3, 0, -position),
+            How::Place => (1, rank(step), position),
+            How::Remove => (2, 0, -position),
+            How::Metadata => (4, 0, position),
+        }
+    };
+    let mut numbers: Vec<usize> = (0..steps.len()).collect();
+    numbers.sort_by_key(|number| key(*number));
+    numbers
+}
+
+/// The order in which files appear: what others need first, what makes a service manager look
+/// again last. New files come early, because nothing uses them yet; but for what is read whenever
+/// it is there.
+fn rank(step: &Step) -> u8 {
+    let path = step.path.as_bytes();
+    let holds = |part: &[u8]| path.windows(part.len()).any(|window| window == part);
+    if holds(b"/systemd/system/") || holds(b"/systemd/user/") {
+        5
+    } else if path.starts_with(b"/etc/") {
+        4
+    } else if step.before.is_none() {
+        0
+    } else if holds(b".so") && holds(b"/lib") {
+        1
+    } else if holds(b"/bin/") || holds(b"/sbin/") || holds(b"/libexec/") {
+        2
+    } else {
+        3
     }
-    over_dirs.reverse();
-    for (number, change) in over_dirs {
-        commit.remove_dir_for(number, &change.path)?;
-        commit.replace(number, change)?;
-    }
-    for (_, change) in with(Action::Metadata) {
-        commit.metadata(change)?;
-    }
-    set_dir_times(root, dir_times)
 }
 
 /// Gives directories their times; those that are not there are left out.
@@ -70,90 +111,92 @@ pub(super) fn set_dir_times(
     Ok(())
 }
 
-/// The order in which files appear: what others need first, what makes a service manager look
-/// again last.
-fn rank(path: &ImagePath) -> u8 {
-    let path = path.as_bytes();
-    let holds = |part: &[u8]| path.windows(part.len()).any(|window| window == part);
-    if holds(b"/systemd/system/") || holds(b"/systemd/user/") {
-        4
-    } else if path.starts_with(b"/etc/") {
-        3
-    } else if holds(b".so") && holds(b"/lib") {
-        0
-    } else if holds(b"/bin/") || holds(b"/sbin/") || holds(b"/libexec/") {
-        1
-    } else {
-        2
+/// The times that the same directories have now.
+pub(super) fn dir_times(
+    root: &Root,
+    paths: &[(ImagePath, Timestamp)],
+) -> Result<Vec<(ImagePath, Timestamp)>, TreeError> {
+    let mut times = Vec::new();
+    for (path, _) in paths {
+        if let Some((_, stat)) = super::standing::stat(root, path)? {
+            times.push((path.clone(), crate::node::mtime_of(&stat)));
+        }
     }
+    Ok(times)
 }
 
 struct Commit<'a> {
     root: &'a Root,
-    staged: Dir,
+    places: &'a Places,
+    /// The directory of the last step: the next one is mostly in the same.
+    parent: Option<(ImagePath, Dir)>,
 }
 
 impl Commit<'_> {
-    fn make_dir(&self, change: &Change) -> Result<(), TreeError> {
-        let Some(node) = &change.after else {
-            return Ok(());
-        };
-        let path = &change.path;
-        let failed = self.root.failed("make the directory", path);
-        let (dir, name) = self.root.require("make the directory", path)?;
-        let there = dir.try_stat(name).map_err(&failed)?;
-        if there.as_ref().is_some_and(|stat| !is_dir(stat)) {
-            dir.unlink(name).map_err(&failed)?;
+    fn step(&mut self, number: usize, step: &Step) -> Result<(), TreeError> {
+        match step.how {
+            How::Place => self.place(number, step),
+            How::Metadata => self.metadata(step),
+            How::Remove => self.remove(step),
         }
-        match dir.make_dir(name) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(failed(error)),
-        }
-        dir.set_metadata(name, node).map_err(&failed)
     }
 
-    fn replace(&self, number: usize, change: &Change) -> Result<(), TreeError> {
-        let path = &change.path;
-        let staged = number.to_string().into_bytes();
+    fn place(&mut self, number: usize, step: &Step) -> Result<(), TreeError> {
+        let path = &step.path;
+        let staged = self.places.staged(self.root, path);
         let failed = self.root.failed("put in place", path);
-        if self.staged.try_stat(&staged).map_err(&failed)?.is_none() {
-            return Ok(()); // Renamed before an interruption.
+        let dir = self.parent("put in place", path)?;
+        let found = dir.try_stat(path.name()).map_err(&failed)?;
+        if found.as_ref().map(|stat| stat.st_ino) == step.staged {
+            return Ok(()); // Done before an interruption.
         }
-        let (dir, name) = self.root.require("put in place", path)?;
-        self.staged.rename_to(&staged, &dir, name).map_err(&failed)?;
-        // Renaming one name of an inode over another of the same does nothing: rename(2).
-        self.staged.unlink(&staged).map(drop).map_err(&failed)
-    }
-
-    /// Removes the directory that a staged node is about to replace.
-    fn remove_dir_for(&self, number: usize, path: &ImagePath) -> Result<(), TreeError> {
-        let staged = self.staged.try_stat(number.to_string().as_bytes());
-        if staged.map_err(self.root.failed("look for the staged", path))?.is_some() {
-            self.remove(path)?;
+        let changes_type = found.as_ref().is_some_and(|stat| is_dir(stat) || step.is_dir());
+        let moved = if changes_type {
+            staged.exchange(&name_of(number), dir, path.name())
+        } else {
+            staged.rename_to(&name_of(number), dir, path.name())
+        };
+        moved.map_err(&failed)?;
+        if changes_type {
+            self.parent = None; // It may be the directory that was exchanged.
         }
         Ok(())
     }
 
-    fn remove(&self, path: &ImagePath) -> Result<(), TreeError> {
+    fn remove(&mut self, step: &Step) -> Result<(), TreeError> {
+        let path = &step.path;
         let failed = self.root.failed("remove", path);
         let (dir, name) = match self.root.locate(path) {
             Ok(place) => place,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        match dir.try_stat(name).map_err(&failed)? {
-            None => Ok(()),
-            Some(stat) if is_dir(&stat) => dir.remove_dir(name).map(drop).map_err(&failed),
-            Some(_) => dir.unlink(name).map(drop).map_err(&failed),
+        if step.was_dir() {
+            self.parent = None;
+            dir.remove_dir(name).map(drop).map_err(failed)
+        } else {
+            dir.unlink(name).map(drop).map_err(failed)
         }
     }
 
-    fn metadata(&self, change: &Change) -> Result<(), TreeError> {
-        let Some(node) = &change.after else {
+    fn metadata(&self, step: &Step) -> Result<(), TreeError> {
+        let Some(node) = &step.after else {
             return Ok(());
         };
-        let path = &change.path;
+        let path = &step.path;
         let (dir, name) = self.root.require("set the metadata of", path)?;
         dir.set_metadata(name, node).map_err(self.root.failed("set the metadata of", path))
+    }
+
+    fn parent(&mut self, step: &str, path: &ImagePath) -> Result<&Dir, TreeError> {
+        let parent = path.parent().unwrap_or_else(ImagePath::root);
+        if self.parent.as_ref().is_none_or(|(open, _)| *open != parent) {
+            let (dir, _) = self.root.require(step, path)?;
+            self.parent = Some((parent, dir));
+        }
+        match &self.parent {
+            Some((_, dir)) => Ok(dir),
+            None => Err(self.root.failed(step, path)(Errno::NOENT)),
+        }
     }
 }

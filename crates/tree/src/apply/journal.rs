@@ -1,34 +1,82 @@
-//! The state directory of a tree: what is staged, and how far the update is.
+//! The state directory of a tree: which transactions there are, and how far each is.
+//!
+//! A transaction is a directory, and its state is part of the directory's name, so that every
+//! step from one state to the next is one rename. `docs/format/state.md` is the normative text.
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
 
-use rustix::fs::{fstat, fsync, syncfs};
+use rustix::fs::fstat;
 use rustix::io::Errno;
-use vireo_delta::{Head, TrustedKeys};
-use vireo_model::{ChangeSet, ImagePath};
+use vireo_model::ImagePath;
 use vireo_sys::lock::FileLock;
 
-use super::Replaced;
-use super::check::parse_number;
+use super::plan::{MAX_PLAN_LEN, Plan, PlanError};
 use crate::dir::Dir;
+use crate::fault::{Op, hit};
+use crate::node::{len_of, mtime_of};
 use crate::{ErrorKind, Root, TreeError};
 
-/// The state directory's name in the tree's root; it belongs to no version.
+/// The state directory's name in the tree's root and in the root of every further file system of
+/// the tree; it belongs to no version.
 pub const STATE_DIR: &str = "/.vireo";
 
-const TXN: &[u8] = b"txn";
-const DONE: &[u8] = b"done";
+const NAME: &[u8] = b".vireo";
 const GARBAGE: &[u8] = b"garbage";
 const STAGED: &[u8] = b"s";
 const BASE: &[u8] = b"b";
-const HEAD: &[u8] = b"head";
-const COMMIT: &[u8] = b"COMMIT";
+const PLAN: &[u8] = b"plan";
+
+/// How far a transaction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum State {
+    /// Being prepared; the tree is untouched.
+    Staged,
+    /// The tree is on its way to the target.
+    Committed,
+    /// The tree is the target; services may still use the base.
+    Done,
+    /// Over; kept so that it can be undone.
+    Past,
+}
+
+impl State {
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Staged => "-staged",
+            Self::Committed => "-committed",
+            Self::Done => "-done",
+            Self::Past => "",
+        }
+    }
+}
+
+/// A transaction's place in the state directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Txn {
+    pub(super) number: u64,
+    pub(super) state: State,
+}
+
+impl Txn {
+    fn name(self) -> Vec<u8> {
+        format!("{}{}", self.number, self.state.suffix()).into_bytes()
+    }
+
+    fn parse(name: &[u8]) -> Option<Self> {
+        let name = std::str::from_utf8(name).ok()?;
+        let (number, suffix) = name.split_at(name.find('-').unwrap_or(name.len()));
+        let states = [State::Staged, State::Committed, State::Done, State::Past];
+        let state = states.into_iter().find(|state| state.suffix() == suffix)?;
+        Some(Self { number: number.parse().ok()?, state })
+    }
+}
 
 /// The state directory, locked against other updates for as long as this value lives.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(super) struct Journal<'r> {
+    root: &'r Root,
     dir: Dir,
-    dev: u64,
     _lock: FileLock,
 }
 
@@ -40,24 +88,40 @@ fn failed<'a>(root: &'a Root, step: &'a str) -> impl Fn(Errno) -> TreeError + 'a
     move |error| TreeError::io(step, root.label(), &state_path(), error)
 }
 
-impl Journal {
-    pub(super) fn exists(root: &Root) -> Result<bool, TreeError> {
-        let (top, name) = Self::place(root)?;
-        Ok(top.try_stat(&name).map_err(failed(root, "look for"))?.is_some())
-    }
+/// The name of a transaction's part on a further file system.
+fn part_name(number: u64, id: u64) -> Vec<u8> {
+    format!("{number}-{id:016x}").into_bytes()
+}
 
+impl<'r> Journal<'r> {
     /// Opens and locks the state directory; makes it (mode 0700) if it is not there.
-    pub(super) fn open(root: &Root) -> Result<Self, TreeError> {
-        let (top, name) = Self::place(root)?;
-        match top.make_dir(&name) {
-            Ok(()) | Err(Errno::EXIST) => {}
+    pub(super) fn open(root: &'r Root) -> Result<Self, TreeError> {
+        let top = top(root, None).map_err(failed(root, "open the directory of"))?;
+        let before = top.stat(b".").map_err(failed(root, "open the directory of"))?;
+        match top.make_dir(NAME) {
+            // The directory is no part of the tree, so the root's time is not touched for it.
+            Ok(()) => {
+                top.set_mtime(b".", mtime_of(&before)).map_err(failed(root, "make"))?;
+            }
+            Err(Errno::EXIST) => {}
             Err(error) => return Err(failed(root, "make")(error)),
         }
-        let dir = top.dir(&name).map_err(failed(root, "open"))?;
-        let dev = fstat(dir.fd()).map_err(failed(root, "read the metadata of"))?.st_dev;
+        Self::lock(root, &top)
+    }
+
+    /// Opens and locks the state directory if it is there.
+    pub(super) fn open_existing(root: &'r Root) -> Result<Option<Self>, TreeError> {
+        let top = top(root, None).map_err(failed(root, "open the directory of"))?;
+        match top.try_stat(NAME).map_err(failed(root, "look for"))? {
+            Some(_) => Self::lock(root, &top).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn lock(root: &'r Root, top: &Dir) -> Result<Self, TreeError> {
+        let dir = top.dir(NAME).map_err(failed(root, "open"))?;
         let handle = dir.dir(b".").map_err(failed(root, "open"))?;
-        let file = std::fs::File::from(handle.into_fd());
-        let lock = FileLock::on(file)
+        let lock = FileLock::on(File::from(handle.into_fd()))
             .map_err(|error| TreeError::io("lock", root.label(), &state_path(), error))?;
         let Some(lock) = lock else {
             let message = format!(
@@ -66,184 +130,304 @@ impl Journal {
             );
             return Err(TreeError::new(ErrorKind::Busy, message));
         };
-        Ok(Self { dir, dev, _lock: lock })
+        Ok(Self { root, dir, _lock: lock })
     }
 
+    pub(super) fn root(&self) -> &'r Root {
+        self.root
+    }
+
+    /// Shorthand for `map_err`.
+    fn failed<'a>(&'a self, step: &'a str) -> impl Fn(Errno) -> TreeError + 'a {
+        failed(self.root, step)
+    }
+
+    /// Removes the state directories, which must be empty.
     pub(super) fn remove(root: &Root) -> Result<(), TreeError> {
-        let (top, name) = Self::place(root)?;
-        top.remove_dir(&name).map(drop).map_err(failed(root, "remove"))
-    }
-
-    fn place(root: &Root) -> Result<(Dir, Vec<u8>), TreeError> {
-        let top = ImagePath::root();
-        let dir = root.dir(&top).map_err(root.failed("open", &top))?;
-        Ok((dir, state_path().name().to_vec()))
-    }
-
-    /// The device that everything is staged on.
-    pub(super) fn dev(&self) -> u64 {
-        self.dev
-    }
-
-    /// Makes an empty stage; leftovers that were never committed go.
-    pub(super) fn begin(&self, root: &Root) -> Result<(), TreeError> {
-        if self.is_committed(root)? {
-            let message = format!(
-                "an update of {} was interrupted and has to be completed first (`vireo-agent run` does it at start)",
-                root.label().display()
-            );
-            return Err(TreeError::new(ErrorKind::Busy, message));
+        for mount in root.mounts().map(Some).chain([None]) {
+            let top = top(root, mount).map_err(failed(root, "open the directory of"))?;
+            top.remove_dir(NAME).map_err(failed(root, "remove"))?;
         }
-        self.discard(root)?;
-        self.forget_done(root)?;
-        let failed = failed(root, "make the stage in");
-        self.dir.make_dir(TXN).map_err(&failed)?;
-        let txn = self.dir.dir(TXN).map_err(&failed)?;
-        txn.make_dir(STAGED).map_err(&failed)?;
-        txn.make_dir(BASE).map_err(&failed)
+        Ok(())
     }
 
-    /// Keeps the bundle's head, from which recovery learns what was to be done.
-    pub(super) fn write_head(&self, root: &Root, head: &[u8]) -> Result<(), TreeError> {
-        let txn = self.txn(root)?;
-        let mut file = txn.create(HEAD).map_err(failed(root, "stage the bundle's head in"))?;
-        file.write_all(head).map_err(|error| {
-            TreeError::io("stage the bundle's head in", root.label(), &state_path(), error)
+    /// All transactions, oldest first.
+    pub(super) fn list(&self) -> Result<Vec<Txn>, TreeError> {
+        let names = self.dir.names().map_err(self.failed("list"))?;
+        let mut list: Vec<Txn> = names.iter().filter_map(|name| Txn::parse(name)).collect();
+        list.sort_unstable();
+        Ok(list)
+    }
+
+    /// Makes an empty stage on the root's file system and on `mounts`, under the next number.
+    pub(super) fn begin(&self, id: u64, mounts: &[ImagePath]) -> Result<Txn, TreeError> {
+        let last = self.list()?.last().map_or(0, |txn| txn.number);
+        let txn = Txn { number: last + 1, state: State::Staged };
+        let failed = self.failed("make the stage in");
+        let make = |parent: &Dir, name: &[u8]| -> Result<(), Errno> {
+            parent.make_dir(name)?;
+            let dir = parent.dir(name)?;
+            dir.make_dir(STAGED)?;
+            dir.make_dir(BASE)
+        };
+        make(&self.dir, &txn.name()).map_err(&failed)?;
+        for at in mounts {
+            let failed = |error| TreeError::io("make the stage in", self.root.label(), at, error);
+            let top = top(self.root, Some(at)).map_err(failed)?;
+            match top.make_dir(NAME) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(failed(error)),
+            }
+            let part = top.dir(NAME).map_err(failed)?;
+            make(&part, &part_name(txn.number, id)).map_err(failed)?;
+        }
+        Ok(txn)
+    }
+
+    /// Where what belongs to the file system at `mount` is staged.
+    pub(super) fn staged(
+        &self,
+        txn: Txn,
+        id: u64,
+        mount: Option<&ImagePath>,
+    ) -> Result<Dir, TreeError> {
+        self.part(txn, id, mount)?.dir(STAGED).map_err(self.failed("open the stage in"))
+    }
+
+    /// Where what was on the file system at `mount` is kept.
+    pub(super) fn base(
+        &self,
+        txn: Txn,
+        id: u64,
+        mount: Option<&ImagePath>,
+    ) -> Result<Dir, TreeError> {
+        self.part(txn, id, mount)?.dir(BASE).map_err(self.failed("open the stage in"))
+    }
+
+    fn part(&self, txn: Txn, id: u64, mount: Option<&ImagePath>) -> Result<Dir, TreeError> {
+        let Some(at) = mount else {
+            return self.dir.dir(&txn.name()).map_err(self.failed("open the stage in"));
+        };
+        let part = top(self.root, Some(at))
+            .and_then(|top| top.dir(NAME))
+            .and_then(|dir| dir.dir(&part_name(txn.number, id)));
+        match part {
+            Err(Errno::NOENT) => {
+                let message = format!(
+                    "transaction {} has a part on the file system of {at}, which is not there; mount \
+                     it and try again",
+                    txn.number
+                );
+                Err(TreeError::new(ErrorKind::Unsupported, message))
+            }
+            other => other.map_err(|error| {
+                TreeError::io("open the stage in", self.root.label(), at, error)
+            }),
+        }
+    }
+
+    /// Keeps what the transaction is to do.
+    pub(super) fn write_plan(&self, txn: Txn, plan: &Plan) -> Result<(), TreeError> {
+        let unusable = |error: PlanError| self.unreadable(txn, error);
+        let bytes = plan.encode().map_err(unusable)?;
+        let dir = self.dir.dir(&txn.name()).map_err(self.failed("open the stage in"))?;
+        let mut file = dir.create(PLAN).map_err(self.failed("write the plan in"))?;
+        hit(Op::Write).map_err(self.failed("write the plan in"))?;
+        file.write_all(&bytes).map_err(|error| {
+            TreeError::io("write the plan in", self.root.label(), &state_path(), error)
         })
     }
 
-    pub(super) fn staged(&self, root: &Root) -> Result<Dir, TreeError> {
-        self.txn(root)?.dir(STAGED).map_err(failed(root, "open the stage in"))
+    pub(super) fn plan(&self, txn: Txn) -> Result<Plan, TreeError> {
+        let failed = self.failed("read the journal in");
+        let dir = self.dir.dir(&txn.name()).map_err(&failed)?;
+        let len = match dir.try_stat(PLAN).map_err(&failed)? {
+            Some(stat) => len_of(&stat),
+            None => return Err(self.unreadable(txn, PlanError::Damaged("it is not there"))),
+        };
+        if len > MAX_PLAN_LEN {
+            return Err(self.unreadable(txn, PlanError::Damaged("it is too long")));
+        }
+        let mut bytes = Vec::new();
+        let mut file = dir.open(PLAN).map_err(&failed)?;
+        file.read_to_end(&mut bytes).map_err(|error| {
+            TreeError::io("read the journal in", self.root.label(), &state_path(), error)
+        })?;
+        Plan::decode(&bytes).map_err(|error| self.unreadable(txn, error))
     }
 
-    pub(super) fn base(&self, root: &Root) -> Result<Dir, TreeError> {
-        self.txn(root)?.dir(BASE).map_err(failed(root, "open the stage in"))
-    }
-
-    fn txn(&self, root: &Root) -> Result<Dir, TreeError> {
-        self.dir.dir(TXN).map_err(failed(root, "open the stage in"))
-    }
-
-    /// Barrier, then the commit record. After a crash before the record's fsync the update may
-    /// count as committed or not; either way all that was staged is on the disk.
-    pub(super) fn commit(&self, root: &Root) -> Result<(), TreeError> {
-        let failed = failed(root, "sync the stage in");
-        syncfs(self.dir.fd()).map_err(&failed)?;
-        let txn = self.txn(root)?;
-        let record = txn.create(COMMIT).map_err(&failed)?;
-        fsync(&record).map_err(&failed)?;
-        txn.sync()
-            .map_err(|error| TreeError::io("sync the stage in", root.label(), &state_path(), error))
-    }
-
-    pub(super) fn is_committed(&self, root: &Root) -> Result<bool, TreeError> {
-        let failed = failed(root, "read the journal in");
-        match self.dir.dir(TXN) {
-            Ok(txn) => Ok(txn.try_stat(COMMIT).map_err(&failed)?.is_some()),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(failed(error)),
+    fn unreadable(&self, txn: Txn, error: PlanError) -> TreeError {
+        let place = format!("{}{STATE_DIR}/{}", self.root.label().display(), txn.number);
+        match error {
+            PlanError::Damaged(what) => {
+                let message = format!(
+                    "the plan of transaction {} in {place}* is damaged: {what}; nothing was changed \
+                     now, compare the tree with its version (`vireo-agent verify`)",
+                    txn.number
+                );
+                TreeError::new(ErrorKind::Corrupt, message)
+            }
+            PlanError::Newer(version) => {
+                let message = format!(
+                    "transaction {} in {place}* was begun by a newer program (layout {version}); finish \
+                     it with that program",
+                    txn.number
+                );
+                TreeError::new(ErrorKind::Unsupported, message)
+            }
         }
     }
 
-    /// Barrier, then the stage counts as done. A crash in between repeats the renames.
-    pub(super) fn mark_done(&self, root: &Root) -> Result<(), TreeError> {
-        let failed = failed(root, "complete the update in");
-        syncfs(self.dir.fd()).map_err(&failed)?;
-        self.dir.rename_to(TXN, &self.dir, DONE).map_err(&failed)?;
-        fsync(self.dir.fd()).map_err(&failed)
+    /// Waits until everything written to the file systems of a transaction is on the disk.
+    pub(super) fn barrier(&self, mounts: &[ImagePath]) -> Result<(), TreeError> {
+        for at in mounts {
+            let sync = top(self.root, Some(at)).and_then(|top| top.sync_all());
+            sync.map_err(|error| TreeError::io("sync", self.root.label(), at, error))?;
+        }
+        self.dir.sync_all().map_err(self.failed("sync"))
     }
 
-    pub(super) fn is_done(&self, root: &Root) -> Result<bool, TreeError> {
-        Ok(self.dir.try_stat(DONE).map_err(failed(root, "read the journal in"))?.is_some())
+    /// Takes a transaction to its next state, durably unless it is only tidying up.
+    pub(super) fn advance(&self, txn: Txn, state: State) -> Result<Txn, TreeError> {
+        let failed = self.failed("take the next step in");
+        let next = Txn { state, ..txn };
+        self.dir.rename_to(&txn.name(), &self.dir, &next.name()).map_err(&failed)?;
+        if state != State::Past {
+            self.dir.sync().map_err(&failed)?;
+        }
+        Ok(next)
     }
 
-    /// Removes a stage that was not committed; whether there was one.
-    pub(super) fn discard(&self, root: &Root) -> Result<bool, TreeError> {
-        self.throw_away(root, TXN)
+    /// When a transaction was last taken to a next state, in seconds since 1970, and how many
+    /// bytes it keeps that nothing else holds.
+    pub(super) fn footprint(&self, txn: Txn, plan: &Plan) -> Result<(i64, u64), TreeError> {
+        let failed = self.failed("look at");
+        let dir = self.dir.dir(&txn.name()).map_err(&failed)?;
+        let time = dir.stat(b".").map_err(&failed)?.st_ctime;
+        let mut len = 0;
+        for mount in plan.mounts.iter().map(Some).chain([None]) {
+            let base = self.base(txn, plan.id, mount)?;
+            for name in base.names().map_err(&failed)? {
+                let stat = base.try_stat(&name).map_err(&failed)?;
+                // Another name would hold the bytes anyway.
+                let only = stat.filter(|stat| stat.st_nlink == 1);
+                len += only.map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512);
+            }
+        }
+        Ok((time, len))
     }
 
-    /// Removes a finished stage, and with it the last names of the base's inodes.
-    pub(super) fn forget_done(&self, root: &Root) -> Result<(), TreeError> {
-        self.throw_away(root, DONE).map(drop)
-    }
-
-    /// Renames first, so that a crash halfway never leaves a stage with parts missing.
-    fn throw_away(&self, root: &Root, name: &[u8]) -> Result<bool, TreeError> {
-        let failed = failed(root, "clean up");
-        self.empty_garbage().map_err(&failed)?;
-        match self.dir.rename_to(name, &self.dir, GARBAGE) {
+    /// Removes a transaction; renames first, so that a crash halfway never leaves one with parts
+    /// missing. Parts on other file systems go last: [`Journal::sweep`] finds what is left.
+    pub(super) fn throw_away(&self, txn: Txn) -> Result<(), TreeError> {
+        let failed = self.failed("clean up");
+        empty_garbage(&self.dir).map_err(&failed)?;
+        match self.dir.rename_to(&txn.name(), &self.dir, GARBAGE) {
             Ok(()) => {}
-            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(failed(error)),
         }
-        self.empty_garbage().map_err(&failed)?;
-        Ok(true)
+        empty_garbage(&self.dir).map_err(&failed)?;
+        self.sweep_parts()
     }
 
-    /// The garbage holds two levels of names that this module made.
-    fn empty_garbage(&self) -> Result<(), Errno> {
-        let garbage = match self.dir.dir(GARBAGE) {
-            Ok(garbage) => garbage,
-            Err(Errno::NOENT) => return Ok(()),
+    /// Removes stages that were not committed and whatever no transaction owns; whether there
+    /// was a stage.
+    pub(super) fn sweep(&self) -> Result<bool, TreeError> {
+        let staged: Vec<Txn> =
+            self.list()?.into_iter().filter(|txn| txn.state == State::Staged).collect();
+        for txn in &staged {
+            self.throw_away(*txn)?;
+        }
+        empty_garbage(&self.dir).map_err(self.failed("clean up"))?;
+        self.sweep_parts()?;
+        Ok(!staged.is_empty())
+    }
+
+    fn sweep_parts(&self) -> Result<(), TreeError> {
+        let mut owned = None;
+        for at in self.root.mounts() {
+            let failed = |error| TreeError::io("clean up", self.root.label(), at, error);
+            let dir = match top(self.root, Some(at)).and_then(|top| top.dir(NAME)) {
+                Ok(dir) => dir,
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            empty_garbage(&dir).map_err(failed)?;
+            let owned = match &owned {
+                Some(owned) => owned,
+                None => owned.insert(self.owned_parts()?),
+            };
+            for name in dir.names().map_err(failed)? {
+                if !owned.contains(&name) {
+                    dir.rename_to(&name, &dir, GARBAGE).map_err(failed)?;
+                    empty_garbage(&dir).map_err(failed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of the parts of transactions that are committed or over.
+    fn owned_parts(&self) -> Result<Vec<Vec<u8>>, TreeError> {
+        let txns = self.list()?.into_iter().filter(|txn| txn.state != State::Staged);
+        txns.map(|txn| Ok(part_name(txn.number, self.plan(txn)?.id))).collect()
+    }
+}
+
+/// The root directory of a file system of the tree.
+fn top(root: &Root, mount: Option<&ImagePath>) -> Result<Dir, Errno> {
+    match mount {
+        Some(at) => root.dir(at),
+        None => root.dir(&ImagePath::root()),
+    }
+}
+
+/// The device of the file system at `mount`.
+pub(super) fn device(root: &Root, mount: Option<&ImagePath>) -> Result<u64, Errno> {
+    fstat(top(root, mount)?.fd()).map(|stat| stat.st_dev)
+}
+
+/// The garbage holds two levels of names that this module made; what is staged may be an empty
+/// directory itself.
+fn empty_garbage(dir: &Dir) -> Result<(), Errno> {
+    let garbage = match dir.dir(GARBAGE) {
+        Ok(garbage) => garbage,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for name in garbage.names()? {
+        match garbage.dir(&name) {
+            Ok(below) => {
+                for file in below.names()? {
+                    match below.unlink(&file) {
+                        Err(Errno::ISDIR | Errno::PERM) => below.remove_dir(&file)?,
+                        other => other?,
+                    };
+                }
+                garbage.remove_dir(&name)?;
+            }
+            Err(Errno::NOTDIR) => {
+                garbage.unlink(&name)?;
+            }
             Err(error) => return Err(error),
-        };
-        for name in garbage.names()? {
-            match garbage.dir(&name) {
-                Ok(below) => {
-                    for file in below.names()? {
-                        below.unlink(&file)?;
-                    }
-                    garbage.remove_dir(&name)?;
-                }
-                Err(Errno::NOTDIR) => {
-                    garbage.unlink(&name)?;
-                }
-                Err(error) => return Err(error),
-            }
         }
-        self.dir.remove_dir(GARBAGE).map(drop)
     }
+    dir.remove_dir(GARBAGE).map(drop)
+}
 
-    /// The head of the bundle of the update that is or was under way.
-    pub(super) fn head(&self, root: &Root) -> Result<Head, TreeError> {
-        let corrupt = |what: &dyn std::fmt::Display| {
-            let message = format!(
-                "the journal in {}{STATE_DIR} cannot be read: {what}",
-                root.label().display()
-            );
-            TreeError::new(ErrorKind::Corrupt, message)
-        };
-        let txn = match self.dir.dir(TXN) {
-            Err(Errno::NOENT) => self.dir.dir(DONE),
-            other => other,
-        };
-        let txn = txn.map_err(failed(root, "open the journal in"))?;
-        let mut bytes = Vec::new();
-        let mut file = txn.open(HEAD).map_err(failed(root, "open the journal in"))?;
-        file.read_to_end(&mut bytes).map_err(|error| corrupt(&error))?;
-        // Its signer was trusted when it was staged; here the signature shows that it is whole.
-        let signer = vireo_delta::Header::decode(&bytes).map_err(|error| corrupt(&error))?.signer;
-        let head = Head::read(&bytes, &TrustedKeys::from_iter([signer]));
-        head.map_err(|error| corrupt(&error))
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The files of the base that a done update keeps alive.
-    pub(super) fn replaced(
-        &self,
-        root: &Root,
-        changes: &ChangeSet,
-    ) -> Result<Vec<Replaced>, TreeError> {
-        let failed = failed(root, "read the journal in");
-        let done = self.dir.dir(DONE).map_err(&failed)?;
-        let base = done.dir(BASE).map_err(&failed)?;
-        let mut replaced = Vec::new();
-        for name in base.names().map_err(&failed)? {
-            let change = parse_number(&name).and_then(|number| changes.changes.get(number));
-            if let (Some(change), Some(stat)) = (change, base.try_stat(&name).map_err(&failed)?) {
-                let path = change.path.clone();
-                replaced.push(Replaced { path, dev: stat.st_dev, ino: stat.st_ino });
-            }
+    #[test]
+    fn names_of_transactions_are_read_back() {
+        for state in [State::Staged, State::Committed, State::Done, State::Past] {
+            let txn = Txn { number: 12, state };
+            assert_eq!(Txn::parse(&txn.name()), Some(txn));
         }
-        Ok(replaced)
+        for odd in ["", "x", "12-", "12-other", "-done", "garbage", "1-0000000000000001"] {
+            assert_eq!(Txn::parse(odd.as_bytes()), None, "{odd:?}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Writing the target's nodes beside the tree.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 use rustix::fs::FileType;
-use vireo_delta::{BaseRead, Bundle, ContentSource, Piece, Verified};
-use vireo_model::{Change, ImagePath, Node, NodeKind};
+use vireo_delta::{BaseRead, Bundle, Piece, Verified};
+use vireo_model::{Digest, ImagePath, Node, NodeKind};
 
-use super::check::{Action, Checked};
-use super::journal::Journal;
+use super::check::{Draft, Source};
+use super::journal::{Journal, Txn};
+use super::plan::{How, Step};
 use crate::dir::Dir;
+use crate::fault::{Op, hit};
 use crate::{ErrorKind, Root, TreeError};
 
 /// Holes are made of aligned blocks of this many zeros.
@@ -22,96 +24,150 @@ const HOLE_LEN: usize = 4096;
 /// Open files of the base kept for the next read.
 const OPEN_FILES: usize = 16;
 
-/// Writes everything that renames will put in place, with its metadata, and links what it will
-/// replace. Each file's content is compared with its digest.
-pub(super) fn write(
-    root: &Root,
-    journal: &Journal,
-    bundle: &Bundle<'_, Verified<'_>>,
-    checked: &Checked,
-) -> Result<(), TreeError> {
-    journal.write_head(root, bundle.head_bytes())?;
-    let stage = Stage {
-        root,
-        staged: journal.staged(root)?,
-        base: LiveBase { root, files: Mutex::default() },
-        bundle,
-    };
-    let list = &bundle.change_set().changes;
-    let to_stage: Vec<(usize, &Change)> = list
-        .iter()
-        .enumerate()
-        .filter(|(number, change)| {
-            !checked.skipped.contains(number) && Action::of(change) == Action::Replace
-        })
-        .collect();
-    let is_link = |change: &Change| {
-        matches!(change.after, Some(Node { kind: NodeKind::HardLink { .. }, .. }))
-    };
-    let (links, nodes): (Vec<_>, Vec<_>) =
-        to_stage.into_iter().partition(|(_, change)| is_link(change));
-    nodes.par_iter().try_for_each(|(number, change)| stage.node(*number, change))?;
-    // Their first names are staged now, or stay as they are.
-    for (number, change) in links {
-        stage.link(number, change, list)?;
-    }
-    pin_base(root, journal, list, checked)
+/// The directories that a transaction's files are staged in, one pair a file system.
+pub(super) struct Places {
+    root: Place,
+    mounts: BTreeMap<ImagePath, Place>,
 }
 
-/// Links every file that goes into the stage, so that its inode number is not used again and
-/// other tools keep seeing "(deleted)" files.
-fn pin_base(
-    root: &Root,
-    journal: &Journal,
-    list: &[Change],
-    checked: &Checked,
-) -> Result<(), TreeError> {
-    let base = journal.base(root)?;
-    for replaced in &checked.replaced {
-        let path = &replaced.path;
-        let Ok(number) = list.binary_search_by(|change| change.path.cmp(path)) else {
-            continue;
+struct Place {
+    staged: Dir,
+    base: Dir,
+}
+
+impl Places {
+    pub(super) fn open(
+        journal: &Journal<'_>,
+        txn: Txn,
+        id: u64,
+        mounts: &[ImagePath],
+    ) -> Result<Self, TreeError> {
+        let place = |mount: Option<&ImagePath>| -> Result<Place, TreeError> {
+            Ok(Place {
+                staged: journal.staged(txn, id, mount)?,
+                base: journal.base(txn, id, mount)?,
+            })
         };
-        let (dir, name) = root.require("keep", path)?;
-        dir.link_to(name, &base, number.to_string().as_bytes())
+        let mounts = mounts.iter().map(|at| Ok((at.clone(), place(Some(at))?)));
+        Ok(Self { root: place(None)?, mounts: mounts.collect::<Result<_, TreeError>>()? })
+    }
+
+    /// Where what `path` gets is staged.
+    pub(super) fn staged(&self, root: &Root, path: &ImagePath) -> &Dir {
+        &self.of(root, path).staged
+    }
+
+    /// Where what `path` has is kept.
+    pub(super) fn base(&self, root: &Root, path: &ImagePath) -> &Dir {
+        &self.of(root, path).base
+    }
+
+    fn of(&self, root: &Root, path: &ImagePath) -> &Place {
+        root.mount_of(path).and_then(|at| self.mounts.get(at)).unwrap_or(&self.root)
+    }
+}
+
+/// The name of what belongs to the step with this number.
+pub(super) fn name_of(number: usize) -> Vec<u8> {
+    number.to_string().into_bytes()
+}
+
+/// Writes everything that renames will put in place, with its metadata, and links what they will
+/// replace. Each file's content is compared with its digest. The answer has one step per draft.
+pub(super) fn write(
+    root: &Root,
+    places: &Places,
+    bundle: &Bundle<'_, Verified<'_>>,
+    drafts: &[Draft],
+) -> Result<Vec<Step>, TreeError> {
+    let stage = Stage { root, places, base: LiveBase::new(root), bundle };
+    let (links, nodes): (Vec<_>, Vec<_>) = drafts
+        .iter()
+        .enumerate()
+        .filter(|(_, draft)| draft.how == How::Place)
+        .partition(|(_, draft)| matches!(draft.source, Source::Leader(_)));
+    nodes.par_iter().try_for_each(|(number, draft)| stage.node(*number, draft))?;
+    // Their first names are staged now, or stay as they are.
+    let numbers: BTreeMap<&ImagePath, usize> =
+        nodes.iter().map(|(number, draft)| (&draft.path, *number)).collect();
+    for (number, draft) in links {
+        stage.link(number, draft, &numbers)?;
+    }
+    drafts.iter().enumerate().map(|(number, draft)| step(root, places, number, draft)).collect()
+}
+
+/// The draft as a step, with what it replaces kept by a link: so its inode number is not used
+/// again, undo finds it, and other tools keep seeing "(deleted)" files.
+pub(super) fn step(
+    root: &Root,
+    places: &Places,
+    number: usize,
+    draft: &Draft,
+) -> Result<Step, TreeError> {
+    let Draft { path, before, after, how, stamp, .. } = draft.clone();
+    let name = name_of(number);
+    let staged = match how {
+        How::Place => {
+            let stat = places.staged(root, &path).stat(&name);
+            Some(stat.map_err(root.failed("stage", &path))?.st_ino)
+        }
+        How::Metadata | How::Remove => None,
+    };
+    let found = stamp.map(|stamp| stamp.ino);
+    let step = Step { path, before, after, how, found, staged };
+    if step.keeps() {
+        let path = &step.path;
+        let (dir, own_name) = root.require("keep", path)?;
+        dir.link_to(own_name, places.base(root, path), &name)
             .map_err(root.failed("keep", path))?;
     }
-    Ok(())
+    Ok(step)
+}
+
+/// Makes a node that has no content of its own.
+pub(super) fn make(dir: &Dir, name: &[u8], node: &Node) -> Result<(), rustix::io::Errno> {
+    match &node.kind {
+        NodeKind::Dir => dir.make_dir(name)?,
+        NodeKind::Symlink { target } => dir.make_symlink(name, target)?,
+        NodeKind::Device { kind, major, minor } => dir.make_device(name, *kind, *major, *minor)?,
+        NodeKind::Fifo => dir.make_special(name, FileType::Fifo, 0)?,
+        NodeKind::Socket => dir.make_special(name, FileType::Socket, 0)?,
+        NodeKind::File { .. } | NodeKind::HardLink { .. } => return Ok(()),
+    }
+    dir.set_metadata(name, node)
 }
 
 struct Stage<'a> {
     root: &'a Root,
-    staged: Dir,
+    places: &'a Places,
     base: LiveBase<'a>,
     bundle: &'a Bundle<'a, Verified<'a>>,
 }
 
 impl Stage<'_> {
-    fn node(&self, number: usize, change: &Change) -> Result<(), TreeError> {
-        let Some(node) = &change.after else {
+    fn node(&self, number: usize, draft: &Draft) -> Result<(), TreeError> {
+        let Some(node) = &draft.after else {
             return Ok(());
         };
-        let path = &change.path;
-        let name = number.to_string().into_bytes();
+        let path = &draft.path;
+        let name = name_of(number);
+        let staged = self.places.staged(self.root, path);
         let failed = self.root.failed("stage", path);
-        let made = match &node.kind {
-            NodeKind::File { content, .. } => {
-                let Some(source) = self.bundle.content_of(path, *content) else {
-                    let message = format!("the bundle has no content for {path}");
-                    return Err(TreeError::new(ErrorKind::Corrupt, message));
-                };
-                return self.file(&name, path, node, &source);
+        match &draft.source {
+            Source::Node => make(staged, &name, node).map_err(failed),
+            Source::Bundle(digest) => self.file(&name, path, node, *digest),
+            Source::Bytes(bytes) => {
+                let file = staged.create(&name).map_err(&failed)?;
+                let mut writer = FileWriter { file: &file, at: 0, sparse: false };
+                writer.bytes(bytes).map_err(self.root.failed("stage", path))?;
+                staged.set_file_metadata(&file, &name, node).map_err(&failed)
             }
-            NodeKind::Symlink { target } => self.staged.make_symlink(&name, target),
-            NodeKind::Device { kind, major, minor } => {
-                self.staged.make_device(&name, *kind, *major, *minor)
+            Source::Present(local) => {
+                let (dir, local_name) = self.root.require("keep", local)?;
+                dir.link_to(local_name, staged, &name).map_err(failed)
             }
-            NodeKind::Fifo => self.staged.make_special(&name, FileType::Fifo, 0),
-            NodeKind::Socket => self.staged.make_special(&name, FileType::Socket, 0),
-            NodeKind::Dir | NodeKind::HardLink { .. } => return Ok(()),
-        };
-        made.map_err(&failed)?;
-        self.staged.set_metadata(&name, node).map_err(&failed)
+            Source::Leader(_) => Ok(()),
+        }
     }
 
     fn file(
@@ -119,33 +175,41 @@ impl Stage<'_> {
         name: &[u8],
         path: &ImagePath,
         node: &Node,
-        source: &ContentSource<'_>,
+        digest: Digest,
     ) -> Result<(), TreeError> {
+        let Some(source) = self.bundle.content_of(path, digest) else {
+            let message = format!("the bundle has no content for {path}");
+            return Err(TreeError::new(ErrorKind::Corrupt, message));
+        };
         let failed = self.root.failed("stage", path);
-        let file = self.staged.create(name).map_err(&failed)?;
+        let staged = self.places.staged(self.root, path);
+        let file = staged.create(name).map_err(&failed)?;
         let mut writer = FileWriter { file: &file, at: 0, sparse: source.is_sparse() };
         source
             .decode(&self.base, &mut |piece| writer.piece(piece))
             .map_err(|error| TreeError::delta(self.root.label(), error))?;
         writer.finish().map_err(self.root.failed("stage", path))?;
-        self.staged.set_metadata(name, node).map_err(&failed)
+        staged.set_file_metadata(&file, name, node).map_err(&failed)
     }
 
-    fn link(&self, number: usize, change: &Change, list: &[Change]) -> Result<(), TreeError> {
-        let Some(Node { kind: NodeKind::HardLink { leader }, .. }) = &change.after else {
+    fn link(
+        &self,
+        number: usize,
+        draft: &Draft,
+        numbers: &BTreeMap<&ImagePath, usize>,
+    ) -> Result<(), TreeError> {
+        let Source::Leader(leader) = &draft.source else {
             return Ok(());
         };
-        let name = number.to_string().into_bytes();
-        let path = &change.path;
+        let path = &draft.path;
+        let staged = self.places.staged(self.root, path);
         let failed = self.root.failed("stage the hard link", path);
-        if let Ok(at) = list.binary_search_by(|other| other.path.cmp(leader)) {
-            let leader_name = at.to_string().into_bytes();
-            if self.staged.try_stat(&leader_name).map_err(&failed)?.is_some() {
-                return self.staged.link_to(&leader_name, &self.staged, &name).map_err(&failed);
-            }
+        if let Some(at) = numbers.get(leader) {
+            let from = self.places.staged(self.root, leader);
+            return from.link_to(&name_of(*at), staged, &name_of(number)).map_err(failed);
         }
         let (dir, leader_name) = self.root.require("link to", leader)?;
-        dir.link_to(leader_name, &self.staged, &name).map_err(&failed)
+        dir.link_to(leader_name, staged, &name_of(number)).map_err(failed)
     }
 }
 
@@ -170,6 +234,7 @@ impl FileWriter<'_> {
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        hit(Op::Write)?;
         self.file.write_all_at(bytes, self.at)?;
         self.at += bytes.len() as u64;
         Ok(())
@@ -207,12 +272,16 @@ impl FileWriter<'_> {
 }
 
 /// The tree itself as the base that contents are decoded from.
-struct LiveBase<'a> {
+pub(super) struct LiveBase<'a> {
     root: &'a Root,
     files: Mutex<VecDeque<(ImagePath, Arc<File>)>>,
 }
 
-impl LiveBase<'_> {
+impl<'a> LiveBase<'a> {
+    pub(super) fn new(root: &'a Root) -> Self {
+        Self { root, files: Mutex::default() }
+    }
+
     fn file(&self, path: &ImagePath) -> io::Result<Arc<File>> {
         let files = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, file)) = files().iter().find(|(open, _)| open == path) {

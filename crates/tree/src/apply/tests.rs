@@ -13,17 +13,17 @@ use vireo_model::{ChangeSet, Ignore, Tree};
 use super::*;
 use crate::{ErrorKind, ScanOptions, scan};
 
-fn key() -> SecretKey {
+pub(super) fn key() -> SecretKey {
     format!("vireo-secret-key-v1:{}", "42".repeat(32)).parse().expect("a fixed key")
 }
 
-fn read(dir: &Path) -> Tree {
+pub(super) fn read(dir: &Path) -> Tree {
     let root = Root::open(dir).expect("a directory");
     scan(&root, &Ignore::default(), &ScanOptions::default()).expect("readable").tree
 }
 
 /// The bundle from the directory `base` to the directory `target`.
-fn bundle(base: &Path, target: &Path) -> Vec<u8> {
+pub(super) fn bundle(base: &Path, target: &Path) -> Vec<u8> {
     let changes = ChangeSet::between(&read(base), &read(target));
     let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
     for change in &changes.changes {
@@ -48,7 +48,7 @@ fn bundle(base: &Path, target: &Path) -> Vec<u8> {
 use vireo_model::Node;
 
 /// The bundle in `file`, once its signature was checked.
-fn verified(file: &[u8]) -> Bundle<'_, Verified<'_>> {
+pub(super) fn verified(file: &[u8]) -> Bundle<'_, Verified<'_>> {
     let bundle = Bundle::open(file).expect("whole");
     bundle.verify(&TrustedKeys::from_iter([key().public()])).expect("signed")
 }
@@ -67,7 +67,7 @@ fn temp() -> tempfile::TempDir {
 }
 
 /// A directory with every kind of node that needs no privilege.
-fn populate(dir: &Path, edition: u8) {
+pub(super) fn populate(dir: &Path, edition: u8) {
     let at = |name: &str| dir.join(name);
     for name in ["etc/nginx", "usr/lib", "usr/bin", "var/log", "srv"] {
         fs::create_dir_all(at(name)).expect("made");
@@ -183,7 +183,7 @@ fn a_file_that_changes_after_staging_stops_the_commit() {
 }
 
 /// What the state directory and the tree look like, to copy a state for each crash point.
-fn copy_tree(from: &Path, to: &Path) {
+pub(super) fn copy_tree(from: &Path, to: &Path) {
     let status = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
     assert!(status.expect("cp runs").success());
 }
@@ -199,50 +199,158 @@ fn an_update_interrupted_before_its_commit_is_discarded() {
     assert!(matches!(recover(&root).expect("recovers"), Recovered::Nothing));
     assert_eq!(read(base.path()), before);
     seal(&root, &bundle).expect("it is empty");
+    assert!(!base.path().join(".vireo").exists());
 }
 
 #[test]
-fn an_update_interrupted_after_its_commit_is_completed_from_any_half() {
-    let (base, target, file) = pair();
-    let bundle = verified(&file);
-    let root = Root::open(base.path()).expect("a directory");
-    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
-    staged.journal.commit(&root).expect("committed");
-    drop(staged);
-    // Every subset of steps that an interruption can leave is reached by performing all but a
-    // few: recovery must not care which.
-    let steps = bundle.change_set().changes.len();
-    for done in 0..=steps {
-        let half = temp();
-        copy_tree(base.path(), half.path());
-        let root = Root::open(half.path()).expect("a directory");
-        let journal = Journal::open(&root).expect("free");
-        let skipped: BTreeSet<usize> = (done..steps).collect();
-        // Parts of a type change depend on each other, so this half may stop with an error, as
-        // an interruption would.
-        let _ = commit::perform(&root, &journal, bundle.change_set(), &skipped, &[]);
-        drop(journal);
-        let Recovered::Completed(committed) = recover(&root).expect("recovers") else {
-            panic!("step {done}: the commit record was there");
-        };
-        assert_eq!(committed.target(), bundle.target());
-        assert!(!committed.replaced().is_empty());
-        committed.finish().expect("finished");
-        assert_eq!(read(half.path()), read(target.path()), "step {done}");
-    }
-}
-
-#[test]
-fn a_truncated_journal_is_an_error_not_a_guess() {
+fn a_journal_that_cannot_be_read_is_an_error_not_a_guess() {
     let (base, _target, file) = pair();
     let bundle = verified(&file);
     let root = Root::open(base.path()).expect("a directory");
     let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
-    staged.journal.commit(&root).expect("committed");
+    let plan = base.path().join(".vireo/1-committed/plan");
+    staged.journal.advance(staged.txn, State::Committed).expect("committed");
     drop(staged);
-    let head = base.path().join(".vireo/txn/head");
-    fs::write(&head, &fs::read(&head).expect("readable")[..300]).expect("cut");
-    assert_eq!(recover(&root).expect_err("unreadable").kind(), ErrorKind::Corrupt);
+    let before = read(base.path());
+    let whole = fs::read(&plan).expect("readable");
+    let mut newer = whole.clone();
+    newer[4] += 1;
+    for (bytes, kind) in [
+        (&whole[..300], ErrorKind::Corrupt),
+        (&[][..], ErrorKind::Corrupt),
+        (&newer[..], ErrorKind::Unsupported),
+    ] {
+        fs::write(&plan, bytes).expect("written");
+        let error = recover(&root).expect_err("unreadable");
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(".vireo/1"), "{error}");
+        assert_eq!(read(base.path()), before);
+    }
+    fs::write(&plan, &whole).expect("written");
+    assert!(matches!(recover(&root), Ok(Recovered::Completed(_))));
+}
+
+#[test]
+fn what_somebody_else_changed_meanwhile_stops_recovery_before_it_starts() {
+    let (base, target, file) = pair();
+    let bundle = verified(&file);
+    let root = Root::open(base.path()).expect("a directory");
+    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("stages");
+    staged.journal.advance(staged.txn, State::Committed).expect("committed");
+    drop(staged);
+    let page = base.path().join("etc/nginx/nginx.conf");
+    fs::rename(&page, page.with_extension("mine")).expect("renamed");
+    fs::write(&page, "somebody else's").expect("written");
+    let before = read(base.path());
+    let error = recover(&root).expect_err("a conflict");
+    assert_eq!(error.kind(), ErrorKind::Drift);
+    assert_eq!(error.drifted()[0].to_string(), "/etc/nginx/nginx.conf");
+    assert_eq!(read(base.path()), before);
+    fs::rename(page.with_extension("mine"), &page).expect("put back");
+    let Recovered::Completed(committed) = recover(&root).expect("recovers") else {
+        panic!("it was committed");
+    };
+    committed.finish_for_good().expect("finished");
+    assert_eq!(read(base.path()), read(target.path()));
+}
+
+#[test]
+fn an_undo_gives_the_base_back_with_its_inodes() {
+    let (base, target, file) = pair();
+    let before = read(base.path());
+    let inodes = |names: &[&str]| -> Vec<u64> {
+        names.iter().map(|name| fs::symlink_metadata(base.path().join(name)).expect("there").ino()).collect()
+    };
+    let names = ["etc/nginx/nginx.conf", "usr/lib/libx.so.1", "usr/bin/tool", "srv/gone", "usr/lib/libx.so"];
+    let base_inodes = inodes(&names);
+    apply(base.path(), &file).expect("applies");
+    let root = Root::open(base.path()).expect("a directory");
+    let past = history(&root).expect("readable");
+    assert_eq!(past.len(), 1);
+    assert!(past[0].kept_len > 50_000, "{past:?}");
+    let staged = stage_undo(&root, 1, &UndoOptions::default()).expect("stages");
+    assert!(!staged.replaced().is_empty());
+    staged.commit().and_then(Committed::finish).expect("undone");
+    assert_eq!(read(base.path()), before);
+    assert_eq!(inodes(&names), base_inodes);
+    assert_eq!(history(&root).expect("readable"), []);
+    let error = stage_undo(&root, 1, &UndoOptions::default()).expect_err("it is gone");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    apply(base.path(), &file).expect("applies again");
+    assert_eq!(read(base.path()), read(target.path()));
+}
+
+#[test]
+fn several_updates_are_undone_in_one_step() {
+    let editions = [1, 2, 3].map(|edition| {
+        let dir = temp();
+        populate(dir.path(), edition);
+        if edition == 3 {
+            let tool = dir.path().join("usr/bin/tool");
+            fs::set_permissions(tool, fs::Permissions::from_mode(0o755)).expect("set");
+        }
+        dir
+    });
+    let machine = temp();
+    copy_tree(editions[0].path(), machine.path());
+    let first = read(machine.path());
+    for pair in editions.windows(2) {
+        apply(machine.path(), &bundle(pair[0].path(), pair[1].path())).expect("applies");
+    }
+    let root = Root::open(machine.path()).expect("a directory");
+    let last = read(machine.path());
+    let numbers: Vec<u64> = history(&root).expect("readable").iter().map(|past| past.number).collect();
+    assert_eq!(numbers, [2, 1]);
+    let undo = |number| {
+        stage_undo(&root, number, &UndoOptions::default())
+            .and_then(Staged::commit)
+            .and_then(Committed::finish)
+            .expect("undone");
+    };
+    undo(1);
+    assert_eq!(read(machine.path()), first);
+    for pair in editions.windows(2) {
+        apply(machine.path(), &bundle(pair[0].path(), pair[1].path())).expect("applies");
+    }
+    assert_eq!(read(machine.path()), last);
+    undo(2);
+    assert_eq!(read(machine.path()), read(editions[1].path()));
+    undo(1);
+    assert_eq!(read(machine.path()), first);
+}
+
+#[test]
+fn an_undo_does_not_lose_what_was_edited_since() {
+    let (base, _target, file) = pair();
+    let before = read(base.path());
+    apply(base.path(), &file).expect("applies");
+    let page = base.path().join("etc/nginx/nginx.conf");
+    fs::write(&page, "edited since the update").expect("written");
+    fs::write(base.path().join("srv/newdir/local"), "mine").expect("written");
+    let root = Root::open(base.path()).expect("a directory");
+    let error = stage_undo(&root, 1, &UndoOptions::default()).expect_err("edited");
+    let drifted: Vec<String> = error.drifted().iter().map(ToString::to_string).collect();
+    assert_eq!(drifted, ["/etc/nginx/nginx.conf", "/srv/newdir/local"]);
+    fs::remove_file(base.path().join("srv/newdir/local")).expect("removed");
+    stage_undo(&root, 1, &UndoOptions { take: true })
+        .and_then(Staged::commit)
+        .and_then(Committed::finish)
+        .expect("undone");
+    let aside = base.path().join("etc/nginx/nginx.conf.vireo-local");
+    assert_eq!(fs::read_to_string(&aside).expect("kept"), "edited since the update");
+    fs::remove_file(aside).expect("removed");
+    assert_eq!(read(base.path()), before);
+}
+
+#[test]
+fn forgetting_frees_what_undo_would_need() {
+    let (base, _target, file) = pair();
+    apply(base.path(), &file).expect("applies");
+    let root = Root::open(base.path()).expect("a directory");
+    forget(&root, 1).expect("forgotten");
+    assert_eq!(history(&root).expect("readable"), []);
+    let left: Vec<_> = fs::read_dir(base.path().join(".vireo")).expect("there").collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// A small description of a directory tree, so that random pairs share most of their names.
