@@ -151,6 +151,13 @@ impl Commit<'_> {
             return Ok(()); // Done before an interruption.
         }
         let changes_type = found.as_ref().is_some_and(|stat| is_dir(stat) || step.is_dir());
+        if step.was_dir() && found.is_some() {
+            // What appeared in it since it was checked would go with it.
+            let names = dir.dir(path.name()).and_then(|old| old.names()).map_err(&failed)?;
+            if !names.is_empty() {
+                return Err(failed(Errno::NOTEMPTY));
+            }
+        }
         let moved = if changes_type {
             staged.exchange(&name_of(number), dir, path.name())
         } else {

@@ -317,8 +317,8 @@ impl<'r> Journal<'r> {
         Ok((time, len))
     }
 
-    /// Removes a transaction; renames first, so that a crash halfway never leaves one with parts
-    /// missing. Parts on other file systems go last: [`Journal::sweep`] finds what is left.
+    /// Removes a transaction; renames first, durably, so that a crash halfway never leaves one with
+    /// parts missing. Parts on other file systems go last: [`Journal::sweep`] finds what is left.
     pub(super) fn throw_away(&self, txn: Txn) -> Result<(), TreeError> {
         let failed = self.failed("clean up");
         empty_garbage(&self.dir).map_err(&failed)?;
@@ -326,6 +326,9 @@ impl<'r> Journal<'r> {
             Ok(()) => {}
             Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(failed(error)),
+        }
+        if txn.state != State::Staged {
+            self.dir.sync().map_err(&failed)?;
         }
         empty_garbage(&self.dir).map_err(&failed)?;
         self.sweep_parts()
@@ -388,32 +391,32 @@ pub(super) fn device(root: &Root, mount: Option<&ImagePath>) -> Result<u64, Errn
     fstat(top(root, mount)?.fd()).map(|stat| stat.st_dev)
 }
 
-/// The garbage holds two levels of names that this module made; what is staged may be an empty
-/// directory itself.
 fn empty_garbage(dir: &Dir) -> Result<(), Errno> {
-    let garbage = match dir.dir(GARBAGE) {
-        Ok(garbage) => garbage,
+    match dir.dir(GARBAGE) {
+        Ok(garbage) => clear(&garbage)?,
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error),
-    };
-    for name in garbage.names()? {
-        match garbage.dir(&name) {
+    }
+    dir.remove_dir(GARBAGE).map(drop)
+}
+
+/// Removes everything in `dir`: two levels of names that this module made, and directories that
+/// were staged or replaced, which a crash may have left with what was put into them.
+fn clear(dir: &Dir) -> Result<(), Errno> {
+    for name in dir.names()? {
+        match dir.dir(&name) {
             Ok(below) => {
-                for file in below.names()? {
-                    match below.unlink(&file) {
-                        Err(Errno::ISDIR | Errno::PERM) => below.remove_dir(&file)?,
-                        other => other?,
-                    };
-                }
-                garbage.remove_dir(&name)?;
+                clear(&below)?;
+                dir.remove_dir(&name)?;
             }
-            Err(Errno::NOTDIR) => {
-                garbage.unlink(&name)?;
+            // A symbolic link, or anything else that is no directory.
+            Err(Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => {
+                dir.unlink(&name)?;
             }
             Err(error) => return Err(error),
         }
     }
-    dir.remove_dir(GARBAGE).map(drop)
+    Ok(())
 }
 
 #[cfg(test)]
