@@ -5,7 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use vireo_delta::DeltaError;
+use vireo_delta::{DeltaError, Permits, paths_needing};
+use vireo_model::ChangeSet;
 use vireo_tree::TreeError;
 
 /// Why capturing failed. No output was left.
@@ -13,8 +14,11 @@ use vireo_tree::TreeError;
 pub struct CaptureError {
     kind: ErrorKind,
     message: String,
-    source: Box<dyn Error + Send + Sync>,
+    source: Option<Box<dyn Error + Send + Sync>>,
 }
+
+/// Paths that a message names before it only counts the rest.
+const NAMED_PATHS: usize = 10;
 
 /// What a caller can do about a [`CaptureError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,26 +34,61 @@ pub enum ErrorKind {
     NoSpace,
     /// The change is larger than a bundle can carry.
     Limit,
+    /// The change would do what was not permitted: look at the paths, then permit it or correct
+    /// the target.
+    NotPermitted,
+    /// The trees cannot be turned into each other by a bundle: the cause names the path.
+    Refused,
 }
 
 impl CaptureError {
+    pub(crate) fn read(path: &Path, source: io::Error) -> Self {
+        let message = format!("cannot read {}", path.display());
+        Self { kind: ErrorKind::Read, message, source: Some(source.into()) }
+    }
+
     pub(crate) fn io(step: &str, path: &Path, source: io::Error) -> Self {
         let message = format!("cannot {step} {}", path.display());
         let kind = if is_no_space(&source) { ErrorKind::NoSpace } else { ErrorKind::Write };
-        Self { kind, message, source: source.into() }
+        Self { kind, message, source: Some(source.into()) }
+    }
+
+    /// `changes` need `missing` to be permitted.
+    pub(crate) fn not_permitted(missing: Permits, changes: &ChangeSet) -> Self {
+        let mut message = format!("the change needs the permit {missing}:");
+        for permit in missing.iter() {
+            let what = match permit {
+                Permits::SETUID => "rights on execution that the base does not give there",
+                Permits::DEVICES => "new device nodes",
+                _ => "more than half of the tree removed or replaced",
+            };
+            let paths: Vec<String> =
+                paths_needing(changes, permit).map(ToString::to_string).collect();
+            let named = paths[..paths.len().min(NAMED_PATHS)].join(", ");
+            message.push_str(&format!(" {what} ({named}"));
+            if paths.len() > NAMED_PATHS {
+                message.push_str(&format!(" and {} more", paths.len() - NAMED_PATHS));
+            }
+            message.push_str(");");
+        }
+        let flags: Vec<String> =
+            missing.iter().map(|permit| format!("--permit {permit}")).collect();
+        message.push_str(&format!(" capture with {} if that is intended", flags.join(" ")));
+        Self { kind: ErrorKind::NotPermitted, message, source: None }
     }
 
     pub(crate) fn delta(step: &str, path: &Path, source: DeltaError) -> Self {
         let cause = source.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         let kind = match source.kind() {
             vireo_delta::ErrorKind::Limit => ErrorKind::Limit,
+            vireo_delta::ErrorKind::Corrupt => ErrorKind::Refused,
             // The spool beside the output, too, grows while sources are read.
             _ if cause.is_some_and(is_no_space) => ErrorKind::NoSpace,
             _ if step == "write" => ErrorKind::Write,
             _ => ErrorKind::Read,
         };
         let message = format!("cannot {step} {}", path.display());
-        Self { kind, message, source: source.into() }
+        Self { kind, message, source: Some(source.into()) }
     }
 
     /// What the caller can do about it.
@@ -67,7 +106,7 @@ impl From<TreeError> for CaptureError {
     fn from(source: TreeError) -> Self {
         let busy = source.kind() == vireo_tree::ErrorKind::Busy;
         let kind = if busy { ErrorKind::Busy } else { ErrorKind::Read };
-        Self { kind, message: "cannot capture".to_owned(), source: source.into() }
+        Self { kind, message: "cannot capture".to_owned(), source: Some(source.into()) }
     }
 }
 
@@ -79,6 +118,6 @@ impl fmt::Display for CaptureError {
 
 impl Error for CaptureError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
+        self.source.as_deref().map(|source| source as &(dyn Error + 'static))
     }
 }

@@ -34,10 +34,12 @@ mod error;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
-use vireo_delta::{BundleWriter, SecretKey};
+use vireo_delta::merge::{is_mergeable, may_be_mergeable};
+use vireo_delta::{BundleWriter, Permits, SecretKey, Statement, permits_needed};
 use vireo_model::{Change, ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Node, Timestamp};
 use vireo_sys::durable::{directory_of, sync_dir};
 use vireo_tree::{Root, Scan, ScanOptions, scan};
@@ -52,6 +54,8 @@ pub struct CaptureOptions {
     /// Hash every file of the target, also those whose inode number, length and times are the
     /// base's.
     pub paranoid: bool,
+    /// What the bundle may do that would be dangerous if it came unintended; signed with it.
+    pub permits: Permits,
 }
 
 /// What was captured.
@@ -92,7 +96,8 @@ pub struct Captured {
 /// # Errors
 ///
 /// `Read` for what cannot be read, `Busy` for files that change meanwhile, `Write` if `out`
-/// cannot be written; nothing is left under its name then.
+/// cannot be written, `NotPermitted` if the change needs what `options` do not permit; nothing is
+/// left under its name then.
 pub fn capture(
     base: &Root,
     target: &Root,
@@ -104,6 +109,11 @@ pub fn capture(
     let clone_of = (!options.paranoid).then_some(&before);
     let after = scan(target, &options.ignore, &ScanOptions { clone_of })?;
     let changes = ChangeSet::between(&before.tree, &after.tree);
+    let base_paths = before.tree.len() as u64;
+    let missing = permits_needed(&changes, base_paths).without(options.permits);
+    if !missing.is_empty() {
+        return Err(CaptureError::not_permitted(missing, &changes));
+    }
 
     let written = |error| CaptureError::io("write", out, error);
     let spool = tempfile::tempfile_in(directory_of(out)).map_err(written)?;
@@ -112,11 +122,18 @@ pub fn capture(
     for (path, time) in dir_times(&before, &after, &changes) {
         writer.set_dir_time(path, time);
     }
+    encode_mergeable(base, target, &changes, &mut writer)?;
     let content_len = encode(target, &before, &after, &changes, &mut writer)?;
 
     let mut file = NamedTempFile::new_in(directory_of(out)).map_err(written)?;
+    let statement = Statement {
+        changes: &changes,
+        ignore: &options.ignore,
+        permits: options.permits,
+        base_paths,
+    };
     let finished = writer
-        .finish(&changes, &options.ignore, key, std::io::BufWriter::new(file.as_file_mut()))
+        .finish(&statement, key, std::io::BufWriter::new(file.as_file_mut()))
         .map_err(|error| CaptureError::delta("write", out, error))?;
     publish(file, out).map_err(written)?;
 
@@ -170,6 +187,39 @@ fn dir_times(before: &Scan, after: &Scan, changes: &ChangeSet) -> Vec<(ImagePath
         |path: &ImagePath, time| touched.contains(path) || before.dir_times.get(path) != Some(time);
     let times = after.dir_times.iter().filter(|(path, time)| moved(path, *time));
     times.map(|(path, time)| (path.clone(), *time)).collect()
+}
+
+/// Encodes the base's and the target's text of every file that a machine may have edited, next to
+/// each other and whole, so that the edit can be merged whatever the machine's file has become.
+fn encode_mergeable(
+    base: &Root,
+    target: &Root,
+    changes: &ChangeSet,
+    writer: &mut BundleWriter<File>,
+) -> Result<(), CaptureError> {
+    let content = |node: &Option<Node>| node.as_ref().and_then(Node::content);
+    for change in &changes.changes {
+        let (before, after) = (content(&change.before), content(&change.after));
+        if before == after {
+            continue;
+        }
+        for (root, side) in [(base, before), (target, after)] {
+            let Some((len, digest)) = side else { continue };
+            if !may_be_mergeable(&change.path, len) {
+                continue;
+            }
+            let failed = |error| CaptureError::delta("read", &place(root, &change.path), error);
+            let mut text = Vec::new();
+            root.open_file(&change.path)?
+                .take(len + 1)
+                .read_to_end(&mut text)
+                .map_err(|error| CaptureError::read(&place(root, &change.path), error))?;
+            if is_mergeable(&change.path, &text) {
+                writer.encode_whole(digest, len, &text[..]).map_err(failed)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Encodes every content that the target needs and the base has not at that path. Returns their

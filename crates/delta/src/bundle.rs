@@ -6,7 +6,7 @@ use crate::content::{ContentSource, Frames};
 use crate::error::{DeltaError, Detail};
 use crate::format::{HEADER_LEN, Header};
 use crate::manifest::{self, Manifest, new_content};
-use crate::{PublicKey, TrustedKeys};
+use crate::{Permits, PublicKey, TrustedKeys};
 
 /// A bundle as it came: header checked, signature and content not.
 #[derive(Debug)]
@@ -127,6 +127,19 @@ impl<'a> Bundle<'a, Verified<'a>> {
         &self.state.manifest.ignore
     }
 
+    /// What its signer explicitly allows. Whoever applies it compares this with
+    /// [`permits_needed`](crate::permits_needed).
+    #[must_use]
+    pub fn permits(&self) -> Permits {
+        self.state.manifest.permits
+    }
+
+    /// Number of paths in the base tree, by its signer's word.
+    #[must_use]
+    pub fn base_paths(&self) -> u64 {
+        self.state.manifest.base_paths
+    }
+
     /// The content that the file `path` gets; `None` if the bundle gives it none: it does not
     /// change, is no regular file, or has the right content in the base already.
     #[must_use]
@@ -188,6 +201,8 @@ pub struct Head {
     pub ignore: Ignore,
     /// Times of modification that directories have in the target.
     pub dir_times: Vec<(ImagePath, Timestamp)>,
+    permits: Permits,
+    base_paths: u64,
 }
 
 /// One frame of a bundle's content.
@@ -221,7 +236,21 @@ impl Head {
             changes: manifest.changes,
             ignore: manifest.ignore,
             dir_times: manifest.dir_times,
+            permits: manifest.permits,
+            base_paths: manifest.base_paths,
         })
+    }
+
+    /// What its signer explicitly allows, as [`Bundle::permits`].
+    #[must_use]
+    pub fn permits(&self) -> Permits {
+        self.permits
+    }
+
+    /// Number of paths in the base tree, as [`Bundle::base_paths`].
+    #[must_use]
+    pub fn base_paths(&self) -> u64 {
+        self.base_paths
     }
 
     /// The length of the head that starts with these bytes, of which at least

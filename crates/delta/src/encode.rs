@@ -5,11 +5,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use vireo_model::{ChangeSet, Digest, Hasher, Ignore, ImagePath, Timestamp};
 
-use crate::SecretKey;
 use crate::chunk::{Chunk, Chunker, chunks};
+use crate::consistency;
 use crate::error::{DeltaError, Detail, io_step};
 use crate::format::{HEADER_LEN, Header, feature, limits};
 use crate::manifest::{self, Content, Frame, Manifest, Segment, new_content};
+use crate::{Permits, SecretKey};
 
 /// zstd's level. On the changed files of a security upgrade (`zstd -b`), level 12 made 4 % less than
 /// this at several times the time; what is left to win lies in the delta, not in the level.
@@ -36,6 +37,19 @@ pub struct BundleWriter<S> {
     base_chunks: HashMap<Digest, Segment>,
     /// Where the frames have a chunk.
     literal_chunks: HashMap<Digest, Segment>,
+}
+
+/// What the signer states about a bundle.
+#[derive(Clone, Copy, Debug)]
+pub struct Statement<'a> {
+    /// What changes, with the digests of both trees.
+    pub changes: &'a ChangeSet,
+    /// The paths that belong to no version.
+    pub ignore: &'a Ignore,
+    /// What the bundle may do that would be dangerous if it came unintended.
+    pub permits: Permits,
+    /// Number of paths in the base tree.
+    pub base_paths: u64,
 }
 
 /// What was written.
@@ -91,7 +105,8 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         self.dir_times.push((path, time));
     }
 
-    /// Says that the content `digest` is the whole of the base's file `path`: nothing travels.
+    /// Says that the content `digest` is the whole of the base's file `path`: nothing travels. A
+    /// content that is known already stays as it is.
     ///
     /// # Errors
     ///
@@ -103,6 +118,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         sparse: bool,
         path: &ImagePath,
     ) -> Result<(), DeltaError> {
+        if self.contents.contains_key(&digest) {
+            return Ok(());
+        }
         let source = self.source(path)?;
         let segments =
             if len == 0 { Vec::new() } else { vec![Segment::Base { source, offset: 0, len }] };
@@ -147,20 +165,64 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         Ok(())
     }
 
-    /// Writes the bundle to `out`, signed by `key`. Every content that `changes` needs must have
-    /// been encoded; contents that it does not need are written too.
+    /// Encodes a content without reference to the base's files: it can be decoded whatever has
+    /// become of them. Takes the place of another encoding of the same content.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_whole(
+        &mut self,
+        digest: Digest,
+        len: u64,
+        content: impl Read,
+    ) -> Result<(), DeltaError> {
+        let refers = |content: &Content| {
+            content.segments.iter().any(|segment| matches!(segment, Segment::Base { .. }))
+        };
+        if self.contents.get(&digest).is_some_and(|content| !refers(content)) {
+            return Ok(());
+        }
+        let mut hasher = Hasher::new();
+        let mut segments: Vec<Segment> = Vec::new();
+        for chunk in chunks(content, Chunker::DEFAULT) {
+            let chunk = chunk?;
+            hasher.update(&chunk.bytes);
+            let segment = match self.literal_chunks.get(&chunk.digest) {
+                Some(segment) => *segment,
+                None => self.literal(&chunk)?,
+            };
+            if !segments.last_mut().is_some_and(|last| last.absorb(&segment)) {
+                segments.push(segment);
+            }
+        }
+        let found = hasher.finish();
+        if found != digest {
+            return Err(Detail::Changed { expected: digest, found }.into());
+        }
+        self.contents.insert(digest, Content { len, sparse: false, segments });
+        Ok(())
+    }
+
+    /// Writes the bundle to `out`, signed by `key`. Every content that the changes need must have
+    /// been encoded; contents that they do not need are written too.
+    ///
+    /// Whether the changes need more permits than the statement gives is not looked at here:
+    /// see [`permits_needed`](crate::permits_needed).
     ///
     /// # Errors
     ///
     /// As the spool's reads and `out`'s writes, which is then not a bundle; `Io` if a content is
-    /// missing; `Limit` if the change set is too large.
+    /// missing; `Corrupt` if the changes contradict each other or the ignore list; `Limit` if the
+    /// change set is too large.
     pub fn finish(
         mut self,
-        changes: &ChangeSet,
-        ignore: &Ignore,
+        statement: &Statement<'_>,
         key: &SecretKey,
         mut out: impl Write,
     ) -> Result<Finished, DeltaError> {
+        let Statement { changes, ignore, permits, base_paths } = *statement;
+        consistency::check(&changes.changes, ignore).map_err(|what| Detail::Manifest { what })?;
         self.flush_frame()?;
         for change in &changes.changes {
             if new_content(change).is_some_and(|digest| !self.contents.contains_key(&digest)) {
@@ -174,6 +236,8 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             sources: self.sources,
             dir_times: self.dir_times,
             frames: self.frames,
+            permits,
+            base_paths,
         })?;
         let header = Header {
             incompat: feature::LAYOUT_1,
@@ -225,6 +289,11 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         if let Some(segment) = known {
             return Ok(*segment);
         }
+        self.literal(&chunk)
+    }
+
+    fn literal(&mut self, chunk: &Chunk) -> Result<Segment, DeltaError> {
+        let len = chunk.bytes.len() as u64;
         let segment = Segment::Literal { offset: self.plain_len, len };
         self.add_literal(&chunk.bytes)?;
         self.literal_chunks.insert(chunk.digest, segment);

@@ -23,7 +23,7 @@
 //!
 //! ```
 //! use std::io::Cursor;
-//! use vireo_delta::{Bundle, BundleWriter, MemBase, SecretKey, TrustedKeys};
+//! use vireo_delta::{Bundle, BundleWriter, MemBase, Permits, SecretKey, Statement, TrustedKeys};
 //! use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
 //!
 //! let page = b"<p>hello</p>\n".repeat(4000);
@@ -43,7 +43,13 @@
 //! writer.index_base(&path, &page[..])?;
 //! writer.encode(Digest::of(&edited), edited.len() as u64, false, &edited[..])?;
 //! let mut file = Vec::new();
-//! writer.finish(&ChangeSet::between(&base, &target), &Ignore::default(), &key, &mut file)?;
+//! let statement = Statement {
+//!     changes: &ChangeSet::between(&base, &target),
+//!     ignore: &Ignore::default(),
+//!     permits: Permits::NONE,
+//!     base_paths: base.len() as u64,
+//! };
+//! writer.finish(&statement, &key, &mut file)?;
 //! assert!(file.len() < page.len() / 4);
 //!
 //! // The other side: verify, decode.
@@ -55,17 +61,21 @@
 
 mod bundle;
 mod chunk;
+mod consistency;
 mod content;
 mod encode;
 mod error;
 mod format;
 mod keys;
 mod manifest;
+pub mod merge;
+mod permits;
 
 pub use bundle::{Bundle, FrameInfo, Head, Unverified, Verified};
 pub use chunk::{Chunk, Chunker, chunks};
 pub use content::{BaseRead, ContentSource, MemBase, Piece};
-pub use encode::{BundleWriter, Finished};
+pub use encode::{BundleWriter, Finished, Statement};
 pub use error::{DeltaError, ErrorKind};
 pub use format::{HEADER_LEN, Header, MAGIC, feature, limits};
 pub use keys::{PublicKey, SecretKey, TrustedKeys};
+pub use permits::{MASS_FLOOR, Permits, PermitsError, paths_needing, permits_needed};

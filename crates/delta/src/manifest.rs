@@ -16,6 +16,8 @@ use vireo_model::{
     Timestamp, Xattrs,
 };
 
+use crate::Permits;
+use crate::consistency;
 use crate::error::{DeltaError, Detail};
 use crate::format::{Header, limit, limits};
 
@@ -51,6 +53,10 @@ pub(crate) struct Manifest {
     pub(crate) frames: Vec<Frame>,
     /// Times of directories in the target; no part of its digest.
     pub(crate) dir_times: Vec<(ImagePath, Timestamp)>,
+    /// What the signer allows.
+    pub(crate) permits: Permits,
+    /// Number of paths in the base.
+    pub(crate) base_paths: u64,
 }
 
 /// How one file content is put together.
@@ -119,6 +125,9 @@ struct Records {
     sources: Vec<SpanRecord>,
     frames: Vec<FrameRecord>,
     dir_times: Vec<DirTimeRecord>,
+    base_paths: u64,
+    permits: u32,
+    zero: u32,
 }
 
 /// Bytes in the pool.
@@ -192,7 +201,7 @@ struct FrameRecord {
     plain_len: u32,
 }
 
-const _: () = assert!(size_of::<ArchivedRecords>() == 10 * 8);
+const _: () = assert!(size_of::<ArchivedRecords>() == 10 * 8 + 16);
 const _: () = assert!(size_of::<ArchivedSpanRecord>() == 8);
 const _: () = assert!(size_of::<ArchivedChangeRecord>() == 16);
 const _: () = assert!(size_of::<ArchivedNodeRecord>() == 96);
@@ -234,6 +243,8 @@ pub(crate) fn encode(manifest: &Manifest) -> Result<Vec<u8>, DeltaError> {
         let (path, secs, nanos) = (writer.pool(path.as_bytes())?, *secs, *nanos);
         writer.records.dir_times.push(DirTimeRecord { path, secs, nanos, zero: 0 });
     }
+    writer.records.base_paths = manifest.base_paths;
+    writer.records.permits = manifest.permits.bits();
     let bytes = rkyv::to_bytes::<RancorError>(&writer.records)
         .map_err(|error| Detail::Manifest { what: error.to_string() })?;
     limit("manifest length", bytes.len() as u64, limits::MAX_MANIFEST_LEN)?;
@@ -363,8 +374,18 @@ fn decode_aligned(header: &Header, bytes: &[u8]) -> Result<Manifest, DeltaError>
             return Err(invalid(&format!("{} has no content", change.path)));
         }
     }
-    let dir_times = reader.dir_times()?;
-    Ok(Manifest { changes, ignore: reader.ignore()?, contents, sources, frames, dir_times })
+    let ignore = reader.ignore()?;
+    consistency::check(&changes.changes, &ignore).map_err(|what| invalid(&what))?;
+    Ok(Manifest {
+        changes,
+        ignore,
+        contents,
+        sources,
+        frames,
+        dir_times: reader.dir_times()?,
+        permits: reader.permits()?,
+        base_paths: records.base_paths.to_native(),
+    })
 }
 
 /// The content that must travel for this change: the target's, unless the base has the same at
@@ -400,6 +421,11 @@ impl<'a> RecordReader<'a> {
             patterns.push(text.map_err(|_| invalid("an ignore pattern is not UTF-8"))?);
         }
         Ignore::new(patterns).map_err(|error| invalid(&error.to_string()))
+    }
+
+    fn permits(&self) -> Result<Permits, DeltaError> {
+        Permits::from_bits(self.records.permits.to_native())
+            .ok_or_else(|| invalid("it permits what this version of Vireo does not know"))
     }
 
     fn dir_times(&self) -> Result<Vec<(ImagePath, Timestamp)>, DeltaError> {
@@ -585,4 +611,71 @@ impl<'a> RecordReader<'a> {
 
 fn invalid(what: &str) -> DeltaError {
     Detail::Manifest { what: what.to_owned() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ErrorKind, SecretKey};
+
+    fn path(text: &str) -> ImagePath {
+        ImagePath::parse(text.as_bytes()).expect("a valid path")
+    }
+
+    fn added(name: &str, node: Node) -> Change {
+        Change { path: path(name), before: None, after: Some(node) }
+    }
+
+    /// What reading says of a signed manifest with these changes.
+    fn refused(changes: Vec<Change>) -> String {
+        let digest = Digest::of(b"");
+        let manifest = Manifest {
+            changes: ChangeSet { base: digest, target: digest, changes },
+            ignore: Ignore::new(["/tmp/**"]).expect("a glob"),
+            contents: BTreeMap::new(),
+            sources: Vec::new(),
+            frames: Vec::new(),
+            dir_times: Vec::new(),
+            permits: Permits::NONE,
+            base_paths: 1,
+        };
+        let bytes = encode(&manifest).expect("small");
+        let header = Header {
+            incompat: 0,
+            compat: 0,
+            manifest_len: bytes.len() as u64,
+            content_len: 0,
+            base: digest,
+            target: digest,
+            manifest_digest: Digest::of(&bytes),
+            signer: SecretKey::generate().expect("random bytes").public(),
+        };
+        let error = decode(&header, &bytes).expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        error.to_string()
+    }
+
+    #[test]
+    fn change_sets_that_contradict_themselves_are_refused_when_read() {
+        let fifo = || Node::new(NodeKind::Fifo, 0o600);
+        for (changes, what) in [
+            (vec![added("/tmp/x", fifo())], "/tmp/x belongs to no version"),
+            (vec![added("/.vireo/x", fifo())], "/.vireo/x is the state"),
+            (vec![added("/a", fifo()), added("/a/b", fifo())], "/a/b lies below /a"),
+            (
+                vec![added("/a", fifo()), added("/b", Node::hard_link(path("/a")))],
+                "/b links to /a, which is no regular file",
+            ),
+            (
+                vec![
+                    Change { path: path("/a"), before: Some(fifo()), after: None },
+                    added("/b", Node::hard_link(path("/a"))),
+                ],
+                "/b links to /a, which is removed",
+            ),
+        ] {
+            let error = refused(changes);
+            assert!(error.contains(what), "{error}");
+        }
+    }
 }

@@ -5,7 +5,8 @@ use std::io::Cursor;
 
 use proptest::prelude::*;
 use vireo_delta::{
-    Bundle, BundleWriter, ErrorKind, HEADER_LEN, Head, MemBase, SecretKey, TrustedKeys,
+    Bundle, BundleWriter, ErrorKind, HEADER_LEN, Head, MemBase, Permits, SecretKey, Statement,
+    TrustedKeys,
 };
 use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
 
@@ -50,7 +51,13 @@ fn bundle(base: &Files, target: &Files) -> Vec<u8> {
     let mut file = Vec::new();
     let changes = ChangeSet::between(&tree(base), &tree(target));
     // Not the default list, which may grow without a new format.
-    writer.finish(&changes, &Ignore::nothing(), &key(), &mut file).expect("memory writes");
+    let statement = Statement {
+        changes: &changes,
+        ignore: &Ignore::nothing(),
+        permits: Permits::NONE,
+        base_paths: base.len() as u64,
+    };
+    writer.finish(&statement, &key(), &mut file).expect("memory writes");
     file
 }
 
@@ -175,6 +182,50 @@ fn the_head_lists_the_frames_of_the_file() {
     assert_eq!(bundle.digest(), head.digest);
     let content = bundle.content(&path("a")).expect("added").to_vec(&MemBase::default());
     assert_eq!(content.expect("decodes"), noise(3, 9 << 20));
+}
+
+#[test]
+fn a_whole_content_needs_no_base_and_two_texts_alike_cost_little_more_than_one() {
+    let words: Vec<String> = noise(4, 4000).iter().map(|n| format!("option_{n} on;\n")).collect();
+    let base = words.concat().into_bytes();
+    let mut target = base.clone();
+    target.extend_from_slice(b"one_more on;\n");
+    let (before, after) = (Digest::of(&base), Digest::of(&target));
+    let write = |whole: &[&Vec<u8>]| {
+        let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+        writer.index_base(&path("a"), &base[..]).expect("memory reads");
+        // Whichever comes first, the whole one stays.
+        writer.reuse(before, base.len() as u64, false, &path("a")).expect("few files");
+        writer.encode(after, target.len() as u64, false, &target[..]).expect("memory reads");
+        for text in whole {
+            let len = text.len() as u64;
+            writer.encode_whole(Digest::of(text), len, &text[..]).expect("memory reads");
+        }
+        writer.encode(after, target.len() as u64, false, &target[..]).expect("memory reads");
+        let tree = |text: &[u8]| tree(&files(&[("a", text)]));
+        let mut file = Vec::new();
+        let statement = Statement {
+            changes: &ChangeSet::between(&tree(&base), &tree(&target)),
+            ignore: &Ignore::nothing(),
+            permits: Permits::SETUID | Permits::MASS,
+            base_paths: 77,
+        };
+        writer.finish(&statement, &key(), &mut file).expect("memory writes");
+        file
+    };
+    let file = write(&[&base, &target]);
+    let bundle = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    for (digest, text) in [(before, &base), (after, &target)] {
+        let a = path("a");
+        let content = bundle.content_of(&a, digest).expect("encoded");
+        assert!(content.is_self_contained());
+        assert_eq!(&content.to_vec(&MemBase::default()).expect("decodes"), text);
+    }
+    let one = write(&[&target]).len();
+    assert!(file.len() < one + one / 4, "{} bytes for two, {one} for one", file.len());
+    assert_eq!((bundle.permits(), bundle.base_paths()), (Permits::SETUID | Permits::MASS, 77));
+    let head = Head::read(bundle.head_bytes(), &trusted()).expect("signed");
+    assert_eq!((head.permits(), head.base_paths()), (bundle.permits(), bundle.base_paths()));
 }
 
 fn any_files() -> impl Strategy<Value = Files> {

@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 
-use vireo_delta::{Bundle, BundleWriter, SecretKey, TrustedKeys, Verified};
+use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys, Verified};
 use vireo_model::{Change, ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
 use vireo_store::{Durable, Writes};
 use vireo_wire::api::BuildStep;
@@ -105,7 +105,8 @@ pub fn tree(files: &[(&str, &[u8])]) -> Tree {
 /// If it cannot be written; this is for tests.
 #[must_use]
 pub fn bundle(base: &[(&str, &[u8])], target: &[(&str, &[u8])], key: &SecretKey) -> Vec<u8> {
-    let changes = ChangeSet::between(&tree(base), &tree(target));
+    let base = tree(base);
+    let changes = ChangeSet::between(&base, &tree(target));
     let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
     for (_, content) in target {
         writer
@@ -113,7 +114,13 @@ pub fn bundle(base: &[(&str, &[u8])], target: &[(&str, &[u8])], key: &SecretKey)
             .expect("memory does not fail");
     }
     let mut file = Vec::new();
-    writer.finish(&changes, &Ignore::default(), key, &mut file).expect("memory does not fail");
+    let statement = Statement {
+        changes: &changes,
+        ignore: &Ignore::default(),
+        permits: Permits::NONE,
+        base_paths: base.len() as u64,
+    };
+    writer.finish(&statement, key, &mut file).expect("memory does not fail");
     file
 }
 

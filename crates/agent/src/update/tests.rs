@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use vireo_classify::UnitFacts;
-use vireo_delta::{BundleWriter, SecretKey};
+use vireo_delta::{BundleWriter, Permits, SecretKey, Statement};
 use vireo_model::{Ignore, Tree};
 use vireo_tree::{ScanOptions, scan};
 
@@ -69,7 +69,13 @@ impl Lab {
                 .expect("encoded");
         }
         let mut file = Vec::new();
-        writer.finish(&changes, &Ignore::default(), &self.key, &mut file).expect("finished");
+        let statement = Statement {
+            changes: &changes,
+            ignore: &Ignore::default(),
+            permits: Permits::NONE,
+            base_paths: base.len() as u64,
+        };
+        writer.finish(&statement, &self.key, &mut file).expect("finished");
         let path = self.at("update.vireo");
         fs::write(&path, file).expect("written");
         path

@@ -2,8 +2,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vireo_capture::{CaptureOptions, Captured};
-use vireo_delta::SecretKey;
+use vireo_capture::{CaptureOptions, Captured, ErrorKind};
+use vireo_delta::{Permits, SecretKey};
 use vireo_model::Digest;
 
 use super::bytes;
@@ -32,6 +32,13 @@ pub(crate) struct Args {
     /// Read every file, also those whose metadata says that they are the same
     #[arg(long)]
     paranoid: bool,
+    /// Allow what would be dangerous if it came unintended: setuid, devices or mass (repeatable)
+    ///
+    /// setuid: files get set-user-ID, set-group-ID or capabilities that the base's files at those
+    /// paths have not. devices: device nodes are added. mass: more than half of the tree is removed
+    /// or replaced. The permits are signed with the bundle.
+    #[arg(long, value_name = "WHAT")]
+    permit: Vec<Permits>,
     #[command(flatten)]
     ignore: IgnoreArgs,
     #[command(flatten)]
@@ -66,11 +73,20 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
             .caused_by(Box::<dyn std::error::Error>::from(error))
             .hint("make one with `vireo key generate`")
     })?;
-    let options = CaptureOptions { ignore: args.ignore.get()?, paranoid: args.paranoid };
+    let options = CaptureOptions {
+        ignore: args.ignore.get()?,
+        paranoid: args.paranoid,
+        permits: args.permit.iter().copied().collect(),
+    };
     let _step = Step::new(context, format!("capturing {}", args.target.display()));
     let base = Source::open(&args.base, args.partition)?;
     let target = Source::open(&args.target, args.partition)?;
-    let captured = vireo_capture::capture(base.root(), target.root(), &options, &key, &args.out)?;
+    let captured = vireo_capture::capture(base.root(), target.root(), &options, &key, &args.out)
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotPermitted => Failure::refused(error.to_string())
+                .hint("look at the paths; --permit takes setuid, devices and mass"),
+            _ => error.into(),
+        })?;
     Ok(Done::new(args.out.clone(), &captured))
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use proptest::prelude::*;
-use vireo_delta::{Bundle, BundleWriter, SecretKey, TrustedKeys};
+use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys};
 use vireo_model::{ChangeSet, Ignore, Tree};
 
 use super::*;
@@ -41,7 +41,13 @@ pub(super) fn bundle(base: &Path, target: &Path) -> Vec<u8> {
         }
     }
     let mut file = Vec::new();
-    writer.finish(&changes, &Ignore::default(), &key(), &mut file).expect("written");
+    let statement = Statement {
+        changes: &changes,
+        ignore: &Ignore::default(),
+        permits: Permits::NONE,
+        base_paths: read(base).len() as u64,
+    };
+    writer.finish(&statement, &key(), &mut file).expect("written");
     file
 }
 
