@@ -11,12 +11,16 @@ pub struct ClassifyError(Detail);
 pub enum ErrorKind {
     /// A pattern of the policy is no glob: correct it.
     BadPattern,
+    /// A policy file cannot be used: correct the line that the message names.
+    BadPolicy,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum Detail {
     #[error("policy pattern {pattern:?} is not a glob: {why}")]
     Pattern { pattern: String, why: String },
+    #[error("policy {file}, line {line}: {why}")]
+    Policy { file: String, line: usize, why: String },
 }
 
 impl ClassifyError {
@@ -25,6 +29,19 @@ impl ClassifyError {
     pub fn kind(&self) -> ErrorKind {
         match self.0 {
             Detail::Pattern { .. } => ErrorKind::BadPattern,
+            Detail::Policy { .. } => ErrorKind::BadPolicy,
+        }
+    }
+
+    pub(crate) fn policy(file: &str, line: usize, why: &str) -> Self {
+        let why = why.trim_end().to_owned();
+        Self(Detail::Policy { file: file.to_owned(), line, why })
+    }
+
+    /// What is wrong, without where.
+    pub(crate) fn reason(&self) -> &str {
+        match &self.0 {
+            Detail::Pattern { why, .. } | Detail::Policy { why, .. } => why,
         }
     }
 

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::ClassifyError;
+use crate::policy::Pattern;
+use crate::{ClassifyError, PolicyFile};
 
 /// Patterns in order, compiled together.
 #[derive(Clone, Debug)]
@@ -28,8 +29,24 @@ impl Globs {
         Ok(Self(builder.build().map_err(|why| ClassifyError::pattern(last, &why))?))
     }
 
+    /// Compiles patterns of policy files; an error names file and line.
+    pub(crate) fn of_patterns(patterns: &[(&PolicyFile, &Pattern)]) -> Result<Self, ClassifyError> {
+        for (file, pattern) in patterns {
+            Self::new([pattern.text.as_str()]).map_err(|error| {
+                let why = format!("{:?} is not a glob: {}", pattern.text, error.reason());
+                ClassifyError::policy(file.name(), file.line(pattern.at), &why)
+            })?;
+        }
+        Self::new(patterns.iter().map(|(_, pattern)| pattern.text.as_str()))
+    }
+
+    /// Indices of all patterns that `text` matches, in order.
+    pub(crate) fn all(&self, text: &[u8]) -> Vec<usize> {
+        self.0.matches(Path::new(OsStr::from_bytes(text)))
+    }
+
     /// Index of the first pattern that `text` matches.
     pub(crate) fn first(&self, text: &[u8]) -> Option<usize> {
-        self.0.matches(Path::new(OsStr::from_bytes(text))).into_iter().min()
+        self.all(text).first().copied()
     }
 }

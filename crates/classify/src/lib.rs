@@ -84,7 +84,9 @@ pub use plan::{
     UnitPlan,
 };
 pub use planner::{ChangedFile, plan};
-pub use policy::{ConfigRule, Effect, Policy};
+pub use policy::{
+    ConfigRule, DriftRule, Effect, MAX_POLICY_LEN, OnConflict, OnDrift, Policy, PolicyFile,
+};
 pub use rules::Tool;
 pub use show::{SHOW_PROPERTIES, parse_show};
 pub use unit::Unit;

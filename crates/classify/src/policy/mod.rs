@@ -2,9 +2,21 @@
 
 use vireo_model::ImagePath;
 
+mod drift;
+mod file;
+
+pub use drift::{DriftRule, OnConflict, OnDrift};
+pub(crate) use file::Pattern;
+pub use file::{MAX_POLICY_LEN, PolicyFile};
+
 use crate::class::canonical;
 use crate::glob::Globs;
-use crate::{ClassifyError, Tool, Unit, rules};
+use crate::{Class, ClassifyError, Tool, Unit, rules};
+use drift::DriftRules;
+use file::Content;
+
+/// The rule pack's files: what is known about Linux systems in general.
+const RULE_PACK: &[(&str, &str)] = &[("drift.toml", include_str!("../rulepack/drift.toml"))];
 
 /// What makes a unit read a changed file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +49,47 @@ pub struct Policy {
     config_rules: Vec<(String, Globs, Effect)>,
     shared: (Globs, Vec<String>),
     tools: (Globs, Vec<Tool>),
+    drift: DriftRules,
+}
+
+/// Policy files, those that count first at the front.
+pub(crate) struct Layers<'a>(Vec<&'a PolicyFile>);
+
+impl<'a> Layers<'a> {
+    /// The entries of one table in the order in which they count, each with its file.
+    fn entries<T: 'a>(
+        &self,
+        table: impl Fn(&'a Content) -> &'a Vec<T>,
+    ) -> impl Iterator<Item = (&'a PolicyFile, &'a T)> {
+        self.0.iter().flat_map(move |file| table(&file.content).iter().map(|entry| (*file, entry)))
+    }
 }
 
 impl Policy {
+    /// The policy that `site`'s files, then `bundle`'s, then the [rule pack](rules) make: the
+    /// first entry that covers a file counts. Of the files of one list a later one counts
+    /// before an earlier one, so give them in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// A pattern is no glob.
+    pub fn from_layers(bundle: &[PolicyFile], site: &[PolicyFile]) -> Result<Self, ClassifyError> {
+        let pack = RULE_PACK
+            .iter()
+            .map(|(name, text)| PolicyFile::parse(name, text))
+            .collect::<Result<Vec<_>, _>>()?;
+        let files = site.iter().rev().chain(bundle.iter().rev()).chain(&pack);
+        let layers = Layers(files.collect());
+        let drift = DriftRules::compile(&layers)?;
+        Ok(Self { drift, ..Self::with_site(&[], &[])? })
+    }
+
+    /// What becomes of a file of `class` at `path` that was edited locally.
+    #[must_use]
+    pub fn drift_rule(&self, path: &ImagePath, class: Class) -> DriftRule {
+        self.drift.rule(path, class)
+    }
+
     /// The rule pack with `site`'s own rules before it, and further units to hold (pattern and
     /// reason).
     ///
@@ -81,6 +131,7 @@ impl Policy {
                 Globs::new(rules::TOOLS.iter().map(|(pattern, _)| *pattern))?,
                 rules::TOOLS.iter().map(|(_, tool)| *tool).collect(),
             ),
+            drift: DriftRules::compile(&Layers(Vec::new()))?,
         })
     }
 
@@ -120,7 +171,7 @@ impl Policy {
 impl Default for Policy {
     /// The rule pack alone.
     fn default() -> Self {
-        Self::with_site(&[], &[]).expect("the rule pack's patterns are globs, a test sees to it")
+        Self::from_layers(&[], &[]).expect("the rule pack's patterns are globs, a test sees to it")
     }
 }
 
