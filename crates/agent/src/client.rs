@@ -31,6 +31,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// Longest random pause before fetching an update, so that a fleet does not ask all at once.
 const FETCH_JITTER_MAX: Duration = Duration::from_millis(500);
 
+/// Time between two looks for a newer version than the one that was undone.
+const HELD_PAUSE: Duration = Duration::from_secs(30);
+
 /// Most differing paths that a refused enrolment names.
 const MAX_PATHS_NAMED: usize = 8;
 
@@ -219,6 +222,10 @@ impl Session {
             self.conclude(applied).await;
         }
         self.report().await?;
+        if self.is_held().await? {
+            until_stopped(stop, tokio::time::sleep(HELD_PAUSE)).await;
+            return Ok(());
+        }
         let Some(next) = until_stopped(stop, self.next(POLL_WAIT)).await else { return Ok(()) };
         let Next::Update { bundle, version, file_len, .. } = next? else { return Ok(()) };
         (self.tell)(&format!("version {version} is there, fetching {file_len} bytes"));
@@ -238,6 +245,21 @@ impl Session {
                 Err(error)
             }
         }
+    }
+
+    /// Whether the next version is the one that was undone here: then it waits for a newer one.
+    async fn is_held(&self) -> Result<bool, AgentError> {
+        let state = self.agent.state();
+        let Some(undone) = state.hold()? else { return Ok(false) };
+        let log = self.client.log(&self.enrolment.image).await?;
+        let number = undone.number.or(log.by_tree(undone.tree).map(|version| version.number));
+        let newest = log.versions.last().map(|version| version.number);
+        if newest > number {
+            (self.tell)("there is a newer version than the one that was undone");
+            state.set_hold(None)?;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Fetches a bundle and applies it.
@@ -336,7 +358,8 @@ impl Session {
         }
         match self.version_tree(&position).await {
             Ok(expected) if expected.digest() == position.tree => {
-                Ok(VerifyReport::of_trees(position.number, &expected, &found))
+                let edits = self.agent.state().edits()?;
+                Ok(VerifyReport::of_trees(position.number, &expected, &found).explained_by(&edits))
             }
             Ok(_) => Ok(by_digest),
             Err(error) => {

@@ -109,9 +109,10 @@ impl From<vireo_tree::TreeError> for AgentError {
             }
             Tree::Drift => (
                 ErrorKind::Refused,
-                "the update is refused; put the files back as the version has them, then try again",
+                "refused; put the files back as they are expected, then try again",
             ),
             Tree::Corrupt => (ErrorKind::Refused, "the update is refused; fetch it again"),
+            Tree::Forbidden => (ErrorKind::Refused, "the update is refused"),
             Tree::Busy => (ErrorKind::Busy, "cannot apply the update now; try again"),
             _ => (ErrorKind::Failed, "cannot apply the update"),
         };

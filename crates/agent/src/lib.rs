@@ -18,7 +18,7 @@
 //! # Not here
 //!
 //! What needs which action (`vireo-classify`), how files are replaced (`vireo-tree`), the
-//! network protocol (`vireo-wire`). Undoing an update is not here yet.
+//! network protocol (`vireo-wire`).
 //!
 //! # Example
 //!
@@ -49,6 +49,7 @@ pub mod activate;
 mod beneath;
 pub mod client;
 mod error;
+mod packages;
 pub mod receipt;
 mod root;
 pub mod services;
@@ -65,4 +66,4 @@ pub use receipt::Receipt;
 pub use services::{Job, ServiceError, Services, system_services};
 pub use state::StateDir;
 pub use system::{LiveSystem, SystemView};
-pub use update::{Agent, Applied, Say};
+pub use update::{Agent, Applied, Say, UNDO_AGE_MAX, UNDO_COUNT_MAX, UNDO_LEN_MAX};

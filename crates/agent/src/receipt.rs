@@ -21,6 +21,12 @@ pub struct Receipt {
     pub outcome: Outcome,
     /// Whether an earlier attempt was interrupted and this one went on.
     pub resumed: bool,
+    /// Number by which it can be undone.
+    #[serde(default)]
+    pub transaction: Option<u64>,
+    /// Numbers of the transactions that it took back; none for an update.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undone: Vec<u64>,
     /// What was to be done.
     pub plan: Plan,
     /// What was done, in order.
@@ -115,6 +121,8 @@ impl Receipt {
             version,
             outcome: Outcome::Unchanged,
             resumed: false,
+            transaction: None,
+            undone: Vec::new(),
             plan: Plan::empty(),
             actions: Vec::new(),
             pending: Vec::new(),

@@ -6,6 +6,9 @@
 //! activation.json  an update that is being committed and activated; there only meanwhile
 //! receipt.json     what the last update did
 //! unreported.json  a receipt that the repository does not have yet
+//! known.json       versions that this machine has been on, and their numbers
+//! hold.json        a version that was undone and is not to come back by itself
+//! edits.json       local edits that updates met, and what became of them
 //! incoming/        bundles on their way
 //! lock             held while an update is under way
 //! ```
@@ -22,6 +25,7 @@ use vireo_delta::{PublicKey, TrustedKeys};
 use vireo_model::{Digest, Ignore, ImageName};
 use vireo_sys::durable;
 use vireo_sys::lock::FileLock;
+use vireo_tree::apply::Settlement;
 use vireo_wire::Secret;
 use vireo_wire::api::{InstanceId, ReceiptPost};
 
@@ -87,6 +91,23 @@ pub struct Position {
     pub tree: Digest,
 }
 
+/// Most versions whose numbers are remembered.
+const MAX_KNOWN: usize = 64;
+
+/// A local edit that an update met, as `verify` explains it later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Edit {
+    /// Where, in printable form.
+    pub path: String,
+    /// What became of it.
+    pub how: Settlement,
+    /// Where the other version of the file was put.
+    pub beside: Option<String>,
+    /// Number of the transaction that met it.
+    pub transaction: u64,
+}
+
 /// An update between the decision to commit it and its receipt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +120,9 @@ pub struct Obligation {
     pub replaced: Vec<FileId>,
     /// Which boot of the machine decided it; after another one every process is fresh.
     pub boot: String,
+    /// The version that it takes back and that is not to come back by itself.
+    #[serde(default)]
+    pub hold: Option<Position>,
 }
 
 /// The agent's directory.
@@ -189,6 +213,73 @@ impl StateDir {
     /// The file cannot be written.
     pub fn set_position(&self, position: &Position) -> Result<(), AgentError> {
         self.write("version.json", position)
+    }
+
+    /// The version with this tree, with its number if this machine has been on it.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged.
+    pub fn version_of(&self, tree: Digest) -> Result<Position, AgentError> {
+        let known: Vec<Position> = self.read("known.json")?.unwrap_or_default();
+        let found = known.into_iter().rev().find(|position| position.tree == tree);
+        Ok(found.unwrap_or(Position { number: None, tree }))
+    }
+
+    /// Remembers the number of a version that the machine is or was on.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or written.
+    pub fn remember(&self, position: &Position) -> Result<(), AgentError> {
+        let mut known: Vec<Position> = self.read("known.json")?.unwrap_or_default();
+        if position.number.is_none() || known.last() == Some(position) {
+            return Ok(());
+        }
+        known.retain(|other| other.tree != position.tree);
+        known.push(*position);
+        let surplus = known.len().saturating_sub(MAX_KNOWN);
+        known.drain(..surplus);
+        self.write("known.json", &known)
+    }
+
+    /// The version that was undone and is not to come back by itself; none if there is none.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged.
+    pub fn hold(&self) -> Result<Option<Position>, AgentError> {
+        self.read("hold.json")
+    }
+
+    /// Keeps an undone version from coming back by itself, or with `None` lets it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written or removed.
+    pub fn set_hold(&self, undone: Option<&Position>) -> Result<(), AgentError> {
+        match undone {
+            Some(position) => self.write("hold.json", position),
+            None => self.remove("hold.json"),
+        }
+    }
+
+    /// Local edits that updates met.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged.
+    pub fn edits(&self) -> Result<Vec<Edit>, AgentError> {
+        Ok(self.read("edits.json")?.unwrap_or_default())
+    }
+
+    /// Keeps the local edits that updates met.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn set_edits(&self, edits: &[Edit]) -> Result<(), AgentError> {
+        self.write("edits.json", &edits)
     }
 
     /// The update under way, if there is one.
@@ -365,6 +456,7 @@ mod tests {
             plan: Plan::empty(),
             replaced: vec![FileId { dev: 1, ino: 2 }],
             boot: "b".to_owned(),
+            hold: None,
         };
         state.set_obligation(&obligation).expect("written");
         assert_eq!(state.obligation().expect("readable"), Some(obligation));

@@ -1,30 +1,40 @@
-//! One update on one machine, from a bundle's file to its receipt, and what is left of one that
-//! was interrupted.
+//! One update on one machine, from a bundle's file to its receipt; and the way back.
 //!
 //! What a crash leaves: before the commit the base, with an obligation that recovery drops;
 //! after it the target, with an obligation that recovery fulfils. The obligation is on disk
 //! before the commit and goes after the receipt is.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::Duration;
 
-use vireo_classify::{Action, ChangedFile, Facts, FileId, Plan, Policy, Reboot, Unit, plan};
+use vireo_classify::{Plan, Policy, Unit};
 use vireo_delta::{Bundle, TrustedKeys, Verified};
-use vireo_model::{Change, ChangeSet, Digest, ImagePath, NodeKind};
-use vireo_sys::map_sealed;
-use vireo_tree::apply::{ApplyOptions, Committed, Recovered, Staged, recover, stage};
-use vireo_tree::{ErrorKind as TreeErrorKind, Root};
+use vireo_tree::Root;
+use vireo_tree::apply::{ApplyOptions, Staged, forget, history, preview, stage};
 
-use crate::activate::{OWN_UNIT, Patience, activate};
-use crate::beneath::Beneath;
+use crate::activate::{OWN_UNIT, Patience};
 use crate::error::{AgentError, ErrorKind};
-use crate::receipt::{Outcome, Receipt, Step};
+use crate::packages::PackageLock;
+use crate::receipt::Receipt;
 use crate::root::open_root;
 use crate::services::Services;
-use crate::state::{Obligation, Position, StateDir};
-use crate::system::{SystemView, boot_id};
+use crate::state::{Position, StateDir};
+use crate::system::SystemView;
+
+mod bundle;
+mod changed;
+mod drift;
+mod enact;
+mod undo;
+mod watch;
+
+pub(crate) use bundle::{OpenBundle, is_bundle};
+pub use undo::{UNDO_AGE_MAX, UNDO_COUNT_MAX, UNDO_LEN_MAX};
+
+use changed::summary;
+use drift::DriftRules;
+use enact::{Enactment, Outlook};
+use watch::Watch;
 
 /// Told one line per event, for people who look on.
 pub type Say<'a> = &'a (dyn Fn(&str) + Send + Sync);
@@ -38,6 +48,7 @@ pub struct Agent {
     services: Box<dyn Services>,
     policy: Policy,
     patience: Patience,
+    package_wait: Duration,
 }
 
 /// What an update came to.
@@ -66,6 +77,7 @@ impl Agent {
             services,
             policy: Policy::default(),
             patience: Patience::default(),
+            package_wait: Duration::ZERO,
         }
     }
 
@@ -73,6 +85,18 @@ impl Agent {
     #[must_use]
     pub fn with_patience(self, patience: Patience) -> Self {
         Self { patience, ..self }
+    }
+
+    /// The same by another policy.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// The same, waiting so long for the package manager if that is at work.
+    #[must_use]
+    pub fn with_package_wait(self, package_wait: Duration) -> Self {
+        Self { package_wait, ..self }
     }
 
     /// The root that it updates.
@@ -88,21 +112,25 @@ impl Agent {
     }
 
     /// What the bundle in `file` would change and need: all that [`Agent::apply`] does up to the
-    /// commit, without writing the files.
+    /// commit, without writing anything.
     ///
     /// # Errors
     ///
     /// As [`Agent::apply`].
     pub fn plan(&self, file: &Path, trusted: &TrustedKeys) -> Result<Plan, AgentError> {
-        let _lock = self.state.lock()?;
         let opened = OpenBundle::open(file)?;
         let bundle = opened.verify(trusted, file)?;
         self.check_base(&bundle)?;
         let root = open_root(&self.root)?;
-        let staged = stage(&root, &bundle, &ApplyOptions { dry_run: true })?;
-        let prepared = self.prepare(&bundle, &staged)?;
-        staged.discard()?;
-        Ok(prepared.plan)
+        let rules = self.drift_rules()?;
+        let preview = preview(&root, &bundle, &ApplyOptions { drift: &|path| rules.of(path) })?;
+        let outlook = Outlook {
+            changes: &preview.changes,
+            replaced: &preview.replaced,
+            settled: &preview.settled,
+            wire_len: bundle.wire_len(),
+        };
+        Ok(self.prepare(&outlook)?.plan)
     }
 
     /// Applies the bundle in `file` and activates it; finishes an interrupted update first.
@@ -110,9 +138,10 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// `Refused` if the bundle is damaged, by an unknown signer, for another base, or changes
-    /// files that were edited here; `NoSpace`; `Busy`. Nothing is changed then. An action that
-    /// fails is no error: the receipt says so.
+    /// `Refused` if the bundle is damaged, by an unknown signer, for another base, does what its
+    /// signer did not permit, or changes files that were edited here and that the policy does not
+    /// settle; `NoSpace`; `Busy`, also while the package manager is at work. Nothing is changed
+    /// then. An action that fails is no error: the receipt says so.
     pub fn apply(
         &self,
         file: &Path,
@@ -151,7 +180,8 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// `Busy` if another process is at it; otherwise a step fails and can be tried again.
+    /// `Busy` if another process is at it; `Refused`, with the paths, if somebody else changed
+    /// what was left to do; otherwise a step fails and can be tried again.
     pub fn recover(&self, say: Say<'_>) -> Result<Option<Applied>, AgentError> {
         let _lock = self.state.lock()?;
         self.recover_locked(say)
@@ -190,288 +220,54 @@ impl Agent {
         say: Say<'_>,
     ) -> Result<Applied, AgentError> {
         let mut watch = Watch::start();
+        let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
-        let staged = stage(&root, bundle, &ApplyOptions::default())?;
+        let staged = self.stage(&root, bundle, say)?;
         watch.lap("stage");
-        let prepared = self.prepare(bundle, &staged)?;
+        let prepared = self.prepare(&Outlook {
+            changes: &staged.changes(),
+            replaced: staged.replaced(),
+            settled: staged.settled(),
+            wire_len: bundle.wire_len(),
+        })?;
         watch.lap("plan");
         say(&summary(&prepared.plan));
         let position = Position { number: version, tree: bundle.target() };
-        self.state.set_obligation(&Obligation {
-            position,
-            plan: prepared.plan.clone(),
-            replaced: prepared.replaced.iter().copied().collect(),
-            boot: boot_id()?,
-        })?;
-        let committed = self.commit(&root, staged)?;
-        watch.lap("commit");
-        say("the files are in place, activating");
-        // Processes may have come since: the plan is made again from what is true now.
-        let facts = self.system.facts(&prepared.replaced)?;
-        let plan = plan(&prepared.changes, &facts, &self.policy).with_header_of(&prepared.plan);
-        self.finish(committed, &plan, &prepared.replaced, &facts, position, watch, false)
+        self.enact(
+            Enactment { root: &root, staged, prepared, position, hold: None, packages },
+            watch,
+            say,
+        )
     }
 
-    /// Commits; an error after the point of no return is followed by one attempt to recover.
-    fn commit<'r>(&self, root: &'r Root, staged: Staged<'r>) -> Result<Committed<'r>, AgentError> {
-        let error = match staged.commit() {
-            Ok(committed) => return Ok(committed),
-            Err(error) => error,
-        };
-        if error.kind() != TreeErrorKind::Busy
-            && let Ok(Recovered::Completed(committed)) = recover(root)
-        {
-            return Ok(committed);
-        }
-        // The next start finishes or drops it, obligation included.
-        Err(error.into())
-    }
-
-    /// Activates, proves, and writes down that it is over.
-    #[expect(clippy::too_many_arguments, reason = "each is one part of the update under way")]
-    fn finish(
+    /// Stages the bundle; what is kept for undoing earlier updates makes room, oldest first, if
+    /// there is none.
+    fn stage<'r>(
         &self,
-        committed: Committed<'_>,
-        plan: &Plan,
-        replaced: &BTreeSet<FileId>,
-        facts: &Facts,
-        position: Position,
-        mut watch: Watch,
-        resumed: bool,
-    ) -> Result<Applied, AgentError> {
-        let (system, services) = (&*self.system, &*self.services);
-        let activation = activate(plan, replaced, facts, system, services, self.patience)?;
-        watch.lap("activate");
-        let mut receipt = Receipt {
-            base: committed.base(),
-            outcome: Outcome::Done,
-            resumed,
-            plan: plan.clone(),
-            actions: activation.actions,
-            pending: activation.pending,
-            failed_units: activation.failed_units,
-            seconds: watch.total(),
-            steps: watch.steps,
-            ..Receipt::unchanged(position.tree, position.number)
-        };
-        receipt.outcome = receipt.judge();
-        self.state.set_receipt(&receipt)?;
-        self.state.set_position(&position)?;
-        committed.finish()?;
-        self.state.clear_obligation()?;
-        Ok(Applied { receipt, restart_self: activation.restart_self })
-    }
-
-    fn recover_locked(&self, say: Say<'_>) -> Result<Option<Applied>, AgentError> {
-        let root = open_root(&self.root)?;
-        let committed = match recover(&root)? {
-            Recovered::Completed(committed) => committed,
-            Recovered::Nothing | Recovered::Discarded => {
-                // What it was for did not happen, or all of it did.
-                self.state.clear_obligation()?;
-                return Ok(None);
-            }
-        };
-        let obligation = self.state.obligation()?;
-        match obligation.filter(|obligation| obligation.position.tree == committed.target()) {
-            Some(obligation) => {
-                say("an update was interrupted after its files were in place, activating");
-                self.resume(committed, obligation).map(Some)
-            }
-            None => {
-                self.adopt(&committed)?;
-                committed.finish()?;
-                Ok(None)
-            }
-        }
-    }
-
-    fn resume(
-        &self,
-        committed: Committed<'_>,
-        obligation: Obligation,
-    ) -> Result<Applied, AgentError> {
-        let Obligation { position, mut plan, replaced, boot } = obligation;
-        if boot != boot_id()? {
-            // The machine was started anew since: the kernel and what was held are fresh.
-            plan.system.reboot = Reboot::None;
-            plan.units.retain(|unit| unit.action != Action::Hold);
-        }
-        let replaced: BTreeSet<FileId> = replaced.into_iter().collect();
-        let facts = self.system.facts(&replaced)?;
-        self.finish(committed, &plan, &replaced, &facts, position, Watch::start(), true)
-    }
-
-    /// Somebody else brought an update to its end: note the version.
-    fn adopt(&self, committed: &Committed<'_>) -> Result<(), AgentError> {
-        match self.state.position()? {
-            Some(position) if position.tree == committed.base() => {
-                self.state.set_position(&Position { number: None, tree: committed.target() })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn prepare(
-        &self,
+        root: &'r Root,
         bundle: &Bundle<'_, Verified<'_>>,
-        staged: &Staged<'_>,
-    ) -> Result<Prepared, AgentError> {
-        let changes = changed_files(&self.root, bundle.change_set(), staged)?;
-        let replaced: BTreeSet<FileId> =
-            changes.iter().filter_map(|change| change.replaced).collect();
-        let facts = self.system.facts(&replaced)?;
-        let mut plan = plan(&changes, &facts, &self.policy);
-        plan.base = Some(bundle.base());
-        plan.target = Some(bundle.target());
-        plan.wire_bytes = bundle.wire_len();
-        plan.disk_bytes = disk_bytes(bundle.change_set());
-        Ok(Prepared { changes, replaced, plan })
-    }
-}
-
-struct Prepared {
-    changes: Vec<ChangedFile>,
-    replaced: BTreeSet<FileId>,
-    plan: Plan,
-}
-
-/// A bundle's file, mapped. Bundles are written once, under another name, and never again.
-#[derive(Debug)]
-pub(crate) struct OpenBundle(vireo_sys::Mapped);
-
-impl OpenBundle {
-    pub(crate) fn open(path: &Path) -> Result<Self, AgentError> {
-        let map = File::open(path).and_then(|file| map_sealed(&file));
-        map.map(Self).map_err(|error| AgentError::io("open the bundle", path, error))
-    }
-
-    pub(crate) fn verify(
-        &self,
-        trusted: &TrustedKeys,
-        path: &Path,
-    ) -> Result<Bundle<'_, Verified<'_>>, AgentError> {
-        let unusable = |error| AgentError::bundle(path, error);
-        let bundle = Bundle::open(&self.0).and_then(|bundle| bundle.verify(trusted));
-        let bundle = bundle.map_err(unusable)?;
-        // The whole file, before anything is staged, so that the message names it.
-        bundle.check().map_err(unusable)?;
-        Ok(bundle)
-    }
-}
-
-/// The files that a change set touches, with class and the identity of what is replaced.
-fn changed_files(
-    root: &Path,
-    changes: &ChangeSet,
-    staged: &Staged<'_>,
-) -> Result<Vec<ChangedFile>, AgentError> {
-    let beneath = Beneath::open(root).map_err(|error| AgentError::io("open", root, error))?;
-    let replaced: BTreeMap<&ImagePath, FileId> = staged
-        .replaced()
-        .iter()
-        .map(|replaced| (&replaced.path, FileId { dev: replaced.dev, ino: replaced.ino }))
-        .collect();
-    let file = |change: &Change| {
-        let head = beneath.head(&change.path);
-        let mut file = ChangedFile::of_change(change, head.as_deref())?;
-        file.replaced = replaced.get(&change.path).copied();
-        if file.replaced.is_none() && file.class.is_code() {
-            file.replaced = link_target(change).and_then(|target| beneath.file_id(&target));
-        }
-        Some(file)
-    };
-    Ok(changes.changes.iter().filter_map(file).collect())
-}
-
-/// Where a changed or removed symbolic link led in the base: who runs or maps that got there by
-/// the link, and would now get elsewhere.
-fn link_target(change: &Change) -> Option<ImagePath> {
-    let NodeKind::Symlink { target } = &change.before.as_ref()?.kind else { return None };
-    let mut at = if target.starts_with(b"/") { ImagePath::root() } else { change.path.parent()? };
-    for part in target.split(|b| *b == b'/') {
-        at = match part {
-            b"" | b"." => at,
-            b".." => at.parent().unwrap_or_else(ImagePath::root),
-            name => at.join(name).ok()?,
-        };
-    }
-    Some(at)
-}
-
-/// Bytes of the files that are written.
-fn disk_bytes(changes: &ChangeSet) -> u64 {
-    let written = changes.changes.iter().filter_map(|change| {
-        let (len, digest) = change.after.as_ref()?.content()?;
-        let before = change.before.as_ref().and_then(|node| node.content());
-        (before != Some((len, digest))).then_some(len)
-    });
-    written.fold(0, u64::saturating_add)
-}
-
-/// The plan in one line.
-fn summary(plan: &Plan) -> String {
-    let names = |action: Action| -> Vec<&str> {
-        let units = plan.units.iter().filter(|unit| unit.action == action);
-        units.map(|unit| unit.unit.as_str()).collect()
-    };
-    let mut parts = vec![format!("{} changed files", plan.files.len())];
-    for action in [Action::Restart, Action::Reload, Action::Hold] {
-        let names = names(action);
-        if !names.is_empty() {
-            parts.push(format!("{} {}", action.as_str(), names.join(", ")));
+        say: Say<'_>,
+    ) -> Result<Staged<'r>, AgentError> {
+        let rules = self.drift_rules()?;
+        let options = ApplyOptions { drift: &|path| rules.of(path) };
+        loop {
+            let error = match stage(root, bundle, &options) {
+                Ok(staged) => return Ok(staged),
+                Err(error) => error,
+            };
+            let oldest = match error.kind() {
+                vireo_tree::ErrorKind::NoSpace => history(root)?.pop(),
+                _ => None,
+            };
+            let Some(oldest) = oldest else { return Err(error.into()) };
+            say(&format!("making room: transaction {} can no longer be undone", oldest.number));
+            forget(root, oldest.number)?;
         }
     }
-    parts.join("; ")
-}
 
-/// A copy of a plan's numbers on another one: versions and sizes do not depend on facts.
-trait Header {
-    fn with_header_of(self, other: &Plan) -> Self;
-}
-
-impl Header for Plan {
-    fn with_header_of(self, other: &Plan) -> Self {
-        let Plan { base, target, wire_bytes, disk_bytes, .. } = *other;
-        Self { base, target, wire_bytes, disk_bytes, ..self }
+    fn drift_rules(&self) -> Result<DriftRules<'_>, AgentError> {
+        DriftRules::new(&self.root, &self.policy)
     }
-}
-
-/// Times of steps.
-struct Watch {
-    start: Instant,
-    last: Instant,
-    steps: Vec<Step>,
-}
-
-impl Watch {
-    fn start() -> Self {
-        let now = Instant::now();
-        Self { start: now, last: now, steps: Vec::new() }
-    }
-
-    fn lap(&mut self, name: &str) {
-        let now = Instant::now();
-        let seconds = (now - self.last).as_secs_f64();
-        self.steps.push(Step { name: name.to_owned(), seconds });
-        self.last = now;
-    }
-
-    fn total(&self) -> f64 {
-        self.start.elapsed().as_secs_f64()
-    }
-}
-
-/// Whether the bundle in `file` is the one that was announced, and whole. Who signed it does not
-/// count here.
-pub(crate) fn is_bundle(file: &Path, digest: Digest) -> Result<bool, AgentError> {
-    let opened = OpenBundle::open(file)?;
-    let Ok(bundle) = Bundle::open(&opened.0) else { return Ok(false) };
-    if bundle.digest() != digest {
-        return Ok(false);
-    }
-    let signer = TrustedKeys::from_iter([bundle.signer()]);
-    Ok(bundle.verify(&signer).is_ok_and(|bundle| bundle.check().is_ok()))
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@ use std::fmt;
 use std::path::Path;
 
 use serde::Serialize;
-use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, Tree};
+use vireo_model::{Change, ChangeKind, ChangeSet, Digest, Ignore, Node, Tree};
+use vireo_tree::apply::Settlement;
 use vireo_tree::{ScanOptions, scan};
 
 use crate::error::AgentError;
 use crate::root::open_root;
+use crate::state::Edit;
 
 /// Most differing paths that a report lists.
 pub const MAX_DIFFERING: usize = 10_000;
@@ -36,7 +38,70 @@ pub struct Differing {
     /// Where.
     pub path: String,
     /// How what is there differs from the version.
-    pub cause: ChangeKind,
+    pub change: ChangeKind,
+    /// Why, as far as it can be known.
+    pub cause: Cause,
+}
+
+/// Why a path differs from its version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// A local edit that an update met and merged with its own.
+    EditMerged,
+    /// A local edit that an update met and kept.
+    EditKept,
+    /// A copy that an update put beside an edited file.
+    Copy,
+    /// Configuration that was edited here.
+    Edit,
+    /// Something that is only here.
+    LocalOnly,
+    /// Something of the version that was removed here.
+    Removed,
+    /// A file of the version whose content was changed here.
+    Changed,
+    /// Content that is not the version's although the file's length and time are: not changed by
+    /// writing it.
+    Damaged,
+}
+
+impl Cause {
+    /// The words for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::EditMerged => "local edit, merged with an update",
+            Self::EditKept => "local edit, kept by an update",
+            Self::Copy => "put beside an edited file by an update",
+            Self::Edit => "local edit",
+            Self::LocalOnly => "only here",
+            Self::Removed => "removed here",
+            Self::Changed => "changed here",
+            Self::Damaged => "damaged: same length and time, other content",
+        }
+    }
+
+    fn of(change: &Change) -> Self {
+        let is_config = change.path.as_bytes().starts_with(b"/etc/");
+        match (&change.before, &change.after) {
+            (None, _) => Self::LocalOnly,
+            (_, None) => Self::Removed,
+            (Some(expected), Some(found)) => {
+                let of =
+                    |node: &Node| node.content().map(|(len, digest)| (len, node.mtime, digest));
+                match (of(expected), of(found)) {
+                    (Some((len, time, digest)), Some((found_len, found_time, found_digest)))
+                        if (len, time) == (found_len, found_time) && digest != found_digest =>
+                    {
+                        Self::Damaged
+                    }
+                    _ if is_config => Self::Edit,
+                    _ => Self::Changed,
+                }
+            }
+        }
+    }
 }
 
 /// Reads the tree below `root`, contents and all, without what is mounted below it: an image
@@ -72,13 +137,35 @@ impl VerifyReport {
     pub fn of_trees(version: Option<u64>, expected: &Tree, found: &Tree) -> Self {
         let changes = ChangeSet::between(expected, found);
         let differing = changes.changes.iter().take(MAX_DIFFERING);
-        let differing = differing
-            .map(|change| Differing { path: change.path.to_string(), cause: change.kind() });
+        let differing = differing.map(|change| Differing {
+            path: change.path.to_string(),
+            change: change.kind(),
+            cause: Cause::of(change),
+        });
         Self {
             differing_count: Some(changes.changes.len()),
             differing: differing.collect(),
             ..Self::of_digests(version, changes.base, changes.target)
         }
+    }
+
+    /// The same, with what is on record about local edits.
+    #[must_use]
+    pub fn explained_by(mut self, edits: &[Edit]) -> Self {
+        for differing in &mut self.differing {
+            for edit in edits {
+                if edit.beside.as_ref() == Some(&differing.path) {
+                    differing.cause = Cause::Copy;
+                } else if edit.path == differing.path {
+                    match edit.how {
+                        Settlement::Merged => differing.cause = Cause::EditMerged,
+                        Settlement::Kept => differing.cause = Cause::EditKept,
+                        Settlement::Taken => {}
+                    }
+                }
+            }
+        }
+        self
     }
 
     /// Whether the machine's files are exactly the version's.
@@ -90,7 +177,7 @@ impl VerifyReport {
 
 impl fmt::Display for Differing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.path, word(self.cause))
+        write!(f, "{} ({})", self.path, word(self.change))
     }
 }
 
@@ -114,8 +201,8 @@ impl fmt::Display for VerifyReport {
         writeln!(f, "differs   from {version}")?;
         writeln!(f, "expected  {}", self.expected)?;
         writeln!(f, "found     {}", self.found)?;
-        for Differing { path, cause } in &self.differing {
-            writeln!(f, "{:<9} {path}", word(*cause))?;
+        for Differing { path, change, cause } in &self.differing {
+            writeln!(f, "{:<9} {path} ({})", word(*change), cause.as_str())?;
         }
         match self.differing_count {
             Some(count) if count > self.differing.len() => {
@@ -129,7 +216,7 @@ impl fmt::Display for VerifyReport {
 
 #[cfg(test)]
 mod tests {
-    use vireo_model::{ImagePath, Node, NodeKind};
+    use vireo_model::{ImagePath, NodeKind};
 
     use super::*;
 
@@ -154,9 +241,21 @@ mod tests {
         let text = report.to_string();
         assert!(text.starts_with("differs   from version 3\n"), "{text}");
         assert!(
-            text.ends_with("modified  /a\nremoved   /b\nmetadata  /c\nadded     /d\n"),
+            text.ends_with(
+                "modified  /a (damaged: same length and time, other content)\n\
+                 removed   /b (removed here)\nmetadata  /c (changed here)\nadded     /d (only here)\n"
+            ),
             "{text}"
         );
+        let edit = Edit {
+            path: "/c".to_owned(),
+            how: Settlement::Kept,
+            beside: Some("/d".to_owned()),
+            transaction: 1,
+        };
+        let text = report.explained_by(&[edit]).to_string();
+        assert!(text.contains("/c (local edit, kept by an update)\n"), "{text}");
+        assert!(text.contains("/d (put beside an edited file by an update)\n"), "{text}");
         let same = VerifyReport::of_trees(None, &expected, &expected);
         assert!(same.is_equal() && same.differing.is_empty());
         assert!(same.to_string().starts_with("equal     to its version, tree "));

@@ -80,8 +80,8 @@ pub use error::{ClassifyError, ErrorKind};
 pub use facts::{ActiveState, Declared, DeclaredBy, Facts, FileId, Process, UnitFacts};
 pub use maps::{Maps, make_dev, parse_maps};
 pub use plan::{
-    Action, Evidence, FileEntry, ManagerAction, Plan, Proof, Reboot, Rule, SystemPlan, ToolRun,
-    UnitPlan,
+    Action, Evidence, FileEntry, LocalEdit, ManagerAction, Plan, Proof, Reboot, Rule, SystemPlan,
+    ToolRun, UnitPlan,
 };
 pub use planner::{ChangedFile, plan};
 pub use policy::{

@@ -27,6 +27,9 @@ pub struct Plan {
     pub units: Vec<UnitPlan>,
     /// Every changed file.
     pub files: Vec<FileEntry>,
+    /// Files that were edited locally and that the change set touches too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drift: Vec<LocalEdit>,
     /// Configuration that no unit is known to read. Nothing is done for it.
     pub unclaimed: Vec<String>,
     /// What could not be found out, and what that means.
@@ -169,6 +172,18 @@ pub struct FileEntry {
     pub class: Class,
 }
 
+/// One file that was edited locally, and what becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalEdit {
+    /// Where.
+    pub path: String,
+    /// `merged`, `kept` or `taken`.
+    pub how: String,
+    /// Where the other version of it is put, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<String>,
+}
+
 impl Plan {
     /// The schema's name.
     pub const SCHEMA: &'static str = "vireo.plan/1";
@@ -183,6 +198,7 @@ impl Plan {
             system: SystemPlan::default(),
             units: Vec::new(),
             files: Vec::new(),
+            drift: Vec::new(),
             unclaimed: Vec::new(),
             notes: Vec::new(),
             wire_bytes: 0,

@@ -17,6 +17,10 @@ impl fmt::Display for Plan {
             writeln!(f, "{}", format!("{verb:<7}  {name:<width$}  {why}").trim_end())?;
         }
         self.write_idle(f, lines.is_empty())?;
+        for edit in &self.drift {
+            let beside = edit.beside.as_ref().map_or(String::new(), |path| format!(", see {path}"));
+            writeln!(f, "edited    {}: {}{beside}", edit.path, edit.how)?;
+        }
         if !self.unclaimed.is_empty() {
             let count = files(self.unclaimed.len());
             writeln!(

@@ -139,7 +139,7 @@ pub fn patch_with(
         apply::stage(mounted.root(), bundle, &apply::ApplyOptions::default()).map_err(failed)?;
     let already = staged.already();
     step(PatchStep::Commit);
-    staged.commit().and_then(apply::Committed::finish).map_err(failed)?;
+    staged.commit().and_then(apply::Committed::finish_for_good).map_err(failed)?;
     apply::seal(mounted.root(), bundle).map_err(failed)?;
 
     step(PatchStep::Verify);

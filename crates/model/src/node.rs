@@ -11,7 +11,9 @@ use crate::{Digest, Hasher, ImagePath};
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A point in time as file systems keep it: seconds since 1970 and nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Timestamp {
     /// Seconds since 1970-01-01 00:00 UTC; negative before.
     pub secs: i64,

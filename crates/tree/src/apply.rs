@@ -57,7 +57,7 @@ pub use drift::{
 };
 pub use history::{Past, forget, history};
 pub use journal::STATE_DIR;
-pub use recovery::{Direction, Recovered, RecoverOptions, recover, recover_with};
+pub use recovery::{Direction, RecoverOptions, Recovered, recover, recover_with};
 pub use undo::{UndoOptions, stage_undo};
 
 /// How changes are made.
@@ -126,6 +126,7 @@ pub struct Committed<'r> {
     txn: Txn,
     plan: Plan,
     replaced: Vec<Replaced>,
+    was_complete: bool,
 }
 
 /// Checks every path that `bundle` changes, as [`stage`] does, and writes nothing at all.
@@ -171,7 +172,7 @@ pub fn preview(
 /// `Drift` with the list of paths that are neither the base's nor the target's and that
 /// `options` does not settle; `NoSpace` if a file system has less room or inodes than the worst
 /// case; `Unsupported` for paths on a file system that is not part of `root`; `Permission` for
-/// read-only mounts and immutable files; `Busy` if another update is under way or was interrupted
+/// read-only mounts and immutable files; `Forbidden` for what the bundle's signer did not permit; `Busy` if another update is under way or was interrupted
 /// ([`recover`] first). The tree is unchanged in every case.
 pub fn stage<'r>(
     root: &'r Root,
@@ -299,7 +300,7 @@ impl<'r> Staged<'r> {
         check::recheck(root, expected)?;
         let txn = journal.advance(txn, State::Committed)?;
         match recovery::complete(&journal, txn, &plan) {
-            Ok(txn) => Ok(Committed { journal, txn, plan, replaced }),
+            Ok(txn) => Ok(Committed { journal, txn, plan, replaced, was_complete: false }),
             Err(error) if error.kind() == ErrorKind::NoSpace && plan.undoes.is_empty() => {
                 Err(recovery::fall_back(&journal, txn, &plan, error))
             }
@@ -352,6 +353,12 @@ impl Committed<'_> {
     #[must_use]
     pub fn number(&self) -> u64 {
         self.txn.number
+    }
+
+    /// Whether [`recover`] found every name in place already: nothing was renamed just now.
+    #[must_use]
+    pub fn was_complete(&self) -> bool {
+        self.was_complete
     }
 
     /// The numbers of the transactions that it takes back; none for an update.

@@ -6,9 +6,10 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, StatxAttributes, StatxFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmodat,
-    chownat, fchmod, fchown, fstat, futimens, lgetxattr, linkat, llistxattr, lremovexattr, lsetxattr, makedev, mkdirat, mknodat,
-    openat, readlinkat, renameat, renameat_with, statat, statx, symlinkat, syncfs, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, StatxAttributes, StatxFlags, Timespec,
+    Timestamps, UTIME_OMIT, XattrFlags, chmodat, chownat, fchmod, fchown, fstat, futimens,
+    lgetxattr, linkat, llistxattr, lremovexattr, lsetxattr, makedev, mkdirat, mknodat, openat,
+    readlinkat, renameat, renameat_with, statat, statx, symlinkat, syncfs, unlinkat, utimensat,
 };
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;

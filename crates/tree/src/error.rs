@@ -39,6 +39,8 @@ pub enum ErrorKind {
     Corrupt,
     /// Not enough rights, or the file system is read-only.
     Permission,
+    /// The bundle does what its signer has not permitted it to do. Nothing was changed.
+    Forbidden,
 }
 
 impl TreeError {
@@ -82,11 +84,7 @@ impl TreeError {
             drifted.iter().take(MAX_LISTED).map(ToString::to_string).collect();
         let more = drifted.len().saturating_sub(MAX_LISTED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let message = format!(
-            "{} {what}: {}{more}",
-            label.display(),
-            listed.join(", ")
-        );
+        let message = format!("{} {what}: {}{more}", label.display(), listed.join(", "));
         Self { kind: ErrorKind::Drift, message, drifted, source: None }
     }
 

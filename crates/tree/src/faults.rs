@@ -293,8 +293,8 @@ impl Entry {
                 }
                 let permissions = std::os::unix::fs::PermissionsExt::from_mode(*mode);
                 fs::set_permissions(at.path(), permissions).expect("can be set");
-                let time = std::time::UNIX_EPOCH
-                    + std::time::Duration::new(*secs as u64, *nanos as u32);
+                let time =
+                    std::time::UNIX_EPOCH + std::time::Duration::new(*secs as u64, *nanos as u32);
                 let file = fs::File::open(at.path()).expect("opens");
                 file.set_modified(time).expect("can be set");
             }

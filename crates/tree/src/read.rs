@@ -17,6 +17,10 @@ const MAX_DEPTH: usize = 512;
 /// Most nodes of one tree.
 const MAX_NODES: usize = 8_000_000;
 
+/// What the root directory of a further file system of a tree has of its own: what fsck(8) puts
+/// lost files into, and the state of updates.
+const MOUNT_OWN: [&[u8]; 2] = [b"lost+found", b".vireo"];
+
 /// How a tree is read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScanOptions<'a> {
@@ -114,7 +118,15 @@ impl Walk<'_> {
                     format!("{path} in {place} holds a name that cannot be carried: {error}"),
                 )
             })?;
-            if !self.ignore.matches(&child) {
+            // Every file system has these of its own; they are no part of the tree.
+            let is_own = self.root.is_mount(path) && MOUNT_OWN.contains(&name.as_slice());
+            if is_own || self.ignore.matches(&child) {
+                continue;
+            }
+            if self.root.is_mount(&child) {
+                let top = self.root.dir(&child).map_err(self.root.failed("open", &child))?;
+                self.entry(&top, b".", child, depth)?;
+            } else {
                 self.entry(dir, &name, child, depth)?;
             }
         }

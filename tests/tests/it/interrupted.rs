@@ -130,7 +130,7 @@ fn root_a_killed_apply_to_a_directory_is_completed_by_the_next() -> anyhow::Resu
                 let root = open("work")?;
                 if let Recovered::Completed(committed) = recover(&root)? {
                     completed += 1;
-                    Committed::finish(committed)?;
+                    Committed::finish_for_good(committed)?;
                 }
                 let found = digest(&root)?;
                 ensure!(found == base || found == target, "neither base nor target after recovery");

@@ -5,7 +5,7 @@ use vireo_agent::Receipt;
 use vireo_agent::receipt::Outcome;
 use vireo_delta::PublicKey;
 
-use super::{Context, block_on, trusted};
+use super::{Context, WaitArgs, block_on, trusted};
 use crate::exit::{FAILED, Failure, Output, WAITS};
 
 /// Apply an update and activate it
@@ -19,13 +19,17 @@ pub(crate) struct Args {
     /// Accept bundles signed by this key, and by no other
     #[arg(long, value_name = "KEY", requires = "bundle")]
     trust: Vec<PublicKey>,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
+    // Whoever asks for it by hand wants what was undone back.
+    context.state.set_hold(None)?;
     if let Some(bundle) = &args.bundle {
-        return apply_file(bundle, &args.trust, context);
+        return apply_file(bundle, args, context);
     }
-    let session = context.session()?;
+    let session = context.patient_session(args.wait.get())?;
     let receipts = block_on(async { Ok(session.update().await?) })?;
     let Some(last) = receipts.last() else {
         let json = json!({"schema": Receipt::SCHEMA, "outcome": Outcome::Unchanged});
@@ -34,9 +38,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
     Ok(Output::of(last)?.with_code(code_of(receipts.iter().map(|receipt| receipt.outcome))))
 }
 
-fn apply_file(bundle: &Path, keys: &[PublicKey], context: &Context) -> Result<Output, Failure> {
-    let agent = context.agent();
-    let applied = agent.apply(bundle, &trusted(keys, context)?, None, &*context.tell())?;
+fn apply_file(bundle: &Path, args: &Args, context: &Context) -> Result<Output, Failure> {
+    let agent = context.patient_agent(args.wait.get());
+    let applied = agent.apply(bundle, &trusted(&args.trust, context)?, None, &*context.tell())?;
     if applied.restart_self {
         agent.restart_self()?;
     }
@@ -45,7 +49,7 @@ fn apply_file(bundle: &Path, keys: &[PublicKey], context: &Context) -> Result<Ou
 }
 
 /// The worst of several outcomes, as an exit code.
-fn code_of(mut outcomes: impl Iterator<Item = Outcome> + Clone) -> u8 {
+pub(super) fn code_of(mut outcomes: impl Iterator<Item = Outcome> + Clone) -> u8 {
     if outcomes.clone().any(|outcome| outcome == Outcome::Failed) {
         FAILED
     } else if outcomes.any(|outcome| outcome == Outcome::Pending) {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use vireo_agent::client::{Session, Tell};
@@ -16,9 +17,12 @@ use crate::exit::{Failure, Output};
 mod apply;
 mod check;
 mod enroll;
+mod history;
 mod plan;
+mod recover;
 mod run;
 mod status;
+mod undo;
 mod verify;
 
 /// Keep this machine on its image's newest version
@@ -50,6 +54,23 @@ enum Command {
     Apply(apply::Args),
     Status(status::Args),
     Verify(verify::Args),
+    Undo(undo::Args),
+    History(history::Args),
+    Recover(recover::Args),
+}
+
+/// How long to wait for others.
+#[derive(Debug, clap::Args)]
+struct WaitArgs {
+    /// Wait so many seconds for the package manager if it is at work
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    wait: u64,
+}
+
+impl WaitArgs {
+    fn get(&self) -> Duration {
+        Duration::from_secs(self.wait)
+    }
 }
 
 /// What every command needs to know.
@@ -73,12 +94,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<Output, Failure> {
         Command::Apply(args) => apply::run(&args, &context),
         Command::Status(args) => status::run(&args, &context),
         Command::Verify(args) => verify::run(&args, &context),
+        Command::Undo(args) => undo::run(&args, &context),
+        Command::History(args) => history::run(&args, &context),
+        Command::Recover(args) => recover::run(&args, &context),
     }
 }
 
 impl Context {
     /// The agent with the adapters for this machine, or with none for another root.
     fn agent(&self) -> Arc<Agent> {
+        self.patient_agent(Duration::ZERO)
+    }
+
+    /// The same, waiting so long for the package manager.
+    fn patient_agent(&self, package_wait: Duration) -> Arc<Agent> {
         let live = std::fs::canonicalize(&self.root).is_ok_and(|root| root == Path::new("/"));
         let agent = if live {
             let system = Box::new(LiveSystem::default());
@@ -86,11 +115,15 @@ impl Context {
         } else {
             Agent::new(&self.root, self.state.clone(), Box::new(NoSystem), Box::new(NoServices))
         };
-        Arc::new(agent)
+        Arc::new(agent.with_package_wait(package_wait))
     }
 
     fn session(&self) -> Result<Session, Failure> {
-        Ok(Session::open(self.agent(), self.tell())?)
+        self.patient_session(Duration::ZERO)
+    }
+
+    fn patient_session(&self, package_wait: Duration) -> Result<Session, Failure> {
+        Ok(Session::open(self.patient_agent(package_wait), self.tell())?)
     }
 
     /// One line per event on stderr, unless it is to be quiet.

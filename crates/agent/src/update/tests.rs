@@ -1,16 +1,20 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Cursor;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use vireo_classify::UnitFacts;
+use vireo_classify::{Facts, FileId, UnitFacts};
 use vireo_delta::{BundleWriter, Permits, SecretKey, Statement};
-use vireo_model::{Ignore, Tree};
+use vireo_model::{Change, ChangeSet, Digest, Ignore, ImagePath, NodeKind, Tree};
+use vireo_tree::apply::UndoOptions;
 use vireo_tree::{ScanOptions, scan};
 
 use super::*;
-use crate::receipt::ActionResult;
+use crate::receipt::{ActionResult, Outcome};
+use crate::state::Obligation;
+use crate::system::boot_id;
 use crate::testing::FakeMachine;
 
 /// A base and a target directory, and the signed bundle between them.
@@ -63,10 +67,20 @@ impl Lab {
             let Some((len, digest)) = change.after.as_ref().and_then(|node| node.content()) else {
                 continue;
             };
-            let path = self.at("target").join(change.path.to_string().trim_start_matches('/'));
-            writer
-                .encode(digest, len, false, fs::File::open(path).expect("opens"))
-                .expect("encoded");
+            let below = change.path.to_string();
+            let open = |side: &str| {
+                fs::File::open(self.at(side).join(below.trim_start_matches('/'))).expect("opens")
+            };
+            if below.starts_with("/etc/") {
+                // Configuration travels whole, with the base's text, so that it can be merged.
+                if let Some((len, digest)) = change.before.as_ref().and_then(|node| node.content())
+                {
+                    writer.encode_whole(digest, len, open("base")).expect("encoded");
+                }
+                writer.encode_whole(digest, len, open("target")).expect("encoded");
+            } else {
+                writer.encode(digest, len, false, open("target")).expect("encoded");
+            }
         }
         let mut file = Vec::new();
         let statement = Statement {
@@ -137,6 +151,11 @@ fn leak(machine: FakeMachine) -> &'static FakeMachine {
 }
 
 fn quiet(_: &str) {}
+
+fn outlook<'a>(changes: &'a ChangeSet, staged: &'a Staged<'_>) -> Outlook<'a> {
+    let (replaced, settled) = (staged.replaced(), staged.settled());
+    Outlook { changes, replaced, settled, wire_len: 0 }
+}
 
 #[test]
 fn an_update_changes_the_files_and_exactly_the_units_that_need_it() {
@@ -231,12 +250,12 @@ fn a_local_edit_in_the_way_is_named_and_kept() {
     let lab = Lab::new();
     let agent = lab.agent(leak(lab.machine()));
     let bundle = lab.bundle();
-    write(&lab.at("base/etc/nginx/nginx.conf"), "edited here");
+    write(&lab.at("base/usr/lib/libz.so.1"), "replaced here");
     let error = agent.apply(&bundle, &lab.trusted(), None, &quiet).expect_err("drift");
     assert_eq!(error.kind(), ErrorKind::Refused);
     let cause = std::error::Error::source(&error).expect("a cause").to_string();
-    assert!(cause.contains("/etc/nginx/nginx.conf"), "{cause}");
-    assert_eq!(fs::read(lab.at("base/etc/nginx/nginx.conf")).expect("readable"), b"edited here");
+    assert!(cause.contains("/usr/lib/libz.so.1"), "{cause}");
+    assert_eq!(fs::read(lab.at("base/usr/lib/libz.so.1")).expect("readable"), b"replaced here");
 }
 
 #[test]
@@ -248,12 +267,13 @@ fn an_activation_that_was_interrupted_is_resumed_once() {
     let bundle = opened.verify(&lab.trusted(), Path::new("x")).expect("verified");
     let root = Root::open(&lab.at("base")).expect("a directory");
     let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("staged");
-    let prepared = agent.prepare(&bundle, &staged).expect("planned");
+    let prepared = agent.prepare(&outlook(&staged.changes(), &staged)).expect("planned");
     let obligation = Obligation {
         position: Position { number: Some(2), tree: bundle.target() },
         plan: prepared.plan,
         replaced: prepared.replaced.into_iter().collect(),
         boot: boot_id().expect("a boot"),
+        hold: None,
     };
     agent.state().set_obligation(&obligation).expect("written");
     drop(staged.commit().expect("committed"));
@@ -277,12 +297,13 @@ fn an_update_interrupted_before_its_commit_is_dropped() {
     let before = tree(&lab.at("base")).digest();
     let root = Root::open(&lab.at("base")).expect("a directory");
     let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("staged");
-    let prepared = agent.prepare(&bundle, &staged).expect("planned");
+    let prepared = agent.prepare(&outlook(&staged.changes(), &staged)).expect("planned");
     let obligation = Obligation {
         position: Position { number: Some(2), tree: bundle.target() },
         plan: prepared.plan,
         replaced: Vec::new(),
         boot: String::new(),
+        hold: None,
     };
     agent.state().set_obligation(&obligation).expect("written");
     drop(staged);
@@ -301,9 +322,82 @@ fn a_link_leads_where_it_says() {
         let node =
             vireo_model::Node::new(NodeKind::Symlink { target: target.as_bytes().to_vec() }, 0o777);
         let path = ImagePath::parse(at.as_bytes()).expect("a valid path");
-        link_target(&Change { path, before: Some(node), after: None }).map(|path| path.to_string())
+        changed::link_target(&Change { path, before: Some(node), after: None })
+            .map(|path| path.to_string())
     };
     assert_eq!(link("/usr/lib/a.so", "a.so.1").as_deref(), Some("/usr/lib/a.so.1"));
     assert_eq!(link("/etc/alternatives/x", "/usr/bin/y").as_deref(), Some("/usr/bin/y"));
     assert_eq!(link("/usr/lib/a/b", "../../../../bin/./c").as_deref(), Some("/bin/c"));
+}
+
+#[test]
+fn an_undo_brings_back_the_files_and_what_the_units_had() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let before = tree(&lab.at("base"));
+    let base = Position { number: Some(1), tree: before.digest() };
+    agent.state().set_position(&base).expect("written");
+    let library = lab.library();
+    let applied = agent.apply(&lab.bundle(), &lab.trusted(), Some(2), &quiet).expect("applied");
+    assert_eq!(applied.receipt.transaction, Some(1));
+    machine.hold(8, "cron.service", lab.library());
+    let calls = machine.calls().len();
+
+    let undone = agent.undo(None, &UndoOptions::default(), &quiet).expect("undone").receipt;
+    assert_eq!(undone.outcome, Outcome::Done, "{undone}");
+    assert_eq!(undone.undone, [1]);
+    assert_eq!(machine.calls()[calls..], ["reload nginx.service", "restart cron.service"]);
+    assert_eq!(tree(&lab.at("base")), before);
+    assert_eq!(lab.library(), library, "the very inode");
+    assert_eq!(agent.state().position().expect("readable"), Some(base));
+    let held = agent.state().hold().expect("readable").expect("not to come back by itself");
+    assert_eq!(held.number, Some(2));
+    let error = agent.undo(None, &UndoOptions::default(), &quiet).expect_err("nothing is left");
+    assert_eq!(error.kind(), ErrorKind::Refused);
+}
+
+#[test]
+fn edited_configuration_is_merged_shown_in_the_plan_and_remembered() {
+    let lab = Lab::new();
+    let config = lab.at("base/etc/nginx/nginx.conf");
+    let lines = |edit: &str, last: &str| format!("{edit}\nb\nc\nd\n{last}\n");
+    write(&config, &lines("a", "e"));
+    write(&lab.at("target/etc/nginx/nginx.conf"), &lines("a", "e of version 2"));
+    let agent = lab.agent(leak(lab.machine()));
+    let bundle = lab.bundle();
+    write(&config, &lines("a, locally", "e"));
+
+    let plan = agent.plan(&bundle, &lab.trusted()).expect("planned");
+    assert_eq!(plan.drift.len(), 1, "{plan}");
+    assert!(plan.to_string().contains("edited    /etc/nginx/nginx.conf: merged"), "{plan}");
+    let receipt = agent.apply(&bundle, &lab.trusted(), None, &quiet).expect("applied").receipt;
+    assert_eq!(receipt.plan, plan);
+    assert_eq!(
+        fs::read_to_string(&config).expect("readable"),
+        lines("a, locally", "e of version 2")
+    );
+    let edits = agent.state().edits().expect("readable");
+    assert_eq!(edits.len(), 1);
+    assert_eq!(edits[0].path, "/etc/nginx/nginx.conf");
+    let _ = agent.undo(None, &UndoOptions::default(), &quiet).expect("undone");
+    assert_eq!(fs::read_to_string(&config).expect("readable"), lines("a, locally", "e"));
+    assert_eq!(agent.state().edits().expect("readable"), []);
+}
+
+#[test]
+fn an_edit_that_conflicts_stays_and_the_new_file_is_put_beside_it() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let bundle = lab.bundle();
+    let config = lab.at("base/etc/nginx/nginx.conf");
+    write(&config, "edited here");
+    let applied = agent.apply(&bundle, &lab.trusted(), None, &quiet).expect("applied");
+    assert_eq!(fs::read(&config).expect("readable"), b"edited here");
+    let new = fs::read(lab.at("base/etc/nginx/nginx.conf.vireo-new")).expect("beside it");
+    assert_eq!(new, fs::read(lab.at("target/etc/nginx/nginx.conf")).expect("readable"));
+    let edit = &applied.receipt.plan.drift[0];
+    assert_eq!((edit.how.as_str(), edit.beside.is_some()), ("kept", true));
+    assert_eq!(machine.calls(), ["restart cron.service"], "what nginx reads has not changed");
 }

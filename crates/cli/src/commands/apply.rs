@@ -88,7 +88,7 @@ fn to_image(
 fn to_dir(dir: &Path, bundle: &Bundle<'_, Verified<'_>>) -> Result<Applied, Failure> {
     let root = Root::open(dir)?;
     if let Recovered::Completed(committed) = recover(&root)? {
-        committed.finish()?;
+        committed.finish_for_good()?;
     }
     let staged = stage(&root, bundle, &ApplyOptions::default())?;
     let already = staged.already();
@@ -107,7 +107,7 @@ fn to_dir(dir: &Path, bundle: &Bundle<'_, Verified<'_>>) -> Result<Applied, Fail
         let hint = "use the directory that the bundle was captured from; `vireo diff` compares";
         return Err(Failure::refused(message).hint(hint));
     }
-    staged.commit().and_then(Committed::finish)?;
+    staged.commit().and_then(Committed::finish_for_good)?;
     let options = ScanOptions { clone_of: Some(&before) };
     let found = scan(&root, bundle.ignore(), &options)?.tree.digest();
     if found != bundle.target() {

@@ -81,6 +81,7 @@ pub(super) fn check(
     bundle: &Bundle<'_, Verified<'_>>,
     options: &ApplyOptions<'_>,
 ) -> Result<Checked, TreeError> {
+    super::limits::check_permits(root, bundle)?;
     let list = &bundle.change_set().changes;
     let standings: Vec<Standing> =
         list.par_iter().map(|change| standing(root, change)).collect::<Result<_, _>>()?;
@@ -222,8 +223,11 @@ impl<'a> Decider<'a> {
         on: OnConflict,
     ) -> Result<(), TreeError> {
         let is_file = |node: Option<&Node>| node.is_none_or(|node| node.content().is_some());
-        if ![&change.before, &change.after, &standing.found].map(Option::as_ref).map(is_file)
-            .iter().all(|is| *is)
+        if ![&change.before, &change.after, &standing.found]
+            .map(Option::as_ref)
+            .map(is_file)
+            .iter()
+            .all(|is| *is)
         {
             self.drifted.push(change.path.clone());
             return Ok(());
@@ -238,8 +242,7 @@ impl<'a> Decider<'a> {
             return self.conflict(change, standing, on);
         };
         if standing.found.as_ref() != Some(&node) {
-            let same_content =
-                standing.found.as_ref().and_then(Node::content) == node.content();
+            let same_content = standing.found.as_ref().and_then(Node::content) == node.content();
             let (how, source) = match bytes {
                 _ if same_content => (How::Metadata, Source::Node),
                 Some(bytes) => (How::Place, Source::Bytes(bytes)),

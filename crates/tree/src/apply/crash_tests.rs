@@ -46,15 +46,8 @@ impl World {
         let digests = [read(base.path()).digest(), read(target.path()).digest()];
         // On one thread, whose steps have an order.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
-        let world = Self {
-            _base: base,
-            _target: target,
-            starts,
-            _updated: updated,
-            digests,
-            file,
-            pool,
-        };
+        let world =
+            Self { _base: base, _target: target, starts, _updated: updated, digests, file, pool };
         copy_tree(&world.starts[0], &world.starts[1]);
         world.run(Work::Apply, &world.starts[1]).expect("applies");
         world
@@ -79,9 +72,9 @@ impl World {
             Work::Apply => stage(&root, &verified(&self.file), &ApplyOptions::default())?
                 .commit()
                 .and_then(Committed::finish),
-            Work::Undo => stage_undo(&root, 1, &UndoOptions::default())?
-                .commit()
-                .and_then(Committed::finish),
+            Work::Undo => {
+                stage_undo(&root, 1, &UndoOptions::default())?.commit().and_then(Committed::finish)
+            }
         }
     }
 
@@ -95,9 +88,8 @@ impl World {
         barriers: bool,
     ) -> (tempfile::TempDir, Result<(), TreeError>, usize) {
         let machine = self.machine(work);
-        let (result, count) = self.interrupt(&machine, which, fault, at, barriers, |tree| {
-            self.run(work, tree)
-        });
+        let (result, count) =
+            self.interrupt(&machine, which, fault, at, barriers, |tree| self.run(work, tree));
         (machine, result, count)
     }
 
@@ -213,8 +205,7 @@ fn recovery_killed_at_any_step_is_completed_by_the_next() {
 #[test]
 fn an_error_at_any_step_leaves_the_base_or_the_target() {
     let world = World::new();
-    let errors =
-        [Errno::NOSPC, Errno::IO, Errno::DQUOT, Errno::ROFS, Errno::MFILE, Errno::PERM];
+    let errors = [Errno::NOSPC, Errno::IO, Errno::DQUOT, Errno::ROFS, Errno::MFILE, Errno::PERM];
     for work in [Work::Apply, Work::Undo] {
         let mut tally = Tally::default();
         let (_, _, steps) = world.faulty(work, Which::All, Fault::None, 0, true);

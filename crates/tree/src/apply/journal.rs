@@ -220,9 +220,8 @@ impl<'r> Journal<'r> {
                 );
                 Err(TreeError::new(ErrorKind::Unsupported, message))
             }
-            other => other.map_err(|error| {
-                TreeError::io("open the stage in", self.root.label(), at, error)
-            }),
+            other => other
+                .map_err(|error| TreeError::io("open the stage in", self.root.label(), at, error)),
         }
     }
 

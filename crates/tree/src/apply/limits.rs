@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::fs::{StatVfsMountFlags, fstatvfs};
 use rustix::io::Errno;
+use vireo_delta::{Bundle, Verified, paths_needing, permits_needed};
 use vireo_model::{Change, ImagePath, Node};
 
 use super::check::{Checked, DIFFERS, Draft};
@@ -30,6 +31,29 @@ pub(super) fn check(root: &Root, list: &[Change], checked: &Checked) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Whether the signer permitted what the bundle does: new set-user-ID files, devices, removing or
+/// replacing most of the tree.
+pub(super) fn check_permits(
+    root: &Root,
+    bundle: &Bundle<'_, Verified<'_>>,
+) -> Result<(), TreeError> {
+    const MAX_NAMED: usize = 5;
+    let changes = bundle.change_set();
+    let missing = permits_needed(changes, bundle.base_paths()).without(bundle.permits());
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let paths: Vec<String> =
+        paths_needing(changes, missing).take(MAX_NAMED).map(ToString::to_string).collect();
+    let message = format!(
+        "the bundle is not for {}: it needs the permission {missing} (for {}, for example), which its \
+         signer has not given it (`vireo capture --permit`); nothing was changed",
+        root.label().display(),
+        paths.join(", ")
+    );
+    Err(TreeError::new(ErrorKind::Forbidden, message))
 }
 
 fn unsupported(message: String) -> TreeError {

@@ -67,6 +67,7 @@ pub fn recover_with<'r>(
     let Some((txn, plan)) = unfinished(&journal)? else {
         return Ok(if had_stage { Recovered::Discarded } else { Recovered::Nothing });
     };
+    let was_complete = txn.state == State::Done;
     let txn = match txn.state {
         State::Committed if options.direction == Direction::Back && plan.undoes.is_empty() => {
             return go_back(&journal, txn, &plan).map(|()| Recovered::Discarded);
@@ -74,9 +75,9 @@ pub fn recover_with<'r>(
         State::Committed => match complete(&journal, txn, &plan) {
             Err(error) if error.kind() == ErrorKind::NoSpace && plan.undoes.is_empty() => {
                 // What cannot be completed for want of room can still be taken back.
-                return go_back(&journal, txn, &plan)
-                    .map(|()| Recovered::Discarded)
-                    .map_err(|second| error.with_note(&format!("nor can it be taken back: {second}")));
+                return go_back(&journal, txn, &plan).map(|()| Recovered::Discarded).map_err(
+                    |second| error.with_note(&format!("nor can it be taken back: {second}")),
+                );
             }
             completed => completed?,
         },
@@ -88,7 +89,7 @@ pub fn recover_with<'r>(
         return Ok(Recovered::Discarded);
     }
     let replaced = replaced(root, &plan)?;
-    Ok(Recovered::Completed(Committed { journal, txn, plan, replaced }))
+    Ok(Recovered::Completed(Committed { journal, txn, plan, replaced, was_complete }))
 }
 
 /// The newest transaction that is committed and not over; one that it takes back does not count.
@@ -102,17 +103,11 @@ fn unfinished(journal: &Journal<'_>) -> Result<Option<(Txn, Plan)>, TreeError> {
 }
 
 fn is_halfway(journal: &Journal<'_>, number: u64) -> bool {
-    journal
-        .list()
-        .is_ok_and(|list| list.contains(&Txn { number, state: State::Committed }))
+    journal.list().is_ok_and(|list| list.contains(&Txn { number, state: State::Committed }))
 }
 
 /// Brings a committed transaction to its target.
-pub(super) fn complete(
-    journal: &Journal<'_>,
-    txn: Txn,
-    plan: &Plan,
-) -> Result<Txn, TreeError> {
+pub(super) fn complete(journal: &Journal<'_>, txn: Txn, plan: &Plan) -> Result<Txn, TreeError> {
     let places = Places::open(journal, txn, plan.id, &plan.mounts)?;
     commit::perform(journal.root(), &places, plan)?;
     journal.barrier(&plan.mounts)?;

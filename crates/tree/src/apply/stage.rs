@@ -118,8 +118,7 @@ pub(super) fn step(
     if step.keeps() {
         let path = &step.path;
         let (dir, own_name) = root.require("keep", path)?;
-        dir.link_to(own_name, places.base(root, path), &name)
-            .map_err(root.failed("keep", path))?;
+        dir.link_to(own_name, places.base(root, path), &name).map_err(root.failed("keep", path))?;
     }
     Ok(step)
 }

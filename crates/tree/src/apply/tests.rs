@@ -265,9 +265,18 @@ fn an_undo_gives_the_base_back_with_its_inodes() {
     let (base, target, file) = pair();
     let before = read(base.path());
     let inodes = |names: &[&str]| -> Vec<u64> {
-        names.iter().map(|name| fs::symlink_metadata(base.path().join(name)).expect("there").ino()).collect()
+        names
+            .iter()
+            .map(|name| fs::symlink_metadata(base.path().join(name)).expect("there").ino())
+            .collect()
     };
-    let names = ["etc/nginx/nginx.conf", "usr/lib/libx.so.1", "usr/bin/tool", "srv/gone", "usr/lib/libx.so"];
+    let names = [
+        "etc/nginx/nginx.conf",
+        "usr/lib/libx.so.1",
+        "usr/bin/tool",
+        "srv/gone",
+        "usr/lib/libx.so",
+    ];
     let base_inodes = inodes(&names);
     apply(base.path(), &file).expect("applies");
     let root = Root::open(base.path()).expect("a directory");
@@ -305,7 +314,8 @@ fn several_updates_are_undone_in_one_step() {
     }
     let root = Root::open(machine.path()).expect("a directory");
     let last = read(machine.path());
-    let numbers: Vec<u64> = history(&root).expect("readable").iter().map(|past| past.number).collect();
+    let numbers: Vec<u64> =
+        history(&root).expect("readable").iter().map(|past| past.number).collect();
     assert_eq!(numbers, [2, 1]);
     let undo = |number| {
         stage_undo(&root, number, &UndoOptions::default())

@@ -48,8 +48,10 @@ pub fn stage_undo<'r>(
         );
         return Err(TreeError::new(ErrorKind::Unsupported, message));
     }
-    let undone: Vec<(Txn, Plan)> =
-        list.into_iter().map(|txn| Ok((txn, journal.plan(txn)?))).collect::<Result<_, TreeError>>()?;
+    let undone: Vec<(Txn, Plan)> = list
+        .into_iter()
+        .map(|txn| Ok((txn, journal.plan(txn)?)))
+        .collect::<Result<_, TreeError>>()?;
     let reverse = Reverse::of(root, &undone, options)?;
     let (txn, plan) = reverse.stage(&journal, &undone)?;
     let stamps = reverse.drafts.iter().map(|(draft, _)| draft.stamp).collect();
@@ -146,7 +148,11 @@ impl<'r> Reverse<'r> {
         }
         check_removals(root, &drafts, &mut changed)?;
         if !changed.is_empty() {
-            return Err(TreeError::drift(root.label(), "changed since in what the undo would change", changed));
+            return Err(TreeError::drift(
+                root.label(),
+                "changed since in what the undo would change",
+                changed,
+            ));
         }
         drafts.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
         Ok(Self { root, drafts })
@@ -161,8 +167,12 @@ impl<'r> Reverse<'r> {
             let message = "there is nothing to undo".to_owned();
             return Err(TreeError::new(ErrorKind::Unsupported, message));
         };
-        let mut mounts: Vec<ImagePath> =
-            self.drafts.iter().filter_map(|(draft, _)| self.root.mount_of(&draft.path)).cloned().collect();
+        let mut mounts: Vec<ImagePath> = self
+            .drafts
+            .iter()
+            .filter_map(|(draft, _)| self.root.mount_of(&draft.path))
+            .cloned()
+            .collect();
         mounts.sort();
         mounts.dedup();
         let mut plan = Plan {
@@ -212,10 +222,7 @@ impl<'r> Reverse<'r> {
         let Some(Kept { txn, step }) = link else {
             return make(staged, &name, node).map_err(failed);
         };
-        kept[txn]
-            .base(self.root, path)
-            .link_to(&name_of(step), staged, &name)
-            .map_err(&failed)?;
+        kept[txn].base(self.root, path).link_to(&name_of(step), staged, &name).map_err(&failed)?;
         // Its metadata may have been changed in place before it was replaced.
         let stat = staged.stat(&name).map_err(&failed)?;
         let now = crate::node::node(staged, &name, &stat, vireo_model::Digest::of(b""))
@@ -281,10 +288,9 @@ fn aside(root: &Root, path: &ImagePath) -> Result<Option<Draft>, TreeError> {
         return Ok(None);
     };
     let content = crate::node::digest(root, &dir, path.name(), path)?;
-    let node = crate::node::node(&dir, path.name(), &found, content)
-        .map_err(root.failed("read", path))?;
-    let is_taken =
-        |other: &ImagePath| !matches!(super::standing::stamp(root, other), Ok(None));
+    let node =
+        crate::node::node(&dir, path.name(), &found, content).map_err(root.failed("read", path))?;
+    let is_taken = |other: &ImagePath| !matches!(super::standing::stamp(root, other), Ok(None));
     Ok(beside(path, LOCAL_SUFFIX, is_taken).map(|beside| Draft {
         path: beside,
         before: None,

@@ -1,0 +1,148 @@
+//! The way back: undoing updates, and how long that is possible.
+
+use std::time::{Duration, SystemTime};
+
+use vireo_tree::apply::{
+    Direction, Past, RecoverOptions, Recovered, UndoOptions, forget, history, recover_with,
+    stage_undo,
+};
+
+use super::changed::summary;
+use super::enact::{Enactment, Outlook};
+use super::watch::Watch;
+use super::{Agent, Applied, Say};
+use crate::error::{AgentError, ErrorKind};
+use crate::packages::PackageLock;
+use crate::root::open_root;
+
+/// Most updates that can be undone; older ones are forgotten.
+pub const UNDO_COUNT_MAX: usize = 16;
+/// Most bytes that are kept on the disk for undoing, the newest update's apart.
+pub const UNDO_LEN_MAX: u64 = 1 << 30;
+/// How long an update can be undone, the newest apart.
+pub const UNDO_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+impl Agent {
+    /// Takes back the transaction `number` and all after it (the newest alone if it is none), and
+    /// activates that. The version that is left is held: [`Session::run`] does not bring it back
+    /// before there is a newer one.
+    ///
+    /// [`Session::run`]: crate::client::Session::run
+    ///
+    /// # Errors
+    ///
+    /// `Refused`, with the paths, if files were edited since and `options` does not set them
+    /// aside, or if there is no such transaction; `Busy`; `NoSpace`. Nothing is changed then.
+    pub fn undo(
+        &self,
+        number: Option<u64>,
+        options: &UndoOptions,
+        say: Say<'_>,
+    ) -> Result<Applied, AgentError> {
+        let _lock = self.state.lock()?;
+        self.recover_locked(say)?;
+        let mut watch = Watch::start();
+        let packages = PackageLock::take(&self.root, self.package_wait)?;
+        let root = open_root(&self.root)?;
+        let number = match number {
+            Some(number) => number,
+            None => history(&root)?.first().map(|past| past.number).ok_or_else(|| {
+                AgentError::new(ErrorKind::Refused, "there is no update that could be undone")
+            })?,
+        };
+        let staged = stage_undo(&root, number, options)?;
+        watch.lap("stage");
+        let prepared = self.prepare(&Outlook {
+            changes: &staged.changes(),
+            replaced: staged.replaced(),
+            settled: staged.settled(),
+            wire_len: 0,
+        })?;
+        watch.lap("plan");
+        say(&summary(&prepared.plan));
+        let position = self.state.version_of(staged.changes().target)?;
+        let hold = self.state.position()?;
+        self.enact(
+            Enactment { root: &root, staged, prepared, position, hold, packages },
+            watch,
+            say,
+        )
+    }
+
+    /// The updates that can be undone, newest first.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if an update is under way.
+    pub fn history(&self) -> Result<Vec<Past>, AgentError> {
+        Ok(history(&open_root(&self.root)?)?)
+    }
+
+    /// Brings the files of an interrupted update to base or target and leaves everything else to
+    /// the next start of the agent; for the early boot, when no service runs. Whether there was
+    /// something to do.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::recover`].
+    pub fn recover_files(&self, direction: Direction) -> Result<bool, AgentError> {
+        let root = open_root(&self.root)?;
+        Ok(!matches!(recover_with(&root, &RecoverOptions { direction })?, Recovered::Nothing))
+    }
+
+    /// Forgets what is too old or too large to be kept for undoing.
+    pub(super) fn prune(&self) -> Result<(), AgentError> {
+        let root = open_root(&self.root)?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        match surplus(&history(&root)?, now) {
+            Some(number) => Ok(forget(&root, number)?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The newest transaction that is too old or beyond the limits, of a list with the newest first.
+fn surplus(list: &[Past], now: Duration) -> Option<u64> {
+    let mut kept_len = 0_u64;
+    let mut goes = |place: usize, past: &Past| {
+        let age = now.saturating_sub(Duration::from_secs(u64::try_from(past.time).unwrap_or(0)));
+        if place > 0 {
+            kept_len = kept_len.saturating_add(past.kept_len);
+        }
+        place > 0 && (place >= UNDO_COUNT_MAX || age > UNDO_AGE_MAX || kept_len > UNDO_LEN_MAX)
+    };
+    list.iter().enumerate().find(|(place, past)| goes(*place, past)).map(|(_, past)| past.number)
+}
+
+#[cfg(test)]
+mod tests {
+    use vireo_model::Digest;
+
+    use super::*;
+
+    fn past(number: u64, days_ago: u64, kept_len: u64) -> Past {
+        Past {
+            number,
+            base: Digest::of(b"base"),
+            target: Digest::of(b"target"),
+            changes: 1,
+            time: i64::try_from(NOW.as_secs() - days_ago * 86_400).expect("small"),
+            kept_len,
+            settled: Vec::new(),
+        }
+    }
+
+    const NOW: Duration = Duration::from_secs(2_000_000_000);
+
+    #[test]
+    fn the_newest_stays_and_what_is_old_large_or_many_goes() {
+        assert_eq!(surplus(&[], NOW), None);
+        assert_eq!(surplus(&[past(9, 400, u64::MAX)], NOW), None, "the newest always stays");
+        assert_eq!(surplus(&[past(9, 1, 0), past(8, 31, 0), past(7, 32, 0)], NOW), Some(8));
+        let half = UNDO_LEN_MAX / 2 + 1;
+        let list = [past(9, 1, half), past(8, 2, half), past(7, 3, half), past(6, 4, 0)];
+        assert_eq!(surplus(&list, NOW), Some(7));
+        let many: Vec<Past> = (0..20).map(|back| past(20 - back, back, 0)).collect();
+        assert_eq!(surplus(&many, NOW), Some(20 - UNDO_COUNT_MAX as u64));
+    }
+}
