@@ -124,7 +124,7 @@ pub struct Staged<'r> {
 pub struct Committed<'r> {
     journal: Journal<'r>,
     txn: Txn,
-    plan: Plan,
+    plan: Box<Plan>,
     replaced: Vec<Replaced>,
     was_complete: bool,
 }
@@ -300,7 +300,9 @@ impl<'r> Staged<'r> {
         check::recheck(root, expected)?;
         let txn = journal.advance(txn, State::Committed)?;
         match recovery::complete(&journal, txn, &plan) {
-            Ok(txn) => Ok(Committed { journal, txn, plan, replaced, was_complete: false }),
+            Ok(txn) => {
+                Ok(Committed { journal, txn, plan: plan.into(), replaced, was_complete: false })
+            }
             Err(error) if error.kind() == ErrorKind::NoSpace && plan.undoes.is_empty() => {
                 Err(recovery::fall_back(&journal, txn, &plan, error))
             }

@@ -55,7 +55,9 @@ fn directory_case(disk: &Ext4, seed: u64) -> anyhow::Result<()> {
     let bundle = Bundle::open(&bytes)?.verify(&TrustedKeys::from_iter([key.public()]))?;
     ensure!(bundle.base() == digest(&base)? && bundle.target() == digest(&target)?);
     let root = Root::open(&work)?;
-    stage(&root, &bundle, &ApplyOptions::default())?.commit().and_then(Committed::finish_for_good)?;
+    stage(&root, &bundle, &ApplyOptions::default())?
+        .commit()
+        .and_then(Committed::finish_for_good)?;
 
     // Without a change nothing is carried, not even the times of directories.
     if !bundle.change_set().is_empty() {

@@ -135,6 +135,9 @@ fn keep_parents_of_kept(checked: &mut Checked) {
     });
 }
 
+/// A merged node and, if neither side has it, its content.
+type Merged = (Node, Option<Vec<u8>>);
+
 struct Decider<'a> {
     root: &'a Root,
     bundle: &'a Bundle<'a, Verified<'a>>,
@@ -257,14 +260,14 @@ impl<'a> Decider<'a> {
         Ok(())
     }
 
-    /// The merged node and, if neither side has it, its content. None if the sides conflict.
+    /// What both sides' changes make together; none if they conflict.
     fn merged(
         &self,
         path: &ImagePath,
         base: Option<&Node>,
         local: &Node,
         target: &Node,
-    ) -> Result<Option<(Node, Option<Vec<u8>>)>, TreeError> {
+    ) -> Result<Option<Merged>, TreeError> {
         let mut node = merge_metadata(base, local, target);
         let base_content = base.and_then(Node::content);
         let (local_content, target_content) = (local.content(), target.content());

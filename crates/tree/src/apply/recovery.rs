@@ -89,7 +89,7 @@ pub fn recover_with<'r>(
         return Ok(Recovered::Discarded);
     }
     let replaced = replaced(root, &plan)?;
-    Ok(Recovered::Completed(Committed { journal, txn, plan, replaced, was_complete }))
+    Ok(Recovered::Completed(Committed { journal, txn, plan: plan.into(), replaced, was_complete }))
 }
 
 /// The newest transaction that is committed and not over; one that it takes back does not count.
