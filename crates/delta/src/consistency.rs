@@ -69,7 +69,7 @@ impl Scope<'_> {
     }
 }
 
-/// A further name needs a first name to be linked to: a regular file that stays or comes.
+/// A further name needs a first name to be linked to: anything but a directory that stays or comes.
 fn check_link(change: &Change, changes: &[Change]) -> Result<(), String> {
     let Some(NodeKind::HardLink { leader }) = change.after.as_ref().map(|node| &node.kind) else {
         return Ok(());
@@ -79,8 +79,11 @@ fn check_link(change: &Change, changes: &[Change]) -> Result<(), String> {
     };
     if let Some(first) = find(leader) {
         return match first.after.as_ref().map(|node| &node.kind) {
-            Some(NodeKind::File { .. }) => Ok(()),
-            Some(_) => Err(format!("{} links to {leader}, which is no regular file", change.path)),
+            // A chain would have two first names; the kernel links everything but directories.
+            Some(NodeKind::Dir | NodeKind::HardLink { .. }) => {
+                Err(format!("{} links to {leader}, which is no first name of a file", change.path))
+            }
+            Some(_) => Ok(()),
             None => Err(format!("{} links to {leader}, which is removed", change.path)),
         };
     }
@@ -167,10 +170,10 @@ mod tests {
     }
 
     #[test]
-    fn links_to_what_is_no_regular_file_are_refused() {
+    fn links_to_what_cannot_be_linked_are_refused() {
         let link = || Node::hard_link(path("/a"));
-        let error = refused(&[], &[("/a", Node::new(NodeKind::Fifo, 0o600)), ("/b", link())]);
-        assert_eq!(error, "/b links to /a, which is no regular file");
+        let error = refused(&[], &[("/a", dir()), ("/b", link())]);
+        assert_eq!(error, "/b links to /a, which is no first name of a file");
         let error = refused(&[("/a", file("1"))], &[("/b", link())]);
         assert_eq!(error, "/b links to /a, which is removed");
         let below = || Node::hard_link(path("/a/x"));
