@@ -21,10 +21,11 @@ mod world;
 pub use ext4::Ext4;
 pub use interrupt::{Ambush, Interrupted, Moment};
 pub use program::{Ran, start_vireo, vireo, vireo_repo};
-pub use random::{Random, mutate_tree, write_tree};
+pub use random::{mutate_tree, write_tree};
 pub use scene::{Scene, capture_args};
 pub use server::Server;
 pub use snapshot::Snapshot;
+pub use vireo_testkit::Random;
 pub use world::{World, agent, shell, text_at};
 
 use anyhow::bail;
