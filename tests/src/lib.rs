@@ -9,22 +9,33 @@
 //!
 //! How guests are made and booted, and the independent judges (`vireo-testkit`).
 
+mod disk;
 mod ext4;
 mod interrupt;
+mod package;
+mod power;
 mod program;
 mod random;
+mod recovery;
 mod scene;
+mod scratch;
 mod server;
 mod snapshot;
+mod update;
 mod world;
 
+pub use disk::{Disk, FileSystem, wait_until_free};
 pub use ext4::Ext4;
 pub use interrupt::{Ambush, Interrupted, Moment};
+pub use power::{Neighbour, Place, Recording, Step, Tally};
 pub use program::{Ran, start_vireo, vireo, vireo_repo};
 pub use random::{mutate_tree, write_tree};
+pub use recovery::{recover_tree, tree_digest};
 pub use scene::{Scene, capture_args};
+pub use scratch::scratch;
 pub use server::Server;
 pub use snapshot::Snapshot;
+pub use update::{Update, record_dpkg, recover_dpkg, recover_nothing, recover_vireo};
 pub use vireo_testkit::Random;
 pub use world::{World, agent, shell, text_at};
 

@@ -8,6 +8,7 @@ mod interrupted;
 mod live_killed;
 mod live_refused;
 mod live_update;
+mod power_cut;
 mod property;
 mod repository;
 mod repository_killed;
