@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 use vireo_model::{Digest, Ignore};
+use vireo_testkit::leaks;
 use vireo_testkit::logdisk::{Log, LogDisk};
 use vireo_testkit::powercut::{Cut, cuts};
 
@@ -21,6 +22,12 @@ use crate::scratch::scratch;
 
 /// Where the tree is on a recorded disk; beside it is room for what is no part of it.
 const TREE: &str = "tree";
+
+/// A prefix that no lab has: what is looked for is on the disks of a recording.
+const NO_LAB: &str = "no lab of ours";
+
+/// Time for the kernel to let go of the last disk.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Between two writes of the neighbour.
 const NEIGHBOUR_INTERVAL: Duration = Duration::from_millis(1);
@@ -135,6 +142,7 @@ impl Recording {
             tally.add(number, cut, judged);
             fs::remove_file(&image)?;
         }
+        leaks::none(NO_LAB, self.dir.path(), RELEASE_DEADLINE)?;
         Ok(tally)
     }
 
@@ -251,6 +259,7 @@ impl Tally {
     /// Both together.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
+        self.seed = other.seed;
         self.points += other.points;
         self.mixed += other.mixed;
         self.base += other.base;

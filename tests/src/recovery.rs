@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::ensure;
 use vireo_model::{Digest, Ignore};
 use vireo_tree::apply::{Committed, Recovered, recover};
 use vireo_tree::{Root, ScanOptions, scan};
@@ -28,4 +29,19 @@ pub fn recover_tree(root: &Path) -> anyhow::Result<bool> {
 /// It cannot be read.
 pub fn tree_digest(root: &Path, ignore: &Ignore) -> anyhow::Result<Digest> {
     Ok(scan(&Root::open(root)?, ignore, &ScanOptions::default())?.tree.digest())
+}
+
+/// Recovers the tree in `root` and expects that it is one of `versions` then; whether it was none
+/// of them before.
+///
+/// # Errors
+///
+/// Recovery failed, or the tree is none of them.
+pub fn recovers_to(root: &Path, versions: &[Digest]) -> anyhow::Result<bool> {
+    let digest = || tree_digest(root, &Ignore::default());
+    let mixed = digest().map_or(true, |found| !versions.contains(&found));
+    recover_tree(root)?;
+    let found = digest()?;
+    ensure!(versions.contains(&found), "neither base nor target after recovery: {found}");
+    Ok(mixed)
 }

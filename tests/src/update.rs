@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use vireo_model::Ignore;
+use vireo_model::{Digest, Ignore};
 use vireo_testkit::{Run, fixture, programs};
 
 use crate::disk::FileSystem;
 use crate::ext4::Ext4;
+use crate::interrupt::{Interrupted, Moment, Threads};
+use crate::kills::{Kills, kill_everywhere};
 use crate::package::{Edition, debian_package, dpkg, empty_database, write_package};
 use crate::power::{Neighbour, Place, Recording};
 use crate::program::vireo;
-use crate::recovery::recover_tree;
+use crate::recovery::{recover_tree, recovers_to, tree_digest};
 use crate::scene::capture_args;
 
 /// Bytes of the file system that the two trees are kept in.
@@ -28,6 +30,12 @@ const NAME_CALL_MICROS: u32 = 2000;
 /// Calls that change names.
 const NAME_CALLS: &str = "rename,renameat,renameat2,unlink,unlinkat,rmdir";
 
+/// Every call that can put a name in place, somewhere in the middle of the update's.
+const MID_RENAMES: Moment = Moment { call: "rename,renameat,renameat2", nth: 25 };
+
+/// The program of the full-size campaign, which recovers a tree too.
+const FAULTS: &str = "vireo-faults";
+
 /// The base, the target, and the bundle that makes one of the other.
 #[derive(Debug)]
 pub struct Update {
@@ -36,12 +44,13 @@ pub struct Update {
 }
 
 impl Update {
-    /// The package of [`write_package`] and the fixture with every kind of node.
+    /// The package of [`write_package`] and the fixture with every kind of node that `system` shows as
+    /// ext4 does.
     ///
     /// # Errors
     ///
     /// The host lacks something, or making it failed.
-    pub fn new() -> anyhow::Result<Self> {
+    pub fn new(system: FileSystem) -> anyhow::Result<Self> {
         crate::require_host()?;
         let trees = Ext4::new(TREES_BYTES)?;
         let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
@@ -55,6 +64,13 @@ impl Update {
             fixture::write_base(&kinds)?;
             if edition == Edition::Target {
                 fixture::change_to_target(&kinds)?;
+            }
+        }
+        if system == FileSystem::Xfs {
+            // XFS lists each ACL a second time, as `trusted.SGI_ACL_FILE` or `trusted.SGI_ACL_DEFAULT`:
+            // a tree with ACLs is not the same tree there.
+            for name in ["base", "target"] {
+                Run::new("setfacl").args(["-R", "-P", "-b"]).arg(update.tree(name)).text()?;
             }
         }
         vireo(["key", "generate", "--out", &update.arg("keys")])?.ok()?;
@@ -105,6 +121,60 @@ impl Update {
         let prepare = |place: &Place| self.copy_base(&place.tree);
         let update = |place: &Place| run(&self.apply(&place.tree)?, neighbour);
         Recording::make(system, Ignore::default(), neighbour, &prepare, &update)
+    }
+
+    /// Kills `vireo apply` before each of its changing calls, at most `most` times, and recovers.
+    ///
+    /// # Errors
+    ///
+    /// As [`kill_everywhere`].
+    pub fn kill_apply(&self, most: usize) -> anyhow::Result<Kills> {
+        let work = self.tree("work");
+        let versions = self.versions()?;
+        let mut prepare = || self.renew(&work);
+        kill_everywhere(&self.apply(&work)?, most, &mut prepare, &mut || {
+            recovers_to(&work, &versions)
+        })
+    }
+
+    /// Kills the recovery of an update that was killed in the middle of its renames, and recovers.
+    ///
+    /// # Errors
+    ///
+    /// As [`kill_everywhere`].
+    pub fn kill_recovery(&self, most: usize) -> anyhow::Result<Kills> {
+        let work = self.tree("work");
+        let versions = self.versions()?;
+        let program = programs::find(FAULTS)?.display().to_string();
+        let command = [program, "recover".to_owned(), work.display().to_string()];
+        let mut prepare = || {
+            self.renew(&work)?;
+            let ended = MID_RENAMES.kill_command(&self.apply(&work)?, Threads::All)?;
+            ensure!(
+                matches!(ended, Interrupted::Killed),
+                "the update ended before {MID_RENAMES:?}"
+            );
+            Ok(())
+        };
+        kill_everywhere(&command, most, &mut prepare, &mut || recovers_to(&work, &versions))
+    }
+
+    /// Makes `work` the base again.
+    fn renew(&self, work: &Path) -> anyhow::Result<()> {
+        if work.exists() {
+            fs::remove_dir_all(work)?;
+        }
+        self.copy_base(work)
+    }
+
+    /// Digests of the base and the target.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be read.
+    pub fn versions(&self) -> anyhow::Result<[Digest; 2]> {
+        let digest = |name| tree_digest(&self.tree(name), &Ignore::default());
+        Ok([digest("base")?, digest("target")?])
     }
 
     /// Records the update made by renames alone: no barrier, no journal. It is meant to fail.

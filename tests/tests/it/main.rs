@@ -3,6 +3,7 @@
 
 mod bad_bundle;
 mod bad_image;
+mod full_disk;
 mod images;
 mod interrupted;
 mod live_killed;
