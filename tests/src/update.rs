@@ -30,6 +30,9 @@ const NAME_CALL_MICROS: u32 = 2000;
 /// Calls that change names.
 const NAME_CALLS: &str = "rename,renameat,renameat2,unlink,unlinkat,rmdir";
 
+/// Calls that make something durable.
+const BARRIER_CALLS: &str = "sync,syncfs,fsync,fdatasync";
+
 /// Every call that can put a name in place, somewhere in the middle of the update's.
 const MID_RENAMES: Moment = Moment { call: "rename,renameat,renameat2", nth: 25 };
 
@@ -121,6 +124,25 @@ impl Update {
         let prepare = |place: &Place| self.copy_base(&place.tree);
         let update = |place: &Place| run(&self.apply(&place.tree)?, neighbour);
         Recording::make(system, Ignore::default(), neighbour, &prepare, &update)
+    }
+
+    /// Records the update made by a `vireo apply` whose barriers do nothing. It is meant to fail.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recording::make`].
+    pub fn record_without_barriers(&self, system: FileSystem) -> anyhow::Result<Recording> {
+        let prepare = |place: &Place| self.copy_base(&place.tree);
+        let update = |place: &Place| {
+            let calls = format!("trace={NAME_CALLS},{BARRIER_CALLS}");
+            let words =
+                ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &calls, "-e", &slow(), "-e"];
+            let mut words = words.map(str::to_owned).to_vec();
+            words.push(format!("inject={BARRIER_CALLS}:retval=0"));
+            words.extend(self.apply(&place.tree)?);
+            run(&words, Neighbour::None)
+        };
+        Recording::make(system, Ignore::default(), Neighbour::Busy, &prepare, &update)
     }
 
     /// Kills `vireo apply` before each of its changing calls, at most `most` times, and recovers.
@@ -224,13 +246,17 @@ fn run(words: &[String], neighbour: Neighbour) -> anyhow::Result<()> {
     let run = match neighbour {
         Neighbour::None => Run::new(&words[0]).args(&words[1..]),
         Neighbour::Busy => {
-            let slow = format!("inject={NAME_CALLS}:delay_enter={NAME_CALL_MICROS}");
             let run = Run::new("strace").args(["-f", "-qq", "-o", "/dev/null"]);
-            run.args(["-e", &format!("trace={NAME_CALLS}"), "-e", &slow]).args(words)
+            run.args(["-e", &format!("trace={NAME_CALLS}"), "-e", &slow()]).args(words)
         }
     };
     run.text()?;
     Ok(())
+}
+
+/// Has strace(1) make every change of a name slow.
+fn slow() -> String {
+    format!("inject={NAME_CALLS}:delay_enter={NAME_CALL_MICROS}")
 }
 
 /// What a start does after a cut in an update by Vireo.

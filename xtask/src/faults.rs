@@ -5,26 +5,17 @@ use crate::{cargo, setup};
 /// Arguments of the campaign's program.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Power cuts on ext4; the other rows follow in proportion
-    #[arg(long, value_name = "N")]
-    states: Option<usize>,
-    /// Another seed makes other cuts
-    #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
+    /// Passed on: `--states N`, `--seed SEED`, `--only WORDS`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::run()?;
     cargo::run(&["build", "--release", "--workspace", "--bins"])?;
-    let mut command: Vec<String> =
-        ["run", "--release", "-p", "vireo-tests", "--bin", "vireo-faults", "--", "campaign"]
-            .map(str::to_owned)
-            .to_vec();
-    if let Some(states) = args.states {
-        command.extend(["--states".to_owned(), states.to_string()]);
-    }
-    if let Some(seed) = args.seed {
-        command.extend(["--seed".to_owned(), seed.to_string()]);
-    }
-    cargo::run(&command.iter().map(String::as_str).collect::<Vec<_>>())
+    let program =
+        ["run", "--release", "-p", "vireo-tests", "--bin", "vireo-faults", "--", "campaign"];
+    let mut command = program.to_vec();
+    command.extend(args.args.iter().map(String::as_str));
+    cargo::run(&command)
 }

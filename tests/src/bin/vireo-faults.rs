@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Parser;
 use vireo_tests::{
-    FileSystem, Kills, Neighbour, Tally, Update, record_dpkg, recover_dpkg, recover_nothing,
-    recover_tree, recover_vireo,
+    FileSystem, Kills, Neighbour, Recording, Step, Tally, Update, record_dpkg, recover_dpkg,
+    recover_nothing, recover_tree, recover_vireo,
 };
 
 /// Faults in updates, and what is left of the tree after recovery
@@ -22,6 +22,9 @@ enum Command {
         /// Another seed makes other cuts
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Only the rows whose names have this in them
+        #[arg(long, default_value = "")]
+        only: String,
     },
     /// Recover the tree in a directory; what the campaign kills
     #[command(hide = true)]
@@ -30,7 +33,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
-        Command::Campaign { states, seed } => campaign(states, seed),
+        Command::Campaign { states, seed, only } => campaign(states, seed, &only),
         Command::Recover { dir } => recover_tree(&dir).map(drop),
     };
     match result {
@@ -42,108 +45,152 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line of the table.
-struct Row {
-    name: String,
+/// A kind of fault.
+struct Fault {
+    name: &'static str,
+    /// Power cuts for one on ext4, as its part.
+    one_in: usize,
+    /// Whether an update has to survive it; else it has to be found out.
+    must_survive: bool,
+    run: fn(usize, u64) -> anyhow::Result<Outcome>,
+}
+
+const FAULTS: &[Fault] = &[
+    Fault {
+        name: "power cut, ext4",
+        one_in: 1,
+        must_survive: true,
+        run: |count, seed| cut_vireo(FileSystem::Ext4, count, seed),
+    },
+    Fault {
+        name: "power cut, xfs",
+        one_in: 4,
+        must_survive: true,
+        run: |count, seed| cut_vireo(FileSystem::Xfs, count, seed),
+    },
+    Fault {
+        name: "power cut, btrfs",
+        one_in: 4,
+        must_survive: true,
+        run: |count, seed| cut_vireo(FileSystem::Btrfs, count, seed),
+    },
+    Fault {
+        name: "kill -9 at every changing call of an update",
+        one_in: 1,
+        must_survive: true,
+        run: |_, _| Ok(Update::new(FileSystem::Ext4)?.kill_apply(usize::MAX)?.into()),
+    },
+    Fault {
+        name: "kill -9 at every changing call of a recovery",
+        one_in: 1,
+        must_survive: true,
+        run: |_, _| Ok(Update::new(FileSystem::Ext4)?.kill_recovery(usize::MAX)?.into()),
+    },
+    Fault {
+        name: "power cut, ext4: dpkg -i, then dpkg --configure -a",
+        one_in: 5,
+        must_survive: false,
+        run: |count, seed| {
+            cut_each(count, seed, &recover_dpkg, &|with| record_dpkg(FileSystem::Ext4, with))
+        },
+    },
+    Fault {
+        name: "power cut, ext4: broken on purpose, plain renames",
+        one_in: 10,
+        must_survive: false,
+        run: |count, seed| {
+            let recording =
+                Update::new(FileSystem::Ext4)?.record_plain_renames(FileSystem::Ext4)?;
+            Ok(recording.replay(count, seed, &recover_nothing)?.into())
+        },
+    },
+    Fault {
+        name: "power cut, ext4: broken on purpose, barriers left out",
+        one_in: 10,
+        must_survive: false,
+        run: |count, seed| {
+            let update = Update::new(FileSystem::Ext4)?;
+            let recording = update.record_without_barriers(FileSystem::Ext4)?;
+            Ok(recording.replay(count, seed, &recover_vireo)?.into())
+        },
+    },
+    Fault {
+        name: "power cut, ext4: broken on purpose, a disk that does not flush",
+        one_in: 10,
+        must_survive: false,
+        run: |count, seed| {
+            let recording =
+                Update::new(FileSystem::Ext4)?.record(FileSystem::Ext4, Neighbour::Busy)?;
+            Ok(recording.without_barriers().replay(count, seed, &recover_vireo)?.into())
+        },
+    },
+];
+
+/// An update by Vireo.
+fn cut_vireo(system: FileSystem, count: usize, seed: u64) -> anyhow::Result<Outcome> {
+    let update = Update::new(system)?;
+    cut_each(count, seed, &recover_vireo, &|with| update.record(system, with))
+}
+
+/// Half of them with nothing else on the disk, half beside a neighbour.
+fn cut_each(
+    count: usize,
+    seed: u64,
+    recover: Step<'_>,
+    record: &dyn Fn(Neighbour) -> anyhow::Result<Recording>,
+) -> anyhow::Result<Outcome> {
+    let mut all = Tally::default();
+    for neighbour in [Neighbour::None, Neighbour::Busy] {
+        all = all.and(record(neighbour)?.replay(count / 2, seed, recover)?);
+    }
+    Ok(all.into())
+}
+
+/// What one kind of fault came to.
+struct Outcome {
+    text: String,
     points: usize,
     mixed: usize,
     bad: Vec<String>,
-    /// Whether the fault is to be survived; else it must be seen.
-    must_survive: bool,
-    seconds: f64,
 }
 
-impl Row {
-    fn of_cuts(name: String, must_survive: bool, started: Instant, tally: Tally) -> Self {
-        eprintln!("{name}: {tally}");
+impl From<Tally> for Outcome {
+    fn from(tally: Tally) -> Self {
+        let text = tally.to_string();
         let Tally { points, mixed, bad, .. } = tally;
-        Self { name, points, mixed, bad, must_survive, seconds: started.elapsed().as_secs_f64() }
-    }
-
-    fn of_kills(name: &str, started: Instant, kills: Kills) -> Self {
-        eprintln!("{name}: {kills}");
-        let Kills { killed: points, mixed, bad, .. } = kills;
-        let seconds = started.elapsed().as_secs_f64();
-        Self { name: name.to_owned(), points, mixed, bad, must_survive: true, seconds }
-    }
-
-    fn is_right(&self) -> bool {
-        self.mixed > 0 && self.bad.is_empty() == self.must_survive
+        Self { text, points, mixed, bad }
     }
 }
 
-fn campaign(states: usize, seed: u64) -> anyhow::Result<()> {
-    let mut rows = Vec::new();
-    for (system, count) in
-        [(FileSystem::Ext4, states), (FileSystem::Xfs, states / 4), (FileSystem::Btrfs, states / 4)]
-    {
-        rows.push(power_cuts(system, count, seed)?);
+impl From<Kills> for Outcome {
+    fn from(kills: Kills) -> Self {
+        let text = kills.to_string();
+        let Kills { killed, mixed, bad, .. } = kills;
+        Self { text, points: killed, mixed, bad }
     }
-    rows.extend(kills()?);
-    rows.push(dpkg(states / 5, seed)?);
-    rows.extend(broken(states / 10, seed)?);
-    print(&rows);
-    let wrong: Vec<&str> =
-        rows.iter().filter(|row| !row.is_right()).map(|row| row.name.as_str()).collect();
+}
+
+fn campaign(states: usize, seed: u64, only: &str) -> anyhow::Result<()> {
+    let mut table = String::new();
+    let mut wrong = Vec::new();
+    for fault in FAULTS.iter().filter(|fault| fault.name.contains(only)) {
+        let started = Instant::now();
+        let outcome = (fault.run)(states / fault.one_in, seed).with_context(|| fault.name)?;
+        let seconds = started.elapsed().as_secs();
+        let Outcome { text, points, mixed, bad } = outcome;
+        eprintln!("{}: {text}", fault.name);
+        // Of what is to go wrong, one example will do.
+        let shown = if fault.must_survive { bad.len() } else { 1 };
+        bad.iter().take(shown).for_each(|bad| eprintln!("BAD: {bad}"));
+        let count = bad.len();
+        table += &format!("| {} | {points} | {mixed} | {count} | {seconds} |\n", fault.name);
+        let is_right = bad.is_empty() == fault.must_survive;
+        wrong.extend((!is_right || points == 0).then_some(fault.name));
+    }
+    println!("| fault | points | mixtures before recovery | bad after recovery | seconds |");
+    println!("|---|---:|---:|---:|---:|\n{table}");
     if !wrong.is_empty() {
         bail!("not as promised: {}", wrong.join(", "));
     }
     Ok(())
-}
-
-/// Half of them with nothing else on the disk, half beside a neighbour.
-fn power_cuts(system: FileSystem, count: usize, seed: u64) -> anyhow::Result<Row> {
-    let started = Instant::now();
-    let update = Update::new(system)?;
-    let mut all = Tally::default();
-    for neighbour in [Neighbour::None, Neighbour::Busy] {
-        let recording = update.record(system, neighbour)?;
-        all = all.and(recording.replay(count / 2, seed, &recover_vireo)?);
-    }
-    Ok(Row::of_cuts(format!("power cut, {}", system.name()), true, started, all))
-}
-
-fn kills() -> anyhow::Result<[Row; 2]> {
-    let update = Update::new(FileSystem::Ext4)?;
-    let started = Instant::now();
-    let apply = Row::of_kills("kill -9, apply", started, update.kill_apply(usize::MAX)?);
-    let started = Instant::now();
-    let recovery = update.kill_recovery(usize::MAX)?;
-    Ok([apply, Row::of_kills("kill -9, recovery after a kill", started, recovery)])
-}
-
-fn dpkg(count: usize, seed: u64) -> anyhow::Result<Row> {
-    let started = Instant::now();
-    let mut all = Tally::default();
-    for neighbour in [Neighbour::None, Neighbour::Busy] {
-        let recording = record_dpkg(FileSystem::Ext4, neighbour)?;
-        all = all.and(recording.replay(count / 2, seed, &recover_dpkg)?);
-    }
-    let name = "power cut, ext4, dpkg -i, then dpkg --configure -a".to_owned();
-    Ok(Row::of_cuts(name, false, started, all))
-}
-
-/// What must be found out.
-fn broken(count: usize, seed: u64) -> anyhow::Result<[Row; 2]> {
-    let update = Update::new(FileSystem::Ext4)?;
-    let started = Instant::now();
-    let plain = update.record_plain_renames(FileSystem::Ext4)?;
-    let plain = plain.replay(count, seed, &recover_nothing)?;
-    let plain = Row::of_cuts("power cut, ext4, plain renames".to_owned(), false, started, plain);
-    let started = Instant::now();
-    let lying = update.record(FileSystem::Ext4, Neighbour::Busy)?.without_barriers();
-    let lying = lying.replay(count, seed, &recover_vireo)?;
-    let name = "power cut, ext4, a disk that does not flush".to_owned();
-    Ok([plain, Row::of_cuts(name, false, started, lying)])
-}
-
-fn print(rows: &[Row]) {
-    println!("| fault | points | mixtures before recovery | bad after recovery | seconds |");
-    println!("|---|---:|---:|---:|---:|");
-    for Row { name, points, mixed, bad, seconds, must_survive } in rows {
-        println!("| {name} | {points} | {mixed} | {} | {seconds:.0} |", bad.len());
-        if *must_survive {
-            bad.iter().for_each(|bad| eprintln!("BAD {name}: {bad}"));
-        }
-    }
 }

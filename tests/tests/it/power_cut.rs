@@ -55,6 +55,15 @@ fn root_plain_renames_without_barriers_are_found_out() -> anyhow::Result<()> {
 }
 
 #[test]
+fn root_an_update_whose_barriers_do_nothing_is_found_out() -> anyhow::Result<()> {
+    let recording = Update::new(FileSystem::Ext4)?.record_without_barriers(FileSystem::Ext4)?;
+    let tally = recording.replay(30, SEED, &recover_vireo)?;
+    eprintln!("without barriers: {tally}");
+    ensure!(!tally.bad.is_empty(), "the harness does not see a missing barrier: {tally}");
+    Ok(())
+}
+
+#[test]
 fn root_a_disk_that_takes_flushes_for_nothing_is_found_out() -> anyhow::Result<()> {
     let recording = Update::new(FileSystem::Ext4)?
         .record(FileSystem::Ext4, Neighbour::None)?
