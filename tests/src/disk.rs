@@ -81,6 +81,27 @@ impl FileSystem {
     }
 }
 
+impl FileSystem {
+    /// Restores a superblock whose write was torn from its copy, as an administrator has to: it is
+    /// larger than a sector, has a checksum, and no journal covers it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be restored.
+    pub fn restore_superblock(self, image: &Path) -> anyhow::Result<()> {
+        let words: &[&str] = match self {
+            Self::Ext4 => &["e2fsck", "-fy"],
+            Self::Btrfs => &["btrfs", "rescue", "super-recover", "-y"],
+            // One sector, which cannot be torn.
+            Self::Xfs => anyhow::bail!("the superblock of XFS is one sector"),
+        };
+        let output = Run::new(words[0]).args(&words[1..]).arg(image).output()?;
+        // e2fsck(8): 1 is "errors corrected"; super-recover has 2 for that.
+        ensure!(output.code <= 2, "no superblock can be restored:\n{}", output.tail());
+        Ok(())
+    }
+}
+
 /// A mounted file system. Unmounted when dropped; [`Disk::finish`] says whether all was written.
 #[derive(Debug)]
 pub struct Disk {

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use vireo_model::{Digest, Ignore};
 use vireo_testkit::leaks;
 use vireo_testkit::logdisk::{Log, LogDisk};
-use vireo_testkit::powercut::{Cut, cuts};
+use vireo_testkit::powercut::{Cut, Left, cuts};
 
 use crate::disk::{Disk, FileSystem, wait_until_free};
 use crate::recovery::tree_digest;
@@ -138,7 +138,7 @@ impl Recording {
             // A name is never used twice: a mount that somebody still holds writes to its own file.
             let image = self.dir.path().join(format!("state-{seed}-{number}.img"));
             cut.build(&self.dir.path().join("base.img"), &self.log, &image)?;
-            let judged = self.judge(&image, recover);
+            let judged = self.judge(&image, cut, recover);
             tally.add(number, cut, judged);
             fs::remove_file(&image)?;
         }
@@ -146,8 +146,14 @@ impl Recording {
         Ok(tally)
     }
 
-    fn judge(&self, image: &Path, recover: Step<'_>) -> anyhow::Result<Judged> {
-        let disk = Disk::open(image, self.system)?;
+    fn judge(&self, image: &Path, cut: &Cut, recover: Step<'_>) -> anyhow::Result<Judged> {
+        let (disk, restored) = match Disk::open(image, self.system) {
+            Err(error) if matches!(cut.left, Left::Torn(_)) => {
+                self.system.restore_superblock(image).context(error)?;
+                (Disk::open(image, self.system)?, true)
+            }
+            disk => (disk?, false),
+        };
         let place = Place::on(&disk);
         let digest = || tree_digest(&place.tree, &self.ignore);
         // Not even readable is not whole either.
@@ -161,7 +167,7 @@ impl Recording {
             (Ok(()), found) => found.and_then(|found| self.whole(found)),
         };
         let checked = self.system.check(image).context("the file system is damaged");
-        Ok(Judged { mixed, is_target: whole.and_then(|whole| checked.map(|()| whole)) })
+        Ok(Judged { mixed, restored, is_target: whole.and_then(|whole| checked.map(|()| whole)) })
     }
 
     /// Whether the tree is the target; it may be the base instead.
@@ -220,6 +226,7 @@ fn keep_busy(mut file: &File, system: FileSystem, done: &AtomicBool) -> anyhow::
 /// What one state came to.
 struct Judged {
     mixed: bool,
+    restored: bool,
     is_target: anyhow::Result<bool>,
 }
 
@@ -230,6 +237,8 @@ pub struct Tally {
     pub points: usize,
     /// Those that were neither base nor target when mounted: without them nothing was tested.
     pub mixed: usize,
+    /// Those whose superblock was torn, so that it had to be restored before they could be mounted.
+    pub restored: usize,
     /// Those that were the base in the end.
     pub base: usize,
     /// Those that were the target in the end.
@@ -244,6 +253,7 @@ impl Tally {
         self.points += 1;
         let end = judged.and_then(|judged| {
             self.mixed += usize::from(judged.mixed);
+            self.restored += usize::from(judged.restored);
             judged.is_target
         });
         match end {
@@ -262,6 +272,7 @@ impl Tally {
         self.seed = other.seed;
         self.points += other.points;
         self.mixed += other.mixed;
+        self.restored += other.restored;
         self.base += other.base;
         self.target += other.target;
         self.bad.extend(other.bad);
@@ -284,12 +295,12 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { points, mixed, base, target, bad, seed } = self;
+        let Self { points, mixed, restored, base, target, bad, seed } = self;
         let bad = bad.len();
         write!(
             f,
-            "{points} power cuts (seed {seed}): {mixed} mixtures before recovery; after it {base} \
-             base, {target} target, {bad} bad"
+            "{points} power cuts (seed {seed}, {restored} torn superblocks): {mixed} mixtures \
+             before recovery; after it {base} base, {target} target, {bad} bad"
         )
     }
 }
