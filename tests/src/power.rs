@@ -119,6 +119,12 @@ impl Recording {
         self.target
     }
 
+    /// The same, where another tree counts as the base.
+    #[must_use]
+    pub(crate) fn with_base(self, base: Digest) -> Self {
+        Self { base, ..self }
+    }
+
     /// The same on a disk that takes flushes for nothing.
     #[must_use]
     pub fn without_barriers(self) -> Self {

@@ -126,6 +126,28 @@ impl Update {
         Recording::make(system, Ignore::default(), neighbour, &prepare, &update)
     }
 
+    /// Records the recovery of an update that was interrupted in the middle of its renames.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recording::make`].
+    pub fn record_recovery(
+        &self,
+        system: FileSystem,
+        neighbour: Neighbour,
+    ) -> anyhow::Result<Recording> {
+        let prepare = |place: &Place| {
+            self.copy_base(&place.tree)?;
+            self.interrupt(&place.tree)
+        };
+        let update = |place: &Place| run(&recovery(&place.tree)?, neighbour);
+        let recording = Recording::make(system, Ignore::default(), neighbour, &prepare, &update)?;
+        let [base, target] = self.versions()?;
+        ensure!(recording.base() != base && recording.target() == target, "nothing was recovered");
+        // What it began with is a mixture, and must not stay.
+        Ok(recording.with_base(base))
+    }
+
     /// Records the update made by a `vireo apply` whose barriers do nothing. It is meant to fail.
     ///
     /// # Errors
@@ -145,48 +167,63 @@ impl Update {
         Recording::make(system, Ignore::default(), Neighbour::Busy, &prepare, &update)
     }
 
-    /// Kills `vireo apply` before each of its changing calls, at most `most` times, and recovers.
+    /// The tree that commands work on when they are killed.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.tree("work")
+    }
+
+    /// Kills `command`, which works on the tree [`Update::work`], before each of its changing calls, at
+    /// most `most` times; each time the tree is the base with what `prepare` made of it. Recovery has
+    /// to leave the base or the target.
+    ///
+    /// # Errors
+    ///
+    /// As [`kill_everywhere`].
+    pub fn kill(
+        &self,
+        command: &[String],
+        most: usize,
+        prepare: &dyn Fn(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Kills> {
+        let (work, versions) = (self.work(), self.versions()?);
+        let mut renew = || {
+            if work.exists() {
+                fs::remove_dir_all(&work)?;
+            }
+            self.copy_base(&work)?;
+            prepare(&work)
+        };
+        kill_everywhere(command, most, &mut renew, &mut || recovers_to(&work, &versions))
+    }
+
+    /// Kills `vireo apply`.
     ///
     /// # Errors
     ///
     /// As [`kill_everywhere`].
     pub fn kill_apply(&self, most: usize) -> anyhow::Result<Kills> {
-        let work = self.tree("work");
-        let versions = self.versions()?;
-        let mut prepare = || self.renew(&work);
-        kill_everywhere(&self.apply(&work)?, most, &mut prepare, &mut || {
-            recovers_to(&work, &versions)
-        })
+        self.kill(&self.apply(&self.work())?, most, &|_| Ok(()))
     }
 
-    /// Kills the recovery of an update that was killed in the middle of its renames, and recovers.
+    /// Kills the recovery of an interrupted update.
     ///
     /// # Errors
     ///
     /// As [`kill_everywhere`].
     pub fn kill_recovery(&self, most: usize) -> anyhow::Result<Kills> {
-        let work = self.tree("work");
-        let versions = self.versions()?;
-        let program = programs::find(FAULTS)?.display().to_string();
-        let command = [program, "recover".to_owned(), work.display().to_string()];
-        let mut prepare = || {
-            self.renew(&work)?;
-            let ended = MID_RENAMES.kill_command(&self.apply(&work)?, Threads::All)?;
-            ensure!(
-                matches!(ended, Interrupted::Killed),
-                "the update ended before {MID_RENAMES:?}"
-            );
-            Ok(())
-        };
-        kill_everywhere(&command, most, &mut prepare, &mut || recovers_to(&work, &versions))
+        self.kill(&recovery(&self.work())?, most, &|work| self.interrupt(work))
     }
 
-    /// Makes `work` the base again.
-    fn renew(&self, work: &Path) -> anyhow::Result<()> {
-        if work.exists() {
-            fs::remove_dir_all(work)?;
-        }
-        self.copy_base(work)
+    /// Applies the update to the base in `tree`, and kills it in the middle of its renames.
+    ///
+    /// # Errors
+    ///
+    /// It ended before.
+    pub fn interrupt(&self, tree: &Path) -> anyhow::Result<()> {
+        let ended = MID_RENAMES.kill_command(&self.apply(tree)?, Threads::All)?;
+        ensure!(matches!(ended, Interrupted::Killed), "the update ended before {MID_RENAMES:?}");
+        Ok(())
     }
 
     /// Digests of the base and the target.
@@ -257,6 +294,12 @@ fn run(words: &[String], neighbour: Neighbour) -> anyhow::Result<()> {
 /// Has strace(1) make every change of a name slow.
 fn slow() -> String {
     format!("inject={NAME_CALLS}:delay_enter={NAME_CALL_MICROS}")
+}
+
+/// The command that recovers `tree` as a start of the machine does.
+fn recovery(tree: &Path) -> anyhow::Result<Vec<String>> {
+    let program = programs::find(FAULTS)?.display().to_string();
+    Ok(vec![program, "recover".to_owned(), tree.display().to_string()])
 }
 
 /// What a start does after a cut in an update by Vireo.

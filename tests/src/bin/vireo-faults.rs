@@ -57,37 +57,47 @@ struct Fault {
 
 const FAULTS: &[Fault] = &[
     Fault {
-        name: "power cut, ext4",
+        name: "vireo apply, power cut on ext4",
         one_in: 1,
         must_survive: true,
         run: |count, seed| cut_vireo(FileSystem::Ext4, count, seed),
     },
     Fault {
-        name: "power cut, xfs",
+        name: "vireo apply, power cut on xfs",
         one_in: 4,
         must_survive: true,
         run: |count, seed| cut_vireo(FileSystem::Xfs, count, seed),
     },
     Fault {
-        name: "power cut, btrfs",
+        name: "vireo apply, power cut on btrfs",
         one_in: 4,
         must_survive: true,
         run: |count, seed| cut_vireo(FileSystem::Btrfs, count, seed),
     },
     Fault {
-        name: "kill -9 at every changing call of an update",
+        name: "recovery, power cut on ext4",
+        one_in: 4,
+        must_survive: true,
+        run: |count, seed| {
+            let update = Update::new(FileSystem::Ext4)?;
+            let record = |with| update.record_recovery(FileSystem::Ext4, with);
+            cut_each(count, seed, &recover_vireo, &record)
+        },
+    },
+    Fault {
+        name: "vireo apply, kill -9 before every changing call",
         one_in: 1,
         must_survive: true,
         run: |_, _| Ok(Update::new(FileSystem::Ext4)?.kill_apply(usize::MAX)?.into()),
     },
     Fault {
-        name: "kill -9 at every changing call of a recovery",
+        name: "recovery, kill -9 before every changing call",
         one_in: 1,
         must_survive: true,
         run: |_, _| Ok(Update::new(FileSystem::Ext4)?.kill_recovery(usize::MAX)?.into()),
     },
     Fault {
-        name: "power cut, ext4: dpkg -i, then dpkg --configure -a",
+        name: "dpkg -i, power cut on ext4, dpkg --configure -a",
         one_in: 5,
         must_survive: false,
         run: |count, seed| {
@@ -95,7 +105,7 @@ const FAULTS: &[Fault] = &[
         },
     },
     Fault {
-        name: "power cut, ext4: broken on purpose, plain renames",
+        name: "broken on purpose: plain renames, power cut on ext4",
         one_in: 10,
         must_survive: false,
         run: |count, seed| {
@@ -105,7 +115,7 @@ const FAULTS: &[Fault] = &[
         },
     },
     Fault {
-        name: "power cut, ext4: broken on purpose, barriers left out",
+        name: "broken on purpose: no barriers, power cut on ext4",
         one_in: 10,
         must_survive: false,
         run: |count, seed| {
@@ -115,7 +125,7 @@ const FAULTS: &[Fault] = &[
         },
     },
     Fault {
-        name: "power cut, ext4: broken on purpose, a disk that does not flush",
+        name: "broken on purpose: a disk that does not flush, ext4",
         one_in: 10,
         must_survive: false,
         run: |count, seed| {

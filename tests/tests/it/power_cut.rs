@@ -32,17 +32,29 @@ fn campaign(system: FileSystem, points: usize) -> anyhow::Result<Tally> {
 
 #[test]
 fn root_a_power_cut_on_ext4_leaves_base_or_target() -> anyhow::Result<()> {
-    campaign(FileSystem::Ext4, 150)?.all_whole(150)
+    campaign(FileSystem::Ext4, 300)?.all_whole(300)
 }
 
 #[test]
 fn root_a_power_cut_on_xfs_leaves_base_or_target() -> anyhow::Result<()> {
-    campaign(FileSystem::Xfs, 40)?.all_whole(40)
+    campaign(FileSystem::Xfs, 80)?.all_whole(80)
 }
 
 #[test]
 fn root_a_power_cut_on_btrfs_leaves_base_or_target() -> anyhow::Result<()> {
-    campaign(FileSystem::Btrfs, 40)?.all_whole(40)
+    campaign(FileSystem::Btrfs, 80)?.all_whole(80)
+}
+
+#[test]
+fn root_a_power_cut_in_a_recovery_leaves_the_target() -> anyhow::Result<()> {
+    let update = Update::new(FileSystem::Ext4)?;
+    let recording = update.record_recovery(FileSystem::Ext4, Neighbour::Busy)?;
+    let tally = recording.replay(40, SEED, &recover_vireo)?;
+    eprintln!("in a recovery: {tally}");
+    ensure!(tally.bad.is_empty(), "{tally}\n{}", tally.bad.join("\n"));
+    // The update was committed before it was interrupted.
+    ensure!(tally.target == 40 && tally.mixed > 0, "{tally}");
+    Ok(())
 }
 
 #[test]
@@ -77,22 +89,22 @@ fn root_a_disk_that_takes_flushes_for_nothing_is_found_out() -> anyhow::Result<(
 #[test]
 fn root_the_same_update_by_dpkg_stays_a_mixture_after_some_cuts() -> anyhow::Result<()> {
     let recording = record_dpkg(FileSystem::Ext4, Neighbour::Busy)?;
-    let tally = recording.replay(40, SEED, &recover_dpkg)?;
+    let tally = recording.replay(80, SEED, &recover_dpkg)?;
     eprintln!("dpkg: {tally}");
-    ensure!(tally.points == 40 && tally.mixed > 0 && !tally.bad.is_empty(), "{tally}");
+    ensure!(tally.points == 80 && tally.mixed > 0 && !tally.bad.is_empty(), "{tally}");
     Ok(())
 }
 
 #[test]
 fn root_an_update_killed_at_its_calls_leaves_base_or_target() -> anyhow::Result<()> {
-    let kills = Update::new(FileSystem::Ext4)?.kill_apply(120)?;
+    let kills = Update::new(FileSystem::Ext4)?.kill_apply(200)?;
     eprintln!("apply: {kills}");
     kills.all_whole()
 }
 
 #[test]
 fn root_a_recovery_killed_at_its_calls_is_completed_by_the_next() -> anyhow::Result<()> {
-    let kills = Update::new(FileSystem::Ext4)?.kill_recovery(60)?;
+    let kills = Update::new(FileSystem::Ext4)?.kill_recovery(100)?;
     eprintln!("recovery: {kills}");
     kills.all_whole()
 }

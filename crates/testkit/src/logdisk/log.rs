@@ -50,7 +50,8 @@ impl Log {
     }
 
     /// All records, in order.
-    pub fn records(&self) -> impl DoubleEndedIterator<Item = &Record> + ExactSizeIterator {
+    #[must_use = "iterators are lazy"]
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.iter().map(|(record, _)| record)
     }
 
