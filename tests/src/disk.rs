@@ -79,9 +79,7 @@ impl FileSystem {
         Run::new(words[0]).args(&words[1..]).arg(image).text()?;
         Ok(())
     }
-}
 
-impl FileSystem {
     /// Restores a superblock whose write was torn from its copy, as an administrator has to: it is
     /// larger than a sector, has a checksum, and no journal covers it.
     ///

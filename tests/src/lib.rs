@@ -1,5 +1,6 @@
 //! What the tests of the whole have in common: running Vireo's programs, fixture images, file
-//! systems to write to, killing a program at a chosen moment.
+//! systems to write to, and faults: killing a program at a chosen moment or at every one that counts
+//! ([`Moment`], [`kill_everywhere`]), cutting the power of its disk ([`Recording`]).
 //!
 //! The tests themselves are in `tests/it`, named by what they need: `root_*` (loop devices,
 //! mounts, ext4), `live_*` (a guest with real systemd), `vm_*` (a real kernel). A test whose host

@@ -326,6 +326,7 @@ pub fn recover_nothing(_: &Place) -> anyhow::Result<()> {
 ///
 /// As [`Recording::make`].
 pub fn record_dpkg(system: FileSystem, neighbour: Neighbour) -> anyhow::Result<Recording> {
+    crate::require_host()?;
     let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
     let base = debian_package(dir.path(), Edition::Base)?;
     let target = debian_package(dir.path(), Edition::Target)?;

@@ -61,7 +61,7 @@ impl fmt::Display for Leak {
 }
 
 /// Control groups and networks whose names begin with `prefix` ([`PREFIX`]: those of all labs), and
-/// loop devices, recording disks and mounts on or in `dir`, which itself counts if it is a lab's.
+/// loop devices, recording disks and mounts in `dir`, which itself counts if it is a lab's.
 #[must_use]
 pub fn leaks(prefix: &str, dir: &Path) -> Vec<Leak> {
     let mut found: Vec<Leak> = loops_on(dir);
@@ -116,12 +116,12 @@ pub(crate) fn loops_on(path: &Path) -> Vec<Leak> {
     found
 }
 
-/// Mount points of this process's namespace that are `dir` or in it.
+/// Mount points of this process's namespace in `dir`, which may itself be one.
 fn mounts_in(dir: &Path) -> Vec<Leak> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     // proc_pid_mountinfo(5): the fifth word is the mount point.
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    points.filter(|point| point.starts_with(dir)).map(Leak::Mount).collect()
+    points.filter(|point| point.starts_with(dir) && point != dir).map(Leak::Mount).collect()
 }
 
 /// Servers of recording disks whose files are in `dir`. Their mounts are in no namespace, and the

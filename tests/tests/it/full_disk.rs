@@ -26,6 +26,9 @@ const INODES: &str = "-N512";
 /// Sizes of the pieces that fill a disk, the last as small as a block.
 const PIECES: [u64; 3] = [1 << 20, 64 << 10, 4 << 10];
 
+/// Blocks that directories keep once they have grown: the state directory's own and its parent's.
+const SLACK_BLOCKS: u64 = 4;
+
 /// A base on a small disk, beside it a directory for what fills it.
 struct Small {
     disk: Disk,
@@ -86,9 +89,6 @@ impl Small {
         Ok(())
     }
 }
-
-/// Blocks that directories keep once they have grown: the state directory's own and its parent's.
-const SLACK_BLOCKS: u64 = 4;
 
 /// Free blocks and free inodes.
 fn room(path: &Path) -> anyhow::Result<[u64; 2]> {
