@@ -1,21 +1,18 @@
 //! Mounted ext4 file systems that only the test and its children can reach.
 
-use std::fs::File;
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use vireo_sys::detached;
-use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_testkit::{Run, fixture};
+
+use crate::disk::{Disk, FileSystem};
 
 /// A mounted ext4 file system: whatever the host's own file system can hold, here are extended
 /// attributes of all name spaces, devices, and an end of the space. Unmounted when dropped.
 #[derive(Debug)]
 pub struct Ext4 {
-    mount: OwnedFd,
-    device: LoopDevice,
+    disk: Disk,
     dir: TempDir,
 }
 
@@ -50,20 +47,15 @@ impl Ext4 {
     ///
     /// What failed.
     pub fn open(image: &Path) -> anyhow::Result<Self> {
-        let file = File::options().read(true).write(true).open(image)?;
-        let window = Window { offset: 0, len: 0, read_only: false };
-        let device = LoopDevice::attach(&file, window)
-            .with_context(|| format!("cannot attach {}", image.display()))?;
-        let mount = detached::mount(device.path(), "ext4", false)
-            .with_context(|| format!("cannot mount {}", image.display()))?;
+        let disk = Disk::open(image, FileSystem::Ext4)?;
         let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
-        Ok(Self { mount, device, dir })
+        Ok(Self { disk, dir })
     }
 
     /// Its root, by a name that children of the test can use too.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.mount.as_raw_fd()).into()
+        self.disk.path()
     }
 
     /// Runs a script (bash) in its root and gives what it printed.
@@ -74,7 +66,7 @@ impl Ext4 {
     pub fn script(&self, script: &str, args: &[&str]) -> anyhow::Result<String> {
         let run = Run::new("unshare").args(["-m", "--propagation", "private"]);
         let run = run.args(["bash", "-euo", "pipefail", "-c", WITHIN, "within"]);
-        let run = run.arg(self.device.path()).arg(self.dir.path()).arg(script);
+        let run = run.arg(self.disk.device()).arg(self.dir.path()).arg(script);
         Ok(run.args(args).text()?)
     }
 
@@ -107,8 +99,6 @@ impl Ext4 {
     ///
     /// As `syncfs(2)`.
     pub fn sync(&self) -> anyhow::Result<()> {
-        let top =
-            File::open(self.path()).context("cannot open the root of a scratch file system")?;
-        rustix::fs::syncfs(top).context("cannot sync a scratch file system")
+        self.disk.sync()
     }
 }

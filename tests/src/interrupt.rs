@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
+use std::iter;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
@@ -17,6 +18,25 @@ pub struct Moment {
     pub call: &'static str,
     /// Which time, from 1.
     pub nth: u32,
+}
+
+/// Whose system calls count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// Those of the program's first thread.
+    Main,
+    /// Those of every thread and child, each counted by itself.
+    All,
+}
+
+impl Threads {
+    /// strace(1), attached to them.
+    pub(crate) fn strace(self) -> Run {
+        match self {
+            Self::Main => Run::new("strace"),
+            Self::All => Run::new("strace").arg("-f"),
+        }
+    }
 }
 
 /// How a run ended that was to be killed.
@@ -39,11 +59,23 @@ impl Moment {
         name: &str,
         args: impl IntoIterator<Item = S>,
     ) -> anyhow::Result<Interrupted> {
+        let program = programs::find(name)?;
+        let words = iter::once(program.into_os_string())
+            .chain(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.kill_command(&words.collect::<Vec<_>>(), Threads::All)
+    }
+
+    /// Runs a command and kills it at this moment, which is counted in each of these threads.
+    pub(crate) fn kill_command<S: AsRef<OsStr>>(
+        self,
+        words: &[S],
+        threads: Threads,
+    ) -> anyhow::Result<Interrupted> {
         let Self { call, nth } = self;
-        let run = Run::new("strace").args(["-f", "-qq", "-o", "/dev/null"]);
+        let run = threads.strace().args(["-qq", "-o", "/dev/null"]);
         let run = run.args(["-e", &format!("trace={call}")]);
         let run = run.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
-        let output = run.arg(programs::find(name)?).args(args).output()?;
+        let output = run.args(words).output()?;
         if output.code == KILLED {
             return Ok(Interrupted::Killed);
         }

@@ -1,5 +1,6 @@
 //! What the tests of the whole have in common: running Vireo's programs, fixture images, file
-//! systems to write to, killing a program at a chosen moment.
+//! systems to write to, and faults: killing a program at a chosen moment or at every one that counts
+//! ([`Moment`], [`kill_everywhere`]), cutting the power of its disk ([`Recording`]).
 //!
 //! The tests themselves are in `tests/it`, named by what they need: `root_*` (loop devices,
 //! mounts, ext4), `live_*` (a guest with real systemd), `vm_*` (a real kernel). A test whose host
@@ -9,22 +10,36 @@
 //!
 //! How guests are made and booted, and the independent judges (`vireo-testkit`).
 
+mod disk;
 mod ext4;
 mod interrupt;
+mod kills;
+mod package;
+mod power;
 mod program;
 mod random;
+mod recovery;
 mod scene;
+mod scratch;
 mod server;
 mod snapshot;
+mod update;
 mod world;
 
+pub use disk::{Disk, FileSystem, wait_until_free};
 pub use ext4::Ext4;
 pub use interrupt::{Ambush, Interrupted, Moment};
+pub use kills::{Kills, kill_everywhere};
+pub use power::{Neighbour, Place, Recording, Step, Tally};
 pub use program::{Ran, start_vireo, vireo, vireo_repo};
-pub use random::{Random, mutate_tree, write_tree};
+pub use random::{mutate_tree, write_tree};
+pub use recovery::{recover_tree, recovers_to, tree_digest};
+pub use scratch::scratch;
 pub use scene::{Scene, capture_args, permissive};
 pub use server::Server;
 pub use snapshot::Snapshot;
+pub use update::{Update, record_dpkg, recover_dpkg, recover_nothing, recover_vireo};
+pub use vireo_testkit::Random;
 pub use world::{World, agent, shell, text_at};
 
 use anyhow::bail;

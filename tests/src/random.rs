@@ -11,6 +11,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chownat, lsetxattr,
     makedev, mknodat, utimensat,
 };
+use vireo_testkit::Random;
 
 /// Directories are no deeper than this below the root.
 const MAX_DEPTH: usize = 3;
@@ -33,49 +34,6 @@ const NAMES: &[&[u8]] = &[
     b"quote'\"\\",
     &[b'n'; 255],
 ];
-
-/// SplitMix64 (Steele, Lea, Flood 2014): one word of state.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// The numbers of this seed.
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `end`, which is not 0.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// True once in `times`.
-    fn once_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
-        from[self.below(from.len() as u64) as usize]
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let mut bytes: Vec<u8> = Vec::with_capacity(len + 8);
-        while bytes.len() < len {
-            bytes.extend_from_slice(&self.next().to_le_bytes());
-        }
-        bytes.truncate(len);
-        bytes
-    }
-}
 
 /// Fills the empty directory `root` with a random tree. Needs root and a file system with
 /// extended attributes.
@@ -374,16 +332,6 @@ fn os(name: &[u8]) -> &std::ffi::OsStr {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_same_seed_gives_the_same_numbers() {
-        let take = |seed| {
-            let mut random = Random::new(seed);
-            [random.below(1000), random.below(1000), random.below(1000)]
-        };
-        assert_eq!(take(7), take(7));
-        assert_ne!(take(7), take(8));
-    }
 
     #[test]
     fn an_acl_has_one_entry_of_eight_bytes_for_each_subject() {

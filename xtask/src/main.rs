@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod faults;
 mod layers;
 mod setup;
 mod steps;
@@ -26,6 +27,8 @@ enum Command {
     Test,
     /// Check the dependencies between crates against the design
     Layers,
+    /// Kill updates, cut their power, fill their disks, at many more points than the tests; needs root
+    Faults(faults::Args),
     /// Run the benchmarks; needs root
     Bench(bench::Args),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test => test::run(),
         Command::Layers => layers::run(),
+        Command::Faults(args) => faults::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -1,12 +1,15 @@
 //! What guests could leave behind on the host, and the assertion that they did not.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{ErrorKind, TestkitError};
 use crate::lab::{NETNS_DIR, cgroup_root};
+use crate::logdisk::SERVER;
 use crate::wait;
 
 /// How every lab's name begins; the owner's process number follows.
@@ -31,6 +34,15 @@ pub enum Leak {
     Network(String),
     /// A directory with a lab's files.
     Files(PathBuf),
+    /// A mount that anybody can walk into.
+    Mount(PathBuf),
+    /// The server of a recording disk ([`logdisk`](crate::logdisk)), and so its mount.
+    Disk {
+        /// Its process number.
+        pid: u32,
+        /// The disk's file.
+        file: PathBuf,
+    },
 }
 
 impl fmt::Display for Leak {
@@ -40,15 +52,21 @@ impl fmt::Display for Leak {
             Self::ControlGroup(path) => write!(f, "control group {}", path.display()),
             Self::Network(name) => write!(f, "network namespace {name}"),
             Self::Files(path) => write!(f, "files {}", path.display()),
+            Self::Mount(path) => write!(f, "mount {}", path.display()),
+            Self::Disk { pid, file } => {
+                write!(f, "recording disk {} (process {pid})", file.display())
+            }
         }
     }
 }
 
 /// Control groups and networks whose names begin with `prefix` ([`PREFIX`]: those of all labs), and
-/// loop devices on files in `dir`, which itself counts if it is a lab's.
+/// loop devices, recording disks and mounts in `dir`, which itself counts if it is a lab's.
 #[must_use]
 pub fn leaks(prefix: &str, dir: &Path) -> Vec<Leak> {
     let mut found: Vec<Leak> = loops_on(dir);
+    found.extend(mounts_in(dir));
+    found.extend(disks_in(dir));
     if let Ok(root) = cgroup_root() {
         found.extend(named(&root, prefix).into_iter().map(Leak::ControlGroup));
     }
@@ -94,6 +112,29 @@ pub(crate) fn loops_on(path: &Path) -> Vec<Leak> {
             let device = entry.file_name().to_string_lossy().into_owned();
             found.push(Leak::Loop { device, file });
         }
+    }
+    found
+}
+
+/// Mount points of this process's namespace in `dir`, which may itself be one.
+fn mounts_in(dir: &Path) -> Vec<Leak> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // proc_pid_mountinfo(5): the fifth word is the mount point.
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(dir) && point != dir).map(Leak::Mount).collect()
+}
+
+/// Servers of recording disks whose files are in `dir`. Their mounts are in no namespace, and the
+/// loop devices on them have no file that could be found by its path.
+fn disks_in(dir: &Path) -> Vec<Leak> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+        let Ok(command) = fs::read(entry.path().join("cmdline")) else { continue };
+        let mut words = command.split(|byte| *byte == 0).map(OsStr::from_bytes).map(Path::new);
+        let is_server = words.next().and_then(Path::file_name) == Some(OsStr::new(SERVER));
+        let file = words.next().filter(|file| is_server && file.starts_with(dir));
+        found.extend(file.map(|file| Leak::Disk { pid, file: file.to_owned() }));
     }
     found
 }

@@ -10,6 +10,7 @@
 //! - Every wait has a deadline, and what failed says so with the end of the guest's console.
 //! - A lab's processes, control groups, network, loop devices and files go away when it is finished
 //!   or dropped, and also when its owner is killed: a guard process outlives it.
+//! - A recording disk ([`logdisk`]) and its mount go away with their owner, however it ends.
 //! - Nothing of the host is changed but the cache directory and, by [`host::install`] alone, its
 //!   packages.
 //!
@@ -45,8 +46,11 @@ mod http;
 pub mod image;
 mod lab;
 pub mod leaks;
+pub mod logdisk;
 pub mod oracle;
+pub mod powercut;
 pub mod programs;
+mod random;
 mod rootfs;
 mod run;
 mod sources;
@@ -59,6 +63,7 @@ pub use error::{ErrorKind, TestkitError};
 pub use guest::{Exit, Guest, Nspawn, Uml};
 pub use http::Response;
 pub use lab::{HOST_ADDRESS, Lab};
+pub use random::Random;
 pub use rootfs::rootfs;
 pub use run::{Output, Run};
 pub use sources::{SUITE, Sources};

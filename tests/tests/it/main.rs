@@ -3,11 +3,13 @@
 
 mod bad_bundle;
 mod bad_image;
+mod full_disk;
 mod images;
 mod interrupted;
 mod live_killed;
 mod live_refused;
 mod live_update;
+mod power_cut;
 mod property;
 mod repository;
 mod repository_killed;

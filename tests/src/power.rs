@@ -1,0 +1,312 @@
+//! Power cuts in an update: recorded once, replayed at many points, each judged by itself.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tempfile::TempDir;
+use vireo_model::{Digest, Ignore};
+use vireo_testkit::leaks;
+use vireo_testkit::logdisk::{Log, LogDisk};
+use vireo_testkit::powercut::{Cut, Left, cuts};
+
+use crate::disk::{Disk, FileSystem, wait_until_free};
+use crate::recovery::tree_digest;
+use crate::scratch::scratch;
+
+/// Where the tree is on a recorded disk; beside it is room for what is no part of it.
+const TREE: &str = "tree";
+
+/// A prefix that no lab has: what is looked for is on the disks of a recording.
+const NO_LAB: &str = "no lab of ours";
+
+/// Time for the kernel to let go of the last disk.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Between two writes of the neighbour.
+const NEIGHBOUR_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What else happens on the disk during an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbour {
+    /// Nothing: only the update itself makes anything durable.
+    None,
+    /// Another program that makes its own file durable again and again, as databases do, and with it
+    /// the part of the update that is done by then.
+    Busy,
+}
+
+/// An update, as a disk has seen it.
+#[derive(Debug)]
+pub struct Recording {
+    dir: TempDir,
+    system: FileSystem,
+    ignore: Ignore,
+    log: Log,
+    /// The first record of the update; those before are of mounting.
+    first: usize,
+    base: Digest,
+    target: Digest,
+}
+
+/// What is on a disk: its tree, and room beside it.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The tree that is updated.
+    pub tree: PathBuf,
+    /// A directory on the same disk that is no part of the tree.
+    pub beside: PathBuf,
+}
+
+/// Something done to a disk.
+pub type Step<'a> = &'a dyn Fn(&Place) -> anyhow::Result<()>;
+
+impl Recording {
+    /// Has `prepare` write the base to a new file system, then records what `update` does.
+    ///
+    /// # Errors
+    ///
+    /// The host lacks something, or one of the two failed.
+    pub fn make(
+        system: FileSystem,
+        ignore: Ignore,
+        neighbour: Neighbour,
+        prepare: Step<'_>,
+        update: Step<'_>,
+    ) -> anyhow::Result<Self> {
+        let dir = scratch()?;
+        let path = |name: &str| dir.path().join(name);
+        system.make(&path("base.img"))?;
+        let disk = Disk::open(&path("base.img"), system)?;
+        let place = Place::on(&disk);
+        fs::create_dir(&place.tree)?;
+        fs::create_dir(&place.beside)?;
+        prepare(&place)?;
+        let base = tree_digest(&place.tree, &ignore)?;
+        disk.finish()?;
+        wait_until_free(&path("base.img"))?;
+        vireo_testkit::image::clone_image(&path("base.img"), &path("recorded.img"))?;
+
+        let recorder = LogDisk::new(&path("recorded.img"), &path("log"))?;
+        let disk = Disk::mount(&recorder.open()?, system)?;
+        let place = Place::on(&disk);
+        let before = recorder.position()?;
+        beside(neighbour, &disk, system, || update(&place))?;
+        let target = tree_digest(&place.tree, &ignore)?;
+        disk.finish()?;
+        let log = recorder.finish()?;
+        fs::remove_file(path("recorded.img"))?;
+        ensure!(base != target, "the update changed nothing");
+        let first = log.count_until(before);
+        Ok(Self { dir, system, ignore, log, first, base, target })
+    }
+
+    /// Digest of the tree before the update.
+    #[must_use]
+    pub fn base(&self) -> Digest {
+        self.base
+    }
+
+    /// Digest of the tree after the update.
+    #[must_use]
+    pub fn target(&self) -> Digest {
+        self.target
+    }
+
+    /// The same, where another tree counts as the base.
+    #[must_use]
+    pub(crate) fn with_base(self, base: Digest) -> Self {
+        Self { base, ..self }
+    }
+
+    /// The same on a disk that takes flushes for nothing.
+    #[must_use]
+    pub fn without_barriers(self) -> Self {
+        // A number of records is no position any more: everything counts as the update.
+        Self { log: self.log.without_barriers(), first: 0, ..self }
+    }
+
+    /// Cuts the power at `points` points and judges each state: the disk is mounted, `recover` does
+    /// what a start of the machine would, and what is there then is compared.
+    ///
+    /// # Errors
+    ///
+    /// A state cannot be built. What is wrong with a state is counted, not an error.
+    pub fn replay(&self, points: usize, seed: u64, recover: Step<'_>) -> anyhow::Result<Tally> {
+        let mut tally = Tally { seed, ..Tally::default() };
+        for (number, cut) in cuts(&self.log, self.first, points, seed).iter().enumerate() {
+            // A name is never used twice: a mount that somebody still holds writes to its own file.
+            let image = self.dir.path().join(format!("state-{seed}-{number}.img"));
+            cut.build(&self.dir.path().join("base.img"), &self.log, &image)?;
+            let judged = self.judge(&image, cut, recover);
+            tally.add(number, cut, judged);
+            fs::remove_file(&image)?;
+        }
+        leaks::none(NO_LAB, self.dir.path(), RELEASE_DEADLINE)?;
+        Ok(tally)
+    }
+
+    fn judge(&self, image: &Path, cut: &Cut, recover: Step<'_>) -> anyhow::Result<Judged> {
+        let (disk, restored) = match Disk::open(image, self.system) {
+            Err(error) if matches!(cut.left, Left::Torn(_)) => {
+                self.system.restore_superblock(image).context(error)?;
+                (Disk::open(image, self.system)?, true)
+            }
+            disk => (disk?, false),
+        };
+        let place = Place::on(&disk);
+        let digest = || tree_digest(&place.tree, &self.ignore);
+        // Not even readable is not whole either.
+        let mixed = digest().map_or(true, |found| found != self.base && found != self.target);
+        let recovered = recover(&place).context("recovery failed");
+        let found = digest();
+        disk.finish()?;
+        wait_until_free(image)?;
+        let whole = match (recovered, found) {
+            (Err(error), _) => Err(error),
+            (Ok(()), found) => found.and_then(|found| self.whole(found)),
+        };
+        let checked = self.system.check(image).context("the file system is damaged");
+        Ok(Judged { mixed, restored, is_target: whole.and_then(|whole| checked.map(|()| whole)) })
+    }
+
+    /// Whether the tree is the target; it may be the base instead.
+    fn whole(&self, found: Digest) -> anyhow::Result<bool> {
+        ensure!(found == self.base || found == self.target, "neither base nor target: {found}");
+        Ok(found == self.target)
+    }
+}
+
+impl Place {
+    fn on(disk: &Disk) -> Self {
+        Self { tree: disk.path().join(TREE), beside: disk.path().join("beside") }
+    }
+}
+
+/// Runs `update` beside a neighbour.
+fn beside(
+    neighbour: Neighbour,
+    disk: &Disk,
+    system: FileSystem,
+    update: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if neighbour == Neighbour::None {
+        return update();
+    }
+    let path = disk.path().join("neighbour");
+    let file = File::create(&path).context("cannot make the neighbour's file")?;
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let busy = scope.spawn(|| keep_busy(&file, system, &done));
+        let updated = update();
+        done.store(true, Ordering::Relaxed);
+        busy.join().map_err(|_| anyhow::anyhow!("the neighbour panicked"))??;
+        updated
+    })
+}
+
+fn keep_busy(mut file: &File, system: FileSystem, done: &AtomicBool) -> anyhow::Result<()> {
+    for number in 0_u64.. {
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+        // Longer each time and never overwritten: metadata is part of it.
+        file.write_all(&number.to_le_bytes())?;
+        file.write_all_at(&number.to_le_bytes(), 0)?;
+        match system {
+            // On btrfs fsync(2) brings nothing but its own file: "tree log" in its documentation.
+            FileSystem::Btrfs => rustix::fs::syncfs(file)?,
+            FileSystem::Ext4 | FileSystem::Xfs => file.sync_all()?,
+        }
+        thread::sleep(NEIGHBOUR_INTERVAL);
+    }
+    Ok(())
+}
+
+/// What one state came to.
+struct Judged {
+    mixed: bool,
+    restored: bool,
+    is_target: anyhow::Result<bool>,
+}
+
+/// What many states came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// States that were judged.
+    pub points: usize,
+    /// Those that were neither base nor target when mounted: without them nothing was tested.
+    pub mixed: usize,
+    /// Those whose superblock was torn, so that it had to be restored before they could be mounted.
+    pub restored: usize,
+    /// Those that were the base in the end.
+    pub base: usize,
+    /// Those that were the target in the end.
+    pub target: usize,
+    /// What was wrong with the others.
+    pub bad: Vec<String>,
+    seed: u64,
+}
+
+impl Tally {
+    fn add(&mut self, number: usize, cut: &Cut, judged: anyhow::Result<Judged>) {
+        self.points += 1;
+        let end = judged.and_then(|judged| {
+            self.mixed += usize::from(judged.mixed);
+            self.restored += usize::from(judged.restored);
+            judged.is_target
+        });
+        match end {
+            Ok(true) => self.target += 1,
+            Ok(false) => self.base += 1,
+            Err(error) => {
+                let seed = self.seed;
+                self.bad.push(format!("state {number} of seed {seed}, {cut:?}: {error:#}"));
+            }
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.seed = other.seed;
+        self.points += other.points;
+        self.mixed += other.mixed;
+        self.restored += other.restored;
+        self.base += other.base;
+        self.target += other.target;
+        self.bad.extend(other.bad);
+        self
+    }
+
+    /// Expects `points` states, mixtures among them, both outcomes, and nothing wrong after recovery.
+    ///
+    /// # Errors
+    ///
+    /// One of these is not so; what was wrong is listed.
+    pub fn all_whole(&self, points: usize) -> anyhow::Result<()> {
+        ensure!(self.bad.is_empty(), "{self}\n{}", self.bad.join("\n"));
+        ensure!(self.points == points, "{self}: {points} were to be judged");
+        ensure!(self.mixed > 0, "{self}: no state was a mixture, so nothing was tested");
+        ensure!(self.base > 0 && self.target > 0, "{self}: one outcome never came");
+        Ok(())
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { points, mixed, restored, base, target, bad, seed } = self;
+        let bad = bad.len();
+        write!(
+            f,
+            "{points} power cuts (seed {seed}, {restored} torn superblocks): {mixed} mixtures \
+             before recovery; after it {base} base, {target} target, {bad} bad"
+        )
+    }
+}
