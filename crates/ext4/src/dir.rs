@@ -35,7 +35,7 @@ pub(crate) fn parse(block: &[u8], inodes: u32, names: &mut Vec<Name>) -> Result<
         let name_len = usize::from(byte(block, at.saturating_add(6)));
         let end = at.saturating_add(len);
         let needs = HEADER_LEN.saturating_add(name_len);
-        if len < MIN_LEN || len % 4 != 0 || end > block.len() || needs > len {
+        if len < MIN_LEN || !len.is_multiple_of(4) || end > block.len() || needs > len {
             return Err(bad(at));
         }
         let inode = le32(block, at);

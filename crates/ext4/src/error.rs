@@ -73,6 +73,7 @@ impl fmt::Display for Ext4Error {
 
 impl std::error::Error for Ext4Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| source as _)
+        let source: &(dyn std::error::Error + 'static) = self.source.as_ref()?;
+        Some(source)
     }
 }

@@ -198,7 +198,7 @@ fn extra_len(raw: &[u8]) -> Result<usize, Ext4Error> {
         return Ok(0);
     }
     let len = to_usize(le16(raw, 0x80));
-    if len % 4 != 0 || OLD_LEN.saturating_add(len) > raw.len() {
+    if !len.is_multiple_of(4) || OLD_LEN.saturating_add(len) > raw.len() {
         return Err(Ext4Error::damaged(format!("it has {len} bytes of further fields")));
     }
     Ok(len)

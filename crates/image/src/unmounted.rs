@@ -21,12 +21,17 @@
 use std::fs::File;
 use std::path::Path;
 
-use vireo_ext4::Reader;
-pub use vireo_ext4::{Known, Scan, ScanOptions, Unfinished};
+pub use vireo_ext4::{Known, Reader, Scan, ScanOptions, Unfinished};
 use vireo_model::{ChangeSet, Ignore, Tree};
 
 use crate::partition::{RootPartition, find_root};
 use crate::{ErrorKind, ImageError};
+
+/// Whether this process cannot mount, so that images can only be read as here.
+#[must_use]
+pub fn is_needed() -> bool {
+    !rustix::process::geteuid().is_root()
+}
 
 /// Opens the root file system of `image` for reading. The image must not change meanwhile.
 ///
