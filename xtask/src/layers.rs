@@ -14,10 +14,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("vireo-sys", &[]),
     ("vireo-delta", &["vireo-model"]),
     ("vireo-classify", &["vireo-model"]),
+    ("vireo-ext4", &["vireo-model"]),
     ("vireo-cloud", &["vireo-model", "vireo-sys"]),
     ("vireo-tree", &["vireo-model", "vireo-delta", "vireo-sys"]),
     // `delta` because an image is patched from a verified bundle.
-    ("vireo-image", &["vireo-model", "vireo-delta", "vireo-tree", "vireo-sys"]),
+    ("vireo-image", &["vireo-model", "vireo-delta", "vireo-ext4", "vireo-tree", "vireo-sys"]),
     ("vireo-store", &["vireo-model", "vireo-delta", "vireo-sys"]),
     ("vireo-wire", &["vireo-model", "vireo-delta"]),
     ("vireo-capture", &["vireo-model", "vireo-delta", "vireo-tree", "vireo-wire", "vireo-sys"]),

@@ -1,11 +1,12 @@
 //! What can be captured, digested and compared: a directory, or a raw disk image.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use vireo_image::unmounted::{self, Reader, Unfinished};
 use vireo_image::{Access, DiskImage, Mounted, RootPartition};
-use vireo_model::Ignore;
-use vireo_tree::Root;
+use vireo_model::{Ignore, Tree};
+use vireo_tree::{Root, ScanOptions, scan};
 
 use crate::exit::Failure;
 
@@ -75,6 +76,48 @@ impl Source {
         match self {
             Self::Dir(root) => root,
             Self::Image(mounted) => mounted.root(),
+        }
+    }
+}
+
+/// Whether images are read without mounting them.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct UnmountedArgs {
+    /// Read images without mounting them, as is always done without root; one that was not shut
+    /// down cleanly is then read as it would be after its journal is played back
+    #[arg(long)]
+    unmounted: bool,
+}
+
+/// What is only read as a tree, so that an image need not be mounted for it.
+#[derive(Debug)]
+pub(crate) enum TreeSource {
+    Root(Source),
+    Unmounted(PathBuf, Reader),
+}
+
+impl TreeSource {
+    pub(crate) fn open(
+        path: &Path,
+        partition: RootPartitionArgs,
+        args: UnmountedArgs,
+    ) -> Result<Self, Failure> {
+        if path.is_dir() || !(args.unmounted || unmounted::is_needed()) {
+            return Source::open(path, partition).map(Self::Root);
+        }
+        // An image that is in use looks like one of a crashed machine: only on request.
+        let unfinished = if args.unmounted { Unfinished::Replay } else { Unfinished::Refuse };
+        let reader = unmounted::open(path, partition.get(), unfinished)?;
+        Ok(Self::Unmounted(path.to_owned(), reader))
+    }
+
+    pub(crate) fn tree(&self, ignore: &Ignore) -> Result<Tree, Failure> {
+        match self {
+            Self::Root(source) => Ok(scan(source.root(), ignore, &ScanOptions::default())?.tree),
+            Self::Unmounted(path, reader) => {
+                let options = unmounted::ScanOptions::default();
+                Ok(unmounted::scan(path, reader, ignore, &options)?.tree)
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use vireo_ext4::Ext4Error;
 use vireo_tree::TreeError;
 
 /// Why an image could not be read or patched. The image named is unchanged.
@@ -72,6 +73,20 @@ impl ImageError {
             _ => ErrorKind::Io,
         };
         let message = format!("cannot use the tree in {}", image.display());
+        Self { kind, message, source: Some(source.into()) }
+    }
+
+    pub(crate) fn ext4(image: &Path, source: Ext4Error) -> Self {
+        let kind = match source.kind() {
+            vireo_ext4::ErrorKind::NotExt4 => ErrorKind::NotAnImage,
+            vireo_ext4::ErrorKind::Unsupported | vireo_ext4::ErrorKind::Limit => {
+                ErrorKind::Unsupported
+            }
+            vireo_ext4::ErrorKind::Unclean => ErrorKind::Unclean,
+            vireo_ext4::ErrorKind::Damaged => ErrorKind::Damaged,
+            _ => ErrorKind::Io,
+        };
+        let message = format!("cannot read the file system in {}", image.display());
         Self { kind, message, source: Some(source.into()) }
     }
 

@@ -13,8 +13,8 @@
 //!
 //! # Not here
 //!
-//! File systems other than ext2, ext3 and ext4; qcow2; reading an image without root. What is
-//! in the tree (`vireo-tree`), where images are kept (`vireo-store`).
+//! File systems other than ext2, ext3 and ext4 (how these are laid out: `vireo-ext4`); qcow2. What
+//! is in the tree (`vireo-tree`), where images are kept (`vireo-store`).
 //!
 //! # Example
 //!
@@ -34,6 +34,7 @@ mod fsck;
 mod partition;
 mod patch;
 mod superblock;
+pub mod unmounted;
 
 pub use disk::{Access, DiskImage, Mounted};
 pub use error::{ErrorKind, ImageError};

@@ -1,18 +1,20 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
-use vireo_model::{ChangeKind, ChangeSet, Digest, ImagePath};
-use vireo_tree::{ScanOptions, scan};
+use vireo_image::unmounted;
+use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, ImagePath};
 
 use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
-use crate::source::{IgnoreArgs, RootPartitionArgs, Source};
+use crate::source::{IgnoreArgs, RootPartitionArgs, TreeSource, UnmountedArgs};
 
 /// List the paths in which two images or directories differ
 ///
-/// Exits with 0 if there are none and with 1 if there are.
+/// Exits with 0 if there are none and with 1 if there are. Of two images that are read without
+/// mounting, a file whose inode, times of modification and change and place on the disk are equal
+/// in both is read once.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The one
@@ -25,6 +27,11 @@ pub(crate) struct Args {
     ignore: IgnoreArgs,
     #[command(flatten)]
     partition: RootPartitionArgs,
+    #[command(flatten)]
+    unmounted: UnmountedArgs,
+    /// Read every file, also those whose metadata says that they are the same
+    #[arg(long)]
+    paranoid: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -46,11 +53,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Difference, Failure>
         context,
         format!("comparing {} and {}", args.base.display(), args.target.display()),
     );
-    let base = Source::open(&args.base, args.partition)?;
-    let target = Source::open(&args.target, args.partition)?;
-    let base = scan(base.root(), &ignore, &ScanOptions::default())?.tree;
-    let target = scan(target.root(), &ignore, &ScanOptions::default())?.tree;
-    let changes = ChangeSet::between(&base, &target);
+    let changes = changes(args, &ignore)?;
     let line =
         |change: &vireo_model::Change| Line { path: change.path.clone(), change: change.kind() };
     Ok(Difference {
@@ -58,6 +61,18 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Difference, Failure>
         target: changes.target,
         paths: changes.changes.iter().map(line).collect(),
     })
+}
+
+fn changes(args: &Args, ignore: &Ignore) -> Result<ChangeSet, Failure> {
+    let open = |path: &Path| TreeSource::open(path, args.partition, args.unmounted);
+    let (base, target) = (open(&args.base)?, open(&args.target)?);
+    if let (TreeSource::Unmounted(base_path, base), TreeSource::Unmounted(target_path, target)) =
+        (&base, &target)
+    {
+        let (base, target) = ((base_path.as_path(), base), (target_path.as_path(), target));
+        return Ok(unmounted::compare(base, target, ignore, args.paranoid)?.changes);
+    }
+    Ok(ChangeSet::between(&base.tree(ignore)?, &target.tree(ignore)?))
 }
 
 impl Report for Difference {

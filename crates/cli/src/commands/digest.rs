@@ -2,12 +2,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vireo_model::Digest;
-use vireo_tree::{ScanOptions, scan};
 
 use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
-use crate::source::{IgnoreArgs, RootPartitionArgs, Source};
+use crate::source::{IgnoreArgs, RootPartitionArgs, TreeSource, UnmountedArgs};
 
 /// Print the digest of an image's or directory's tree: its version
 #[derive(Debug, clap::Args)]
@@ -19,6 +18,8 @@ pub(crate) struct Args {
     ignore: IgnoreArgs,
     #[command(flatten)]
     partition: RootPartitionArgs,
+    #[command(flatten)]
+    unmounted: UnmountedArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -30,8 +31,7 @@ pub(crate) struct Digested {
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Digested, Failure> {
     let ignore = args.ignore.get()?;
     let _step = Step::new(context, format!("reading {}", args.source.display()));
-    let source = Source::open(&args.source, args.partition)?;
-    let tree = scan(source.root(), &ignore, &ScanOptions::default())?.tree;
+    let tree = TreeSource::open(&args.source, args.partition, args.unmounted)?.tree(&ignore)?;
     Ok(Digested { digest: tree.digest(), paths: tree.len() })
 }
 

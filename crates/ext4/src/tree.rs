@@ -1,0 +1,219 @@
+//! The tree in a file system.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rayon::prelude::*;
+use vireo_model::{Digest, Ignore, ImagePath, Node, NodeKind, Timestamp, Tree};
+
+use crate::Ext4Error;
+use crate::budget::Budget;
+use crate::compare::Known;
+use crate::content::BUFFER_LEN;
+use crate::inode::{Inode, InodeKind};
+use crate::reader::{Identity, Reader};
+use crate::walk::{FileState, Item, Walk};
+
+/// Most bytes of all files together, holes included, that are read unless the caller says
+/// otherwise: half an hour of hashing. A sparse file can claim any length.
+pub const DEFAULT_MAX_CONTENT_LEN: u64 = 4 << 40;
+
+/// How a tree is read.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanOptions<'a> {
+    /// Digests of an earlier or later state of the same file system: files that it shows to be
+    /// unchanged are not read. What is trusted then: see [`compare`](crate::compare).
+    pub known: Option<&'a Known>,
+    /// Most bytes of content, holes included.
+    pub max_content_len: u64,
+}
+
+impl Default for ScanOptions<'_> {
+    fn default() -> Self {
+        Self { known: None, max_content_len: DEFAULT_MAX_CONTENT_LEN }
+    }
+}
+
+/// What reading a tree gave.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    /// Which file system it is, and in which state.
+    pub identity: Identity,
+    /// The tree, the same that a kernel's mount shows.
+    pub tree: Tree,
+    /// The states of the regular files, those with further names under the first.
+    pub files: BTreeMap<ImagePath, FileState>,
+    /// Times of modification of the directories; no part of the tree.
+    pub dir_times: BTreeMap<ImagePath, Timestamp>,
+    /// How many files' content was read.
+    pub hashed: usize,
+    /// How many bytes that were.
+    pub hashed_len: u64,
+}
+
+/// A node that lacks, at most, the digest of its content.
+struct Draft {
+    path: ImagePath,
+    node: Node,
+    file: Option<Job>,
+}
+
+/// A regular file.
+struct Job {
+    inode: usize,
+    state: FileState,
+    /// First block, for the order of reading.
+    first: u64,
+    digest: Option<Digest>,
+}
+
+impl Reader {
+    /// The tree without what `ignore` leaves out; all content is read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reader::scan`].
+    pub fn tree(&self, ignore: &Ignore) -> Result<Tree, Ext4Error> {
+        Ok(self.scan(ignore, &ScanOptions::default())?.tree)
+    }
+
+    /// Reads the tree without what `ignore` leaves out: metadata first, then the contents of
+    /// regular files on rayon's threads, in the order in which they stand in the image.
+    ///
+    /// Memory: about 1 KiB for each name, 256 KiB for each thread.
+    ///
+    /// # Errors
+    ///
+    /// The first path that cannot be read, with its reason: `Damaged`, `Unsupported`, `Io`;
+    /// `Limit` beyond 8 million names, a depth of 512 or [`ScanOptions::max_content_len`].
+    pub fn scan(&self, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, Ext4Error> {
+        let budget = self.budget(options.max_content_len);
+        let walk = Walk::new(self, ignore, &budget)?;
+        let mut drafts = self.drafts(&walk, options, &budget)?;
+        let (hashed, hashed_len) = self.hash(&walk, &mut drafts, &budget)?;
+        let (mut files, mut dir_times) = (BTreeMap::new(), BTreeMap::new());
+        let mut tree = Tree::new();
+        for Draft { path, mut node, file } in drafts {
+            if node.is_dir() {
+                dir_times.insert(path.clone(), node.mtime);
+            }
+            if let Some(Job { state, digest: Some(content), .. }) = file {
+                node.kind = NodeKind::File { len: state.len, content };
+                files.insert(path.clone(), state);
+            }
+            tree.insert(path, node);
+        }
+        Ok(Scan { identity: self.identity(), tree, files, dir_times, hashed, hashed_len })
+    }
+
+    fn drafts(
+        &self,
+        walk: &Walk,
+        options: &ScanOptions<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Draft>, Ext4Error> {
+        let items = walk.in_order();
+        let leaders = leaders(walk, &items);
+        let known = options.known.map(|known| known.usable_for(&self.identity()));
+        let draft =
+            |(item, leader): (&&Item, &Option<ImagePath>)| -> Result<Option<Draft>, Ext4Error> {
+                let path = item.path.clone();
+                if let Some(leader) = leader {
+                    let node = Node::hard_link(leader.clone());
+                    return Ok(Some(Draft { path, node, file: None }));
+                }
+                let Some(inode) = walk.inode(item) else {
+                    return Ok(None);
+                };
+                let node = self.node(inode, budget).map_err(|error| error.within(&path))?;
+                let mut file = None;
+                if inode.kind == InodeKind::File {
+                    let (state, first) =
+                        FileState::of(self, inode, budget).map_err(|error| error.within(&path))?;
+                    let digest = if state.len == 0 {
+                        Some(Digest::of(b""))
+                    } else {
+                        known.as_ref().and_then(|known| known.digest(&state))
+                    };
+                    file = Some(Job { inode: item.inode, state, first, digest });
+                }
+                Ok(Some(Draft { path, node, file }))
+            };
+        let mut drafts = Vec::new();
+        if let Some(root) = walk.inodes.first() {
+            let node = self.node(root, budget).map_err(|error| error.within("/"))?;
+            drafts.push(Draft { path: ImagePath::root(), node, file: None });
+        }
+        let below: Vec<Option<Draft>> =
+            items.par_iter().zip(leaders.par_iter()).map(draft).collect::<Result<_, _>>()?;
+        drafts.extend(below.into_iter().flatten());
+        Ok(drafts)
+    }
+
+    /// The node of `inode`, for a regular file without its digest.
+    fn node(&self, inode: &Inode, budget: &Budget) -> Result<Node, Ext4Error> {
+        let kind = match inode.kind {
+            InodeKind::File => NodeKind::File { len: inode.len, content: Digest::of(b"") },
+            InodeKind::Dir => NodeKind::Dir,
+            InodeKind::Symlink => {
+                NodeKind::Symlink { target: self.link_target_within(inode, budget)? }
+            }
+            InodeKind::Device(kind) => {
+                let (major, minor) = inode.device_numbers();
+                NodeKind::Device { kind, major, minor }
+            }
+            InodeKind::Fifo => NodeKind::Fifo,
+            InodeKind::Socket => NodeKind::Socket,
+        };
+        Ok(Node {
+            kind,
+            mode: inode.mode,
+            uid: inode.uid,
+            gid: inode.gid,
+            mtime: inode.mtime,
+            xattrs: self.xattrs_within(inode, budget)?,
+        })
+    }
+
+    /// Reads what has no digest yet. Returns how many files and bytes that were.
+    fn hash(
+        &self,
+        walk: &Walk,
+        drafts: &mut [Draft],
+        budget: &Budget,
+    ) -> Result<(usize, u64), Ext4Error> {
+        let mut jobs: Vec<(&ImagePath, &mut Job)> = drafts
+            .iter_mut()
+            .filter_map(|draft| draft.file.as_mut().map(|job| (&draft.path, job)))
+            .filter(|(_, job)| job.digest.is_none())
+            .collect();
+        jobs.sort_by_key(|(_, job)| job.first);
+        let len = jobs.iter().fold(0_u64, |sum, (_, job)| sum.saturating_add(job.state.len));
+        budget.take_content(len)?;
+        jobs.par_iter_mut().try_for_each_init(
+            || vec![0; BUFFER_LEN],
+            |buffer, (path, job)| {
+                let inode = walk.inodes.get(job.inode);
+                let digest = inode
+                    .map(|inode| self.content(inode)?.digest(buffer))
+                    .transpose()
+                    .map_err(|error| error.within(path))?;
+                job.digest = digest;
+                Ok::<(), Ext4Error>(())
+            },
+        )?;
+        Ok((jobs.len(), len))
+    }
+}
+
+/// For each name, the first name of its inode, if that is another.
+fn leaders(walk: &Walk, items: &[&Item]) -> Vec<Option<ImagePath>> {
+    let mut first: HashMap<usize, &ImagePath> = HashMap::new();
+    let mut leaders = Vec::with_capacity(items.len());
+    for item in items.iter().copied() {
+        let has_several =
+            walk.inode(item).is_some_and(|inode| inode.links > 1 && inode.kind != InodeKind::Dir);
+        let leader = has_several.then(|| *first.entry(item.inode).or_insert(&item.path));
+        leaders.push(leader.filter(|leader| **leader != item.path).cloned());
+    }
+    leaders
+}
