@@ -281,7 +281,7 @@ fn a_program_whose_reload_executes_it_anew_is_reloaded() {
 
 #[test]
 fn scripts_restart_who_holds_or_declares_them() {
-    check("SH-01", &["/opt/app/loop.sh"], "restart app.service; restart shapp.service");
+    check("SH-01", &["/opt/app/loop.sh"], "restart shapp.service");
     check("PY-06", &["/opt/worker/lib/wmod.py"], "restart pyworker.service");
     check("PY-10", &["/opt/worker/main.py"], "restart pyworker.service");
     check("PY-08", &["/usr/lib/python3.11/os.py"], "");
@@ -298,7 +298,6 @@ fn content_and_records_need_nothing() {
     check("NSS-01", &["/etc/hosts", "/etc/nsswitch.conf", "/etc/passwd"], "");
     check("SUD-01", &["+/etc/sudoers.d/v", "/etc/pam.d/sshd"], "");
     check("DBS-01", &["+/etc/dbus-1/system.d/v.conf", "+/etc/polkit-1/rules.d/x.rules"], "");
-    check("PFX-04", &["/etc/aliases"], "");
     check("LIB-11", &["/usr/lib/locale/C.utf8/LC_CTYPE"], "");
     check("LIB-13", &["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/openssl.cnf"], "");
     check("TZ-02", &["/usr/share/zoneinfo/Europe/Berlin"], "");
@@ -340,8 +339,8 @@ fn unit_files_are_read_again_and_their_unit_restarted_if_it_runs() {
         "daemon-reload; restart php8.2-fpm.service",
     );
     check("SYS-09", &["/etc/systemd/system/hello.timer"], "daemon-reload");
-    check("SYS-10", &["/etc/systemd/system/echo.socket"], "daemon-reload; hold echo.socket");
-    check("SYS-14", &["-/etc/systemd/system/app.service"], "daemon-reload; hold app.service");
+    check("SYS-10", &["/etc/systemd/system/echo.socket"], "daemon-reload; restart echo.socket");
+    check("SYS-14", &["-/lib/systemd/system/app.service"], "daemon-reload; stop app.service");
     check("SYS-15", &["+/etc/systemd/system/fresh.service"], "daemon-reload");
     check(
         "SYS-17",
@@ -368,10 +367,13 @@ fn manager_inputs_run_their_tool_in_order() {
             "/etc/sysctl.d/9.conf",
             "/etc/sysctl.d/8.conf",
         ],
-        "run systemd-sysusers w.conf; run systemd-tmpfiles --create v.conf; run /usr/lib/systemd/systemd-sysctl",
+        "run systemd-sysusers w.conf; run systemd-tmpfiles --create v.conf; run /usr/lib/systemd/systemd-sysctl 8.conf; run /usr/lib/systemd/systemd-sysctl 9.conf",
     );
     check("SYS-26", &["+/etc/udev/rules.d/x.rules"], "run udevadm control --reload");
-    check("SYS-29", &["+/etc/modprobe.d/x.conf", "+/etc/ld.so.conf.d/x.conf"], "");
+    check("SYS-29", &["+/etc/modprobe.d/x.conf"], "");
+    check("LIB-12", &["+/etc/ld.so.conf.d/x.conf"], "run ldconfig");
+    check("LIB-12", &["+/etc/ld.so.conf.d/x.conf", "/etc/ld.so.cache"], "");
+    check("PFX-04", &["/etc/aliases"], "run newaliases");
 }
 
 #[test]
@@ -380,8 +382,8 @@ fn process_1_is_executed_anew_and_what_must_not_restart_is_held() {
     check("SYS-22", &["/etc/systemd/logind.conf"], "hold systemd-logind.service");
     check("DBS-02", &["/usr/bin/dbus-daemon"], "hold dbus.service");
     check("NET-01", &["/etc/systemd/network/10-eth0.network"], "hold systemd-networkd.service");
-    check("DOC-01", &["/etc/docker/daemon.json"], "hold docker.service");
-    check("CTR-02", &["/var/lib/docker/overlay2/l/x.so"], "hold docker-1.scope");
+    check("DOC-01", &["/etc/docker/daemon.json"], "reload docker.service");
+    check("CTR-02", &["/var/lib/docker/overlay2/l/x.so"], "");
     check(
         "SYS-35",
         &["/lib/systemd/system/stubborn.service"],
@@ -398,8 +400,9 @@ fn a_kernel_waits_for_a_reboot() {
     );
     check("KRN-02", &["-/boot/vmlinuz-6.1.0-49-cloud-amd64"], "");
     check("KRN-03", &["/lib/modules/6.1.0-50-cloud-amd64/kernel/fs/xfs/xfs.ko"], "reboot");
-    check("KRN-04", &["/boot/initrd.img-6.1.0-50-cloud-amd64"], "reboot");
+    check("KRN-04", &["/boot/initrd.img-6.1.0-50-cloud-amd64"], "");
     check("KRN-05", &["/etc/default/grub", "/boot/grub/grub.cfg"], "");
+    check("KRN-05", &["/etc/default/grub"], "run update-grub");
 }
 
 #[test]
@@ -419,7 +422,7 @@ fn a_unit_gets_its_files_greatest_action_once_with_all_evidence() {
     let plan = plan(&changes, &laboratory(), &Policy::default());
     assert_eq!(actions(&plan), "restart nginx.service");
     assert_eq!(plan.units[0].because.len(), 2);
-    assert_eq!(plan.units[0].proof, [Proof::Job, Proof::Active, Proof::Inodes]);
+    assert_eq!(plan.units[0].proof, [Proof::Job, Proof::Active, Proof::Inodes, Proof::Sockets]);
     assert_eq!(
         plan.to_string(),
         "restart  nginx.service  /usr/sbin/nginx (binary, held by processes 10, 11) and 1 more\n"
@@ -478,14 +481,21 @@ fn the_json_form_is_the_contract() {
                     "rule": "rule-pack",
                     "source": "rule /etc/nginx/**",
                 }],
-                "validate": null,
-                "proof": ["job", "active"],
+                "validate": ["/usr/sbin/nginx", "-t", "-q"],
+                "proof": ["job", "active", "sockets"],
+                "ceiling": "restart",
             }],
             "files": [
                 {"path": "/etc/nginx/nginx.conf", "change": "modified", "class": "config"},
                 {"path": "/srv/www/a", "change": "added", "class": "content"},
             ],
             "unclaimed": [],
+            "checks": [{
+                "command": ["/usr/sbin/nginx", "-t", "-q"],
+                "needs": "/usr/sbin/nginx",
+                "files": ["/etc/nginx/nginx.conf"],
+                "units": ["nginx.service"],
+            }],
             "notes": [],
             "wire_bytes": 0,
             "disk_bytes": 0,

@@ -5,13 +5,15 @@
 //! The form is described in `docs/format/policy.md`.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-use super::drift::{OnConflict, OnDrift};
-use crate::{Class, ClassifyError};
+use super::Layer;
+use super::entries::Content;
+use crate::ClassifyError;
 
 /// The one version of the form there is.
 const VERSION: u32 = 1;
@@ -24,28 +26,10 @@ pub const MAX_POLICY_LEN: usize = 1 << 20;
 pub struct PolicyFile {
     pub(super) name: String,
     pub(super) content: Content,
+    /// Whose it is; known when policies are put together.
+    pub(super) layer: Layer,
     /// Where each line begins, to name lines in errors.
-    line_starts: Vec<usize>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct Content {
-    version: Spanned<u32>,
-    #[serde(default)]
-    pub(super) drift: Vec<DriftEntry>,
-}
-
-/// `[[drift]]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct DriftEntry {
-    pub(super) path: Patterns,
-    /// None: whatever the class.
-    #[serde(default)]
-    pub(super) class: Vec<Class>,
-    pub(super) on: OnDrift,
-    pub(super) conflict: Option<OnConflict>,
+    pub(super) line_starts: Vec<usize>,
 }
 
 impl PolicyFile {
@@ -72,13 +56,20 @@ impl PolicyFile {
             let why = format!("version {} is not {VERSION}", content.version.get_ref());
             return Err(ClassifyError::policy(name, line(content.version.span().start), &why));
         }
-        Ok(Self { name: name.to_owned(), content, line_starts })
+        Ok(Self { name: name.to_owned(), content, layer: Layer::default(), line_starts })
     }
 
     /// The file's name, as given.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn duration(&self, text: &Spanned<String>) -> Result<Duration, ClassifyError> {
+        super::parse_duration(text.get_ref()).ok_or_else(|| {
+            let why = format!("{:?} is no time such as \"5s\" or \"2min\"", text.get_ref());
+            ClassifyError::policy(&self.name, self.line(text.span().start), &why)
+        })
     }
 
     /// The line of the byte at `at`, from 1.
@@ -105,6 +96,10 @@ pub(crate) struct Pattern {
 impl Patterns {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Pattern> {
         self.0.iter()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
