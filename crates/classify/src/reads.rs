@@ -151,6 +151,22 @@ impl ReadMap {
         self.directories.get(&place[..end]).into_iter().flatten()
     }
 
+    /// Whether `unit` read a file beside `path` whose name has the same ending, as those have that
+    /// are taken from a directory of configuration.
+    #[must_use]
+    pub fn reads_siblings_of(&self, path: &ImagePath, unit: &Unit) -> bool {
+        let place = canonical(path);
+        let end = place.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        let (directory, name) = place.split_at(end + 1);
+        let Some(dot) = name.iter().rposition(|byte| *byte == b'.') else { return false };
+        let siblings = self.files.range(directory.to_vec()..);
+        let mut siblings = siblings.take_while(|(sibling, _)| sibling.starts_with(directory));
+        siblings.any(|(sibling, readers)| {
+            let rest = &sibling[directory.len()..];
+            !rest.contains(&b'/') && rest.ends_with(&name[dot..]) && readers.contains_key(unit)
+        })
+    }
+
     /// Whether so many units read the file at `path` that it says nothing about one of them.
     #[must_use]
     pub fn is_shared(&self, path: &ImagePath) -> bool {

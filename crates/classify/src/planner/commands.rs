@@ -55,13 +55,15 @@ impl Work<'_> {
                 continue;
             }
             let command = rule.command(&change.path);
-            let units = self.index.units.iter().map(|view| &view.facts.name);
-            let units: Vec<Unit> = units.filter(|unit| rule.checks_for(unit)).cloned().collect();
-            let check = self.checks.entry(command.clone()).or_insert_with(|| Check {
-                command,
-                needs: rule.needs.clone(),
-                files: Vec::new(),
-                units,
+            let units = &self.index.units;
+            let check = self.checks.entry(command).or_insert_with_key(|command| {
+                let names = units.iter().map(|view| &view.facts.name);
+                Check {
+                    command: command.clone(),
+                    needs: rule.needs.clone(),
+                    files: Vec::new(),
+                    units: names.filter(|unit| rule.checks_for(unit)).cloned().collect(),
+                }
             });
             check.files.push(change.path.to_string());
         }
@@ -98,6 +100,11 @@ impl Work<'_> {
         man.confirm = man.confirm.max(rule.confirm);
         man.seconds = man.seconds.max(seconds);
         man.because.push(because);
+    }
+
+    /// Whether the update removes what is at `place`.
+    pub(super) fn removes(&self, place: &[u8]) -> bool {
+        self.removed.contains(place)
     }
 
     /// Whether the update brings something to `place`.

@@ -27,8 +27,11 @@ pub(super) struct Index<'a> {
     pub(super) units: Vec<UnitView<'a>>,
     names: HashMap<&'a str, usize>,
     stems: HashMap<&'a str, Vec<usize>>,
+    /// The same for the stems of aliases.
+    aliases: HashMap<&'a str, Vec<usize>>,
     declared: HashMap<Vec<u8>, Vec<(usize, DeclaredBy)>>,
     programs: HashMap<Vec<u8>, Vec<usize>>,
+    files: HashMap<Vec<u8>, Vec<usize>>,
     holders: HashMap<FileId, Vec<&'a Process>>,
 }
 
@@ -41,8 +44,10 @@ impl<'a> Index<'a> {
             units: Vec::new(),
             names: HashMap::new(),
             stems: HashMap::new(),
+            aliases: HashMap::new(),
             declared: HashMap::new(),
             programs: HashMap::new(),
+            files: HashMap::new(),
             holders: HashMap::new(),
         };
         for (at, view) in units.iter().enumerate() {
@@ -66,6 +71,12 @@ impl<'a> Index<'a> {
             self.names.entry(alias.as_str()).or_insert(at);
         }
         self.stems.entry(unit.name.stem()).or_default().push(at);
+        for alias in unit.aliases.iter().filter(|alias| alias.stem() != unit.name.stem()) {
+            self.aliases.entry(alias.stem()).or_default().push(at);
+        }
+        for file in &unit.files {
+            self.files.entry(canonical(file)).or_default().push(at);
+        }
         for declared in &unit.declared {
             let units = self.declared.entry(canonical(&declared.path)).or_default();
             units.push((at, declared.by));
@@ -75,6 +86,11 @@ impl<'a> Index<'a> {
         }
     }
 
+    /// The units that are read from the file at `place`.
+    pub(super) fn units_of_file(&self, place: &[u8]) -> &[usize] {
+        self.files.get(place).map_or(&[], Vec::as_slice)
+    }
+
     /// The unit of this name or alias.
     pub(super) fn unit(&self, name: &Unit) -> Option<usize> {
         self.names.get(name.as_str()).copied()
@@ -82,6 +98,11 @@ impl<'a> Index<'a> {
 
     pub(super) fn units_with_stem(&self, stem: &str) -> &[usize] {
         self.stems.get(stem).map_or(&[], Vec::as_slice)
+    }
+
+    /// The units one of whose aliases has this stem.
+    pub(super) fn units_with_alias(&self, stem: &str) -> &[usize] {
+        self.aliases.get(stem).map_or(&[], Vec::as_slice)
     }
 
     /// The units that run the program at `place`.

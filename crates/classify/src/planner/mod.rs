@@ -91,7 +91,8 @@ impl<'a> Planner<'a> {
             reads: self.reads.unwrap_or(&reads),
             packages: self.packages.unwrap_or(&packages),
             index: Index::new(facts, self.policy),
-            brought: brought_by(&changes),
+            brought: places_of(&changes, &[ChangeKind::Added, ChangeKind::Modified]),
+            removed: places_of(&changes, &[ChangeKind::Removed]),
             changes: &changes,
             outputs: HashMap::new(),
             plan: Plan::empty(),
@@ -127,11 +128,10 @@ const fn word_for(kind: ChangeKind) -> &'static str {
     }
 }
 
-/// The places where the update puts something new.
-fn brought_by(changes: &[&ChangedFile]) -> HashSet<Vec<u8>> {
-    let brings =
-        |change: &&&ChangedFile| matches!(change.kind, ChangeKind::Added | ChangeKind::Modified);
-    changes.iter().filter(brings).map(|change| canonical(&change.path)).collect()
+/// The places with changes of one of these kinds.
+fn places_of(changes: &[&ChangedFile], kinds: &[ChangeKind]) -> HashSet<Vec<u8>> {
+    let changes = changes.iter().filter(|change| kinds.contains(&change.kind));
+    changes.map(|change| canonical(&change.path)).collect()
 }
 
 /// What makes a unit take up a changed file.
@@ -152,7 +152,10 @@ struct Work<'a> {
     packages: &'a Packages,
     index: Index<'a>,
     changes: &'a [&'a ChangedFile],
+    /// The places where the update puts something.
     brought: HashSet<Vec<u8>>,
+    /// The places where it removes something.
+    removed: HashSet<Vec<u8>>,
     /// Whether the update brings the output of a tool, by its command.
     outputs: HashMap<Vec<String>, bool>,
     plan: Plan,
@@ -301,7 +304,10 @@ impl Work<'_> {
             return self.hold(name, &why, evidence);
         }
         // What ran once and is over has nothing to take up, unless somebody says that it has.
-        let said = matches!(evidence.rule, Rule::Site | Rule::Bundle | Rule::RulePack);
+        let said = matches!(
+            evidence.rule,
+            Rule::Site | Rule::Bundle | Rule::Learned | Rule::RulePack | Rule::UnitFile
+        );
         let reloads = action == Action::Reload && facts.can_reload && said;
         if facts.is_done() && evidence.rule != Rule::Held && !reloads && action != Action::Stop {
             return;
@@ -356,23 +362,29 @@ impl Work<'_> {
     fn finish(mut self) -> Plan {
         self.settle_enabling();
         let mut units = std::mem::take(&mut self.units);
-        self.plan.checks = std::mem::take(&mut self.checks).into_values().collect();
-        for (name, unit) in &mut units {
-            let mut checks = self.plan.checks.iter().filter(|check| check.units.contains(name));
-            unit.validate = checks.next().map(|check| check.command.clone());
-            self.finish_unit(unit);
+        let by_path: HashMap<&str, usize> =
+            self.plan.files.iter().enumerate().map(|(at, file)| (file.path.as_str(), at)).collect();
+        let checks: Vec<Check> = std::mem::take(&mut self.checks).into_values().collect();
+        let mut validators: HashMap<&Unit, &Check> = HashMap::new();
+        for check in checks.iter().rev() {
+            validators.extend(check.units.iter().map(|unit| (unit, check)));
         }
+        for (name, unit) in &mut units {
+            unit.validate = validators.get(name).map(|check| check.command.clone());
+            self.finish_unit(unit, &by_path);
+        }
+        self.plan.checks = checks;
         self.plan.units = units.into_values().collect();
         // A check of a unit that needs nothing is about its files all the same.
-        let acted = |unit: &Unit| self.plan.units.iter().any(|entry| entry.unit == *unit);
+        let acted: HashSet<&Unit> = self.plan.units.iter().map(|entry| &entry.unit).collect();
         for check in &mut self.plan.checks {
-            check.units.retain(acted);
+            check.units.retain(|unit| acted.contains(unit));
         }
         self.finish_system();
         self.plan
     }
 
-    fn finish_unit(&self, unit: &mut UnitPlan) {
+    fn finish_unit(&self, unit: &mut UnitPlan, by_path: &HashMap<&str, usize>) {
         if matches!(unit.action, Action::Hold | Action::Refuse | Action::Stop) {
             return;
         }
@@ -383,7 +395,7 @@ impl Work<'_> {
         if unit.action == Action::Start {
             return;
         }
-        unit.reads = self.files_to_be_read(unit);
+        unit.reads = self.files_to_be_read(unit, by_path);
         if !unit.reads.is_empty() {
             unit.proof.push(Proof::Read);
         }
@@ -402,18 +414,16 @@ impl Work<'_> {
         }
     }
 
-    /// The changed configuration that the unit is known to read, and that is still there.
-    fn files_to_be_read(&self, unit: &UnitPlan) -> Vec<String> {
-        let known = |evidence: &&Evidence| {
-            matches!(evidence.rule, Rule::Learned | Rule::Declared)
-                && evidence.class.is_configuration()
+    /// The changed configuration that the unit must have read when it has taken it up: of what
+    /// is known so exactly that a file not read means something.
+    fn files_to_be_read(&self, unit: &UnitPlan, by_path: &HashMap<&str, usize>) -> Vec<String> {
+        let Some(at) = self.index.unit(&unit.unit) else { return Vec::new() };
+        let exact = |evidence: &&Evidence| {
+            let change = by_path.get(evidence.path.as_str()).map(|at| self.changes[*at]);
+            change.is_some_and(|change| self.must_read(at, change, evidence.rule))
         };
-        let removed = |path: &str| {
-            let at = self.plan.files.binary_search_by(|file| file.path.as_str().cmp(path));
-            at.is_ok_and(|at| self.plan.files[at].change == "removed")
-        };
-        let paths = unit.because.iter().filter(known).map(|evidence| evidence.path.clone());
-        paths.filter(|path| !removed(path)).collect()
+        let exact = unit.because.iter().filter(exact);
+        exact.map(|evidence| evidence.path.clone()).collect()
     }
 
     fn finish_system(&mut self) {

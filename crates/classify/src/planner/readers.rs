@@ -321,6 +321,26 @@ impl Work<'_> {
             && !self.reads.readers_of(&change.path).is_some_and(|found| found.contains_key(name))
     }
 
+    /// Whether `unit` cannot have taken up `change` without reading it: it was seen to read the
+    /// file, or files of the same ending in its directory, or its unit file names it.
+    pub(super) fn must_read(&self, unit: usize, change: &ChangedFile, rule: Rule) -> bool {
+        if !change.class.is_configuration() || change.kind == ChangeKind::Removed {
+            return false;
+        }
+        let name = &self.index.units[unit].facts.name;
+        match rule {
+            Rule::Learned => match self.reads.readers_of(&change.path) {
+                Some(readers) => readers.contains_key(name),
+                None => self.reads.reads_siblings_of(&change.path, name),
+            },
+            Rule::Declared => {
+                let declared = self.index.declarations(&change.path);
+                declared.iter().any(|declared| declared.unit == unit && declared.exact)
+            }
+            _ => false,
+        }
+    }
+
     /// Units whose name is in the path: `/etc/STEM/...`, `/etc/STEM.conf`, `/etc/STEM.d/...`,
     /// `/etc/default/STEM`.
     fn add_namesakes(&mut self, change: &ChangedFile, readers: &mut Readers) {

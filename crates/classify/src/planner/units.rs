@@ -1,5 +1,7 @@
 //! Units' own files: fragments, drop-ins, links that enable, masks.
 
+use std::collections::BTreeSet;
+
 use vireo_model::ChangeKind;
 
 use super::{Work, evidence};
@@ -51,13 +53,27 @@ impl Work<'_> {
                 .notes
                 .push(format!("{}: for every {kind}, from its next start on", change.path));
         }
-        for at in 0..self.index.units.len() {
-            let unit = self.index.units[at].facts;
-            let own = unit.files.iter().any(|file| canonical(file) == place.as_bytes());
-            if own || subject.covers(unit) {
-                self.consider_own_file(at, change, &place, &subject);
-            }
+        for at in self.units_about(&place, &subject) {
+            self.consider_own_file(at, change, &place, &subject);
         }
+    }
+
+    /// The units that a file at `place` is about, in the order of their names.
+    fn units_about(&self, place: &str, subject: &Subject) -> BTreeSet<usize> {
+        let mut units: BTreeSet<usize> =
+            self.index.units_of_file(place.as_bytes()).iter().copied().collect();
+        let covered = |at: &usize| subject.covers(self.index.units[*at].facts);
+        match subject {
+            Subject::Unit(name) => {
+                let stem = Unit::new(name.clone());
+                let named = self.index.units_with_stem(stem.stem());
+                let also = self.index.units_with_alias(stem.stem());
+                units.extend(named.iter().chain(also).copied().filter(covered));
+            }
+            Subject::Prefix(..) => units.extend((0..self.index.units.len()).filter(covered)),
+            Subject::Type(_) | Subject::Enabling(..) | Subject::Nobody => {}
+        }
+        units
     }
 
     /// Users' managers read their units again; what they run is the users' own.
@@ -203,10 +219,7 @@ impl Work<'_> {
         let name = place.rsplit('/').next().unwrap_or_default();
         let brought = UNIT_DIRECTORIES.iter().map(|directory| format!("{directory}{name}"));
         let mut brought = brought.filter(|other| other != place);
-        let removed = |path: &Vec<u8>| {
-            let mut changes = self.changes.iter();
-            changes.any(|c| c.kind == ChangeKind::Removed && canonical(&c.path) == *path)
-        };
+        let removed = |path: &Vec<u8>| self.removes(path);
         brought.any(|other| self.brings(other.as_bytes()))
             || unit.shadowed.iter().map(canonical).any(|path| !removed(&path))
             // The unit is read from elsewhere, and that stays.

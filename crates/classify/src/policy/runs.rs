@@ -94,7 +94,7 @@ impl CheckRule {
     }
 
     pub(crate) fn checks_for(&self, unit: &Unit) -> bool {
-        self.units.first(unit.as_str().as_bytes()).is_some()
+        !self.units.is_empty() && self.units.first(unit.as_str().as_bytes()).is_some()
     }
 }
 
