@@ -21,7 +21,7 @@ pub(super) struct Content {
     #[serde(default)]
     pub(super) file: Vec<FileEntry>,
     #[serde(default)]
-    pub(super) unit: Vec<UnitEntry>,
+    pub(super) unit: Vec<Spanned<UnitEntry>>,
     #[serde(default)]
     pub(super) tool: Vec<ToolEntry>,
     #[serde(default)]
@@ -73,6 +73,22 @@ pub(super) struct FileEntry {
     pub(super) note: Option<String>,
 }
 
+/// A command line: words, for no shell; at least the program.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+pub(super) struct Command(pub(super) Vec<String>);
+
+impl TryFrom<Vec<String>> for Command {
+    type Error = &'static str;
+
+    fn try_from(words: Vec<String>) -> Result<Self, Self::Error> {
+        match words.first() {
+            Some(program) if !program.is_empty() => Ok(Self(words)),
+            _ => Err("a command without a program"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct UnitEntry {
@@ -110,8 +126,8 @@ pub(super) enum Ceiling {
 pub(super) struct ToolEntry {
     pub(super) stage: Tool,
     pub(super) path: Patterns,
-    pub(super) run: Vec<String>,
-    pub(super) run_keys: Option<Vec<String>>,
+    pub(super) run: Command,
+    pub(super) run_keys: Option<Command>,
     #[serde(default)]
     pub(super) key: String,
     #[serde(default)]
@@ -127,7 +143,7 @@ pub(super) struct ValidateEntry {
     pub(super) path: Patterns,
     #[serde(default)]
     pub(super) unit: Patterns,
-    pub(super) run: Vec<String>,
+    pub(super) run: Command,
     pub(super) needs: Option<String>,
 }
 
@@ -135,7 +151,7 @@ pub(super) struct ValidateEntry {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct ProbeEntry {
     pub(super) unit: Patterns,
-    pub(super) run: Vec<String>,
+    pub(super) run: Command,
     pub(super) user: Option<String>,
     pub(super) expect: Option<String>,
     pub(super) on_failure: ProbeFailure,

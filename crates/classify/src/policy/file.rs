@@ -179,6 +179,11 @@ mod tests {
         let syntax = error("version = 1\n[[drift\n");
         assert!(syntax.starts_with("policy 50-site.toml, line 2: "), "{syntax}");
         assert_eq!(error("version = 7\n"), "policy 50-site.toml, line 1: version 7 is not 1");
+        let nobody = error("version = 1\n\n[[unit]]\nhold = \"a\"\n");
+        assert_eq!(nobody, "policy 50-site.toml, line 3: [[unit]] needs `unit` or `program`");
+        let empty =
+            error("version = 1\n[[probe]]\nunit = \"a\"\non-failure = \"fail\"\nrun = []\n");
+        assert_eq!(empty, "policy 50-site.toml, line 5: a command without a program");
         let missing = error("[[drift]]\npath = \"/a\"\non = \"take\"\n");
         assert!(missing.contains("missing field `version`"), "{missing}");
         let long = error(&"#".repeat(MAX_POLICY_LEN + 1));

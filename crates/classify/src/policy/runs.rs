@@ -29,8 +29,8 @@ impl ToolRule {
     fn of_entry(file: &PolicyFile, entry: &ToolEntry) -> Result<Self, ClassifyError> {
         Ok(Self {
             stage: entry.stage,
-            run: entry.run.clone(),
-            run_keys: entry.run_keys.clone().map(|run| (run, entry.key.clone())),
+            run: entry.run.0.clone(),
+            run_keys: entry.run_keys.clone().map(|run| (run.0, entry.key.clone())),
             unless: globs(file, &entry.unless)?,
             needs: entry.needs.clone(),
             removed: entry.removed,
@@ -76,9 +76,9 @@ pub(crate) struct CheckRule {
 
 impl CheckRule {
     fn of_entry(file: &PolicyFile, entry: &ValidateEntry) -> Result<Self, ClassifyError> {
-        let program = entry.run.first().cloned().unwrap_or_default();
+        let program = entry.run.0.first().cloned().unwrap_or_default();
         Ok(Self {
-            run: entry.run.clone(),
+            run: entry.run.0.clone(),
             units: globs(file, &entry.unit)?,
             needs: entry.needs.clone().unwrap_or(program),
         })
@@ -136,7 +136,7 @@ impl Runs {
 
 fn probe_of(entry: &ProbeEntry) -> Probe {
     Probe {
-        command: entry.run.clone(),
+        command: entry.run.0.clone(),
         user: entry.user.clone(),
         expect: entry.expect.clone(),
         on_failure: entry.on_failure,

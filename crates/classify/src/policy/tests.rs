@@ -117,3 +117,27 @@ fn checkers_are_for_paths_and_their_programs_are_wanted() {
     );
     assert!(policy.paths_wanted().contains(&"/usr/sbin/visudo".to_owned()));
 }
+
+#[test]
+fn the_documents_example_is_a_policy() {
+    let document = include_str!("../../../../docs/format/policy.md");
+    let example = document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let file = PolicyFile::parse("policy.md", example.expect("an example"));
+    let policy = Policy::from_layers(&[], &[file.expect("a policy file")]).expect("a policy");
+    let rule = policy.unit_rule(&Unit::new("postgresql@15-main.service"));
+    assert_eq!(rule.reload_only.as_deref(), Some("restart it in its window"));
+    let tables = [
+        "file",
+        "unit",
+        "tool",
+        "validate",
+        "probe",
+        "connectivity",
+        "class",
+        "unit-keys",
+        "drift",
+    ];
+    for table in tables {
+        assert!(document.contains(&format!("`[[{table}]]`")), "{table}");
+    }
+}

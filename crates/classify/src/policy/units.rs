@@ -42,7 +42,13 @@ impl UnitRules {
             Ok(Entry { order, entry: entry.clone(), unless_argument })
         };
         let (mut names, mut programs) = (Vec::new(), Vec::new());
-        for (order, (file, entry)) in layers.entries(|content| &content.unit).enumerate() {
+        for (order, (file, spanned)) in layers.entries(|content| &content.unit).enumerate() {
+            let entry = spanned.get_ref();
+            if entry.unit.is_empty() && entry.program.is_empty() {
+                let line = file.line(spanned.span().start);
+                let why = "[[unit]] needs `unit` or `program`";
+                return Err(ClassifyError::policy(file.name(), line, why));
+            }
             if !entry.unit.is_empty() {
                 names.push((file, &entry.unit, make(order, file, entry)?));
             }
