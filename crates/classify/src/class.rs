@@ -1,14 +1,12 @@
 //! Classes of files: what kind of thing a path is, as far as activation cares.
 
 use std::fmt;
-use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 use vireo_model::ImagePath;
 
 use crate::elf::{ElfKind, elf_kind};
-use crate::glob::Globs;
-use crate::rules;
+use crate::policy::{self, Policy};
 
 /// How many of a file's first bytes [`class_of`] wants: enough for ELF program headers.
 pub const HEAD_LEN: usize = 4096;
@@ -68,6 +66,8 @@ pub enum Class {
     Cache,
     /// The Vireo agent itself.
     Agent,
+    /// Below the root of a container or virtual machine: not this system's.
+    Foreign,
 }
 
 impl Class {
@@ -100,6 +100,7 @@ impl Class {
             Self::Documentation => "documentation",
             Self::Cache => "cache",
             Self::Agent => "agent",
+            Self::Foreign => "foreign",
         }
     }
 
@@ -135,12 +136,21 @@ impl fmt::Display for Class {
 /// names and places that only suggest a meaning.
 #[must_use]
 pub fn class_of(path: &ImagePath, mode: u32, head: Option<&[u8]>) -> Class {
-    static SURE: LazyLock<Option<Globs>> = LazyLock::new(|| compile(rules::SURE_CLASSES));
-    static LIKELY: LazyLock<Option<Globs>> = LazyLock::new(|| compile(rules::LIKELY_CLASSES));
+    class_under(policy::pack(), path, mode, head)
+}
+
+/// The same by the classes of `policy`.
+pub(crate) fn class_under(
+    policy: &Policy,
+    path: &ImagePath,
+    mode: u32,
+    head: Option<&[u8]>,
+) -> Class {
     let place = canonical(path);
-    look_up(&SURE, rules::SURE_CLASSES, &place)
+    policy
+        .class_by_place(&place)
         .or_else(|| head.and_then(|head| class_of_content(&place, mode, head)))
-        .or_else(|| look_up(&LIKELY, rules::LIKELY_CLASSES, &place))
+        .or_else(|| policy.class_by_name(&place))
         .unwrap_or(Class::Content)
 }
 
@@ -150,15 +160,6 @@ pub(crate) fn canonical(path: &ImagePath) -> Vec<u8> {
     let first = path.components().next().unwrap_or_default();
     let merged = matches!(first, b"bin" | b"sbin" | b"lib" | b"lib32" | b"lib64" | b"libx32");
     if merged { [b"/usr", bytes].concat() } else { bytes.to_vec() }
-}
-
-/// The tables are checked by a test; without one, content and mode still decide.
-fn compile(table: &[(&str, Class)]) -> Option<Globs> {
-    Globs::new(table.iter().map(|(pattern, _)| *pattern)).ok()
-}
-
-fn look_up(globs: &Option<Globs>, table: &[(&str, Class)], place: &[u8]) -> Option<Class> {
-    globs.as_ref()?.first(place).map(|index| table[index].1)
 }
 
 fn class_of_content(place: &[u8], mode: u32, head: &[u8]) -> Option<Class> {
@@ -222,20 +223,6 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_are_globs() {
-        assert!(compile(rules::SURE_CLASSES).is_some());
-        assert!(compile(rules::LIKELY_CLASSES).is_some());
-    }
-
-    #[test]
-    fn every_class_is_written_as_it_reads() {
-        for (_, class) in rules::SURE_CLASSES.iter().chain(rules::LIKELY_CLASSES) {
-            let json = serde_json::to_string(class).expect("a word");
-            assert_eq!(json, format!("\"{class}\""));
-        }
-    }
-
-    #[test]
     fn places_with_one_meaning_need_no_content() {
         for (path, class) in [
             ("/boot/vmlinuz-6.1.0-50-cloud-amd64", Class::Kernel),
@@ -268,6 +255,7 @@ mod tests {
             ("/etc/pam.d/sshd", Class::Auth),
             ("/etc/sudoers.d/v", Class::Auth),
             ("/etc/ld.so.cache", Class::Cache),
+            ("/var/lib/docker/overlay2/a/etc/x", Class::Foreign),
             ("/usr/bin/vireo-agent", Class::Agent),
             ("/usr/lib/jvm/java-17-openjdk-amd64/lib/modules", Class::Module),
         ] {
@@ -285,6 +273,8 @@ mod tests {
         check("/usr/sbin/apachectl", Some(b"#!/bin/sh\n"), Class::Script);
         check("/opt/app/loop", Some(b"#!/bin/sh\n"), Class::Script);
         check("/etc/app/template.sh", Some(b"#!/bin/sh\n"), Class::Config);
+        check("/srv/app/run", Some(b"#!/usr/bin/python3\n"), Class::Script);
+        check("/var/www/html/index.php", Some(b"<?php"), Class::Content);
     }
 
     #[test]

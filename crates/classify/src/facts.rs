@@ -75,6 +75,40 @@ pub struct UnitFacts {
     pub programs: Vec<ImagePath>,
     /// Files and directories that its unit file says it reads.
     pub declared: Vec<Declared>,
+    /// The words of the commands that start it, without the programs.
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    /// It is masked: it cannot be started, and not restarted either.
+    #[serde(default)]
+    pub masked: bool,
+    /// The units that it starts when something happens: those of a socket, timer or path.
+    #[serde(default)]
+    pub triggers: Vec<Unit>,
+    /// The units that start it when something happens.
+    #[serde(default)]
+    pub triggered_by: Vec<Unit>,
+    /// Whether it is enabled, in the manager's word: `enabled`, `disabled`, `static`, ...
+    #[serde(default)]
+    pub file_state: String,
+    /// The user that its processes run as; empty for root.
+    #[serde(default)]
+    pub user: String,
+    /// `KillMode=`: with `process` or `none`, a restart leaves processes behind.
+    #[serde(default)]
+    pub kill_mode: String,
+    /// It refuses to be started by hand.
+    #[serde(default)]
+    pub refuse_manual_start: bool,
+    /// How many starts within [`start_limit_interval`](Self::start_limit_interval) the manager
+    /// allows; 0 if any number.
+    #[serde(default)]
+    pub start_limit_burst: u32,
+    /// The time for it, as the manager writes it (`10s`).
+    #[serde(default)]
+    pub start_limit_interval: String,
+    /// Other unit files of its name that the one in [`files`](Self::files) comes before.
+    #[serde(default, with = "crate::path_text::list")]
+    pub shadowed: Vec<ImagePath>,
 }
 
 /// One file or directory that a unit file names.
@@ -227,7 +261,24 @@ impl UnitFacts {
             files: Vec::new(),
             programs: Vec::new(),
             declared: Vec::new(),
+            arguments: Vec::new(),
+            masked: false,
+            triggers: Vec::new(),
+            triggered_by: Vec::new(),
+            file_state: String::new(),
+            user: String::new(),
+            kill_mode: String::new(),
+            refuse_manual_start: false,
+            start_limit_burst: 0,
+            start_limit_interval: String::new(),
+            shadowed: Vec::new(),
         }
+    }
+
+    /// Whether it runs once and is at it.
+    #[must_use]
+    pub fn runs_once_now(&self) -> bool {
+        self.service_type == "oneshot" && self.active == ActiveState::Activating
     }
 
     /// Whether it ran once and has no process: what it did is done until the next boot.
@@ -235,6 +286,41 @@ impl UnitFacts {
     pub fn is_done(&self) -> bool {
         self.service_type == "oneshot" && self.main_pid == 0
     }
+}
+
+/// What is known about the machine beside its units and processes. Everything may be unknown;
+/// plans are more careful then.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Host {
+    /// The version of the service manager, `252`.
+    pub manager_version: Option<u32>,
+    /// The loaded kernel modules by name, with their number of users (`/proc/modules`).
+    pub loaded_modules: Option<BTreeMap<String, u32>>,
+    /// The file of the time zone that `/etc/localtime` leads to.
+    pub time_zone: Option<String>,
+    /// Which of [`Policy::paths_wanted`](crate::Policy::paths_wanted) are there.
+    pub present: Option<BTreeSet<String>>,
+}
+
+impl Host {
+    /// Whether `path` is there; none if nobody looked.
+    #[must_use]
+    pub fn has(&self, path: &str) -> Option<bool> {
+        self.present.as_ref().map(|present| present.contains(path))
+    }
+}
+
+/// Reads `/proc/modules`: names and numbers of users.
+#[must_use]
+pub fn parse_modules(text: &[u8]) -> BTreeMap<String, u32> {
+    let text = String::from_utf8_lossy(text);
+    let module = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (name, _len) = (fields.next()?, fields.next()?);
+        Some((name.replace('-', "_"), fields.next()?.parse().unwrap_or(0)))
+    };
+    text.lines().filter_map(module).collect()
 }
 
 /// Units as a list: their names stand in them.

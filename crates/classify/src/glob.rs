@@ -40,6 +40,11 @@ impl Globs {
         Self::new(patterns.iter().map(|(_, pattern)| pattern.text.as_str()))
     }
 
+    /// Whether there is no pattern at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Indices of all patterns that `text` matches, in order.
     pub(crate) fn all(&self, text: &[u8]) -> Vec<usize> {
         self.0.matches(Path::new(OsStr::from_bytes(text)))

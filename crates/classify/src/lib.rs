@@ -54,18 +54,22 @@
 //! ```
 
 mod cgroup;
+mod change;
 mod class;
+mod contents;
 mod elf;
 mod error;
 mod facts;
 mod glob;
 mod maps;
+mod packages;
 mod path_text;
 mod plan;
 mod planner;
 mod policy;
-pub mod rules;
+mod reads;
 mod show;
+mod steps;
 mod text;
 mod unit;
 mod unit_file;
@@ -74,20 +78,27 @@ mod unit_file;
 mod tests;
 
 pub use cgroup::{Owner, owner_of};
+pub use change::{ChangedFile, Details};
 pub use class::{Class, HEAD_LEN, class_of};
+pub use contents::{MountChange, MountChangeKind, mount_unit};
 pub use elf::{ElfKind, elf_kind};
 pub use error::{ClassifyError, ErrorKind};
-pub use facts::{ActiveState, Declared, DeclaredBy, Facts, FileId, Process, UnitFacts};
+pub use facts::{
+    ActiveState, Declared, DeclaredBy, Facts, FileId, Host, Process, UnitFacts, parse_modules,
+};
 pub use maps::{Maps, make_dev, parse_maps};
+pub use packages::Packages;
 pub use plan::{
-    Action, Evidence, FileEntry, LocalEdit, ManagerAction, Plan, Proof, Reboot, Rule, SystemPlan,
-    ToolRun, UnitPlan,
+    Action, Check, DeadMan, Evidence, FileEntry, LocalEdit, ManagerAction, Plan, Probe, ProbeFailure, Proof,
+    Reboot, Refusal, Rule, SystemPlan, Tool, ToolRun, UnitPlan, UserManager,
 };
-pub use planner::{ChangedFile, plan};
+pub use planner::{Planner, plan};
 pub use policy::{
-    ConfigRule, DriftRule, Effect, MAX_POLICY_LEN, OnConflict, OnDrift, Policy, PolicyFile,
+    Confirm, Defaults, DriftRule, MAX_POLICY_LEN, OnConflict, OnDisable, OnDrift, OnFailure, Op,
+    Policy, PolicyFile, RULE_PACK, StartEnabled, Unclaimed, UnitRule,
 };
-pub use rules::Tool;
+pub use reads::{Phase, ReadMap};
 pub use show::{SHOW_PROPERTIES, parse_show};
+pub use steps::Step;
 pub use unit::Unit;
-pub use unit_file::{Declarations, UnitFile, declarations_of};
+pub use unit_file::{Declarations, UnitFile, changed_keys, declarations_of};

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use vireo_model::Digest;
 
-use crate::{Class, Tool, Unit};
+use crate::{Class, Confirm, Unit};
 
 /// Everything to be done for one change set.
 ///
@@ -32,6 +32,13 @@ pub struct Plan {
     pub drift: Vec<LocalEdit>,
     /// Configuration that no unit is known to read. Nothing is done for it.
     pub unclaimed: Vec<String>,
+    /// Checks of the new configuration, to be run before the commit on the files as they will
+    /// be. If one fails, tell the plan by [`refuse`](Self::refuse).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
+    /// Why the update is refused as it is; it must not be committed then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<Refusal>,
     /// What could not be found out, and what that means.
     pub notes: Vec<String>,
     /// Bytes to fetch.
@@ -49,8 +56,86 @@ pub struct SystemPlan {
     pub reboot: Reboot,
     /// Tools to run, in order, each once per input.
     pub tools: Vec<ToolRun>,
+    /// The users' own managers that need something.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub user_managers: Vec<UserManager>,
+    /// Directories that must stay until the reboot, though the update removes files of them:
+    /// the modules of the running kernel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<String>,
+    /// The machine could be cut off: undo the update unless it is confirmed in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_man: Option<DeadMan>,
     /// Why.
     pub because: Vec<Evidence>,
+}
+
+/// What one user's own service manager needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UserManager {
+    /// Its unit, `user@1000.service`.
+    pub unit: Unit,
+    /// What it needs.
+    pub action: ManagerAction,
+}
+
+/// A promise to undo the update unless somebody confirms in time that the machine is well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadMan {
+    /// Who has to confirm.
+    pub confirm: Confirm,
+    /// Within how many seconds.
+    pub seconds: u64,
+    /// The files and units that could cut the machine off.
+    pub because: Vec<String>,
+}
+
+/// One check of new configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Its command line: words, for no shell.
+    pub command: Vec<String>,
+    /// The program without which it cannot be run, and need not be.
+    pub needs: String,
+    /// The changed files that it looks at.
+    pub files: Vec<String>,
+    /// The units that would be reloaded or restarted for them.
+    pub units: Vec<Unit>,
+}
+
+/// Why an update is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What is wrong.
+    pub reason: String,
+    /// The files that it is about.
+    pub files: Vec<String>,
+}
+
+/// A question to a service after an action: a command whose exit status, and output if that is
+/// expected, say whether the action is in effect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Its command line: words, for no shell.
+    pub command: Vec<String>,
+    /// The user to run it as; none: root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// What it must print, without blanks around it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<String>,
+    /// What its failure means.
+    pub on_failure: ProbeFailure,
+}
+
+/// What the failure of a probe means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeFailure {
+    /// The action is not in effect: the unit is not well.
+    Fail,
+    /// The action was not enough: the next greater one is needed.
+    Escalate,
 }
 
 /// What the service manager needs.
@@ -82,10 +167,32 @@ pub enum Reboot {
 /// One run of a tool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ToolRun {
-    /// Which.
+    /// When.
     pub tool: Tool,
     /// Its command line.
     pub command: Vec<String>,
+}
+
+/// The stages in which tools run, in this order, all before the service manager and any unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tool {
+    /// Makes system users.
+    Sysusers,
+    /// Makes files and directories.
+    Tmpfiles,
+    /// Sets kernel parameters.
+    Sysctl,
+    /// Makes the cache of libraries.
+    Ldconfig,
+    /// Loads kernel modules and binary formats.
+    Modules,
+    /// Makes the hardware database.
+    Hwdb,
+    /// Has udev read its rules again.
+    Udev,
+    /// Makes other files out of files.
+    Derive,
 }
 
 /// What one unit needs.
@@ -104,18 +211,34 @@ pub struct UnitPlan {
     pub validate: Option<Vec<String>>,
     /// What must hold afterwards for the action to count.
     pub proof: Vec<Proof>,
+    /// The greatest action that may follow if the proof fails; none if there is no greater one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<Action>,
+    /// The files that the unit must have read afterwards, for [`Proof::Read`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reads: Vec<String>,
+    /// The questions to ask it, for [`Proof::Probe`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<Probe>,
 }
 
 /// What a unit needs, from least to most; the order is part of the meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Action {
+    /// It is new and enabled.
+    Start,
     /// It reads its configuration again.
     Reload,
     /// Its processes are replaced.
     Restart,
+    /// It is gone from the system.
+    Stop,
     /// It would need one of these, but is not to be touched.
     Hold,
+    /// Its new configuration is wrong: the update must not be committed.
+    Refuse,
 }
 
 /// What must hold after an action.
@@ -128,6 +251,13 @@ pub enum Proof {
     Active,
     /// None of its processes holds a replaced file.
     Inodes,
+    /// It has read the changed files ([`UnitPlan::reads`]) since they were put in place: their
+    /// access times moved. No proof on a file system that does not keep these.
+    Read,
+    /// It listens on what it listened on before.
+    Sockets,
+    /// Its [probes](UnitPlan::probes) are content.
+    Probe,
 }
 
 /// Why something is to be done: one file and the rule that fired.
@@ -151,10 +281,18 @@ pub enum Rule {
     Held,
     /// The file is the unit's own.
     UnitFile,
+    /// The machine's own policy names the unit.
+    Site,
+    /// The policy that came with the update names the unit.
+    Bundle,
+    /// The unit was seen to read the file.
+    Learned,
     /// The unit file names it.
     Declared,
-    /// The rule pack or the site's policy names the unit.
+    /// The rule pack names the unit.
     RulePack,
+    /// The package of the file is that of the unit.
+    Package,
     /// The path has the unit's name in it.
     Name,
     /// The class alone decides.
@@ -200,6 +338,8 @@ impl Plan {
             files: Vec::new(),
             drift: Vec::new(),
             unclaimed: Vec::new(),
+            checks: Vec::new(),
+            refusals: Vec::new(),
             notes: Vec::new(),
             wire_bytes: 0,
             disk_bytes: 0,
@@ -216,6 +356,25 @@ impl Plan {
     #[must_use]
     pub fn waits(&self) -> bool {
         self.system.reboot != Reboot::None || self.units.iter().any(|u| u.action == Action::Hold)
+    }
+
+    /// Takes in that check number `check` failed: the update must not be committed, and the
+    /// units that would use the files are refused. A number that no check has changes nothing.
+    pub fn refuse(&mut self, check: usize, why: &str) {
+        let Some(check) = self.checks.get(check) else { return };
+        let reason = format!("{} says: {why}", check.command.join(" "));
+        for unit in self.units.iter_mut().filter(|unit| check.units.contains(&unit.unit)) {
+            unit.action = Action::Refuse;
+            unit.reason = Some(reason.clone());
+            unit.proof.clear();
+        }
+        self.refusals.push(Refusal { reason, files: check.files.clone() });
+    }
+
+    /// Whether the update must not be committed.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        !self.refusals.is_empty()
     }
 
     /// How many files of each class are behind no action at all.
@@ -236,9 +395,12 @@ impl Action {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Start => "start",
             Self::Reload => "reload",
             Self::Restart => "restart",
+            Self::Stop => "stop",
             Self::Hold => "hold",
+            Self::Refuse => "refuse",
         }
     }
 }

@@ -21,11 +21,19 @@ pub const SHOW_PROPERTIES: &[&str] = &[
     "DropInPaths",
     "MainPID",
     "NRestarts",
+    "Triggers",
+    "TriggeredBy",
+    "UnitFileState",
+    "User",
+    "KillMode",
+    "RefuseManualStart",
+    "StartLimitBurst",
+    "StartLimitIntervalUSec",
 ];
 
 /// Reads units out of `systemctl show --property=...` for [`SHOW_PROPERTIES`]; gives them and
-/// how many lines were not understood. Units that are not loaded are left out. Programs and
-/// declared paths stay empty: they are in the unit files.
+/// how many lines were not understood. Units that are not loaded are left out, but for masked
+/// ones. Programs and declared paths stay empty: they are in the unit files.
 #[must_use]
 pub fn parse_show(text: &[u8]) -> (BTreeMap<Unit, UnitFacts>, usize) {
     let mut units = BTreeMap::new();
@@ -49,7 +57,7 @@ fn unit_of(block: &BTreeMap<String, String>) -> Option<UnitFacts> {
     let text = |key: &str| block.get(key).map_or("", String::as_str);
     let words = |key: &str| text(key).split(' ').filter(|word| !word.is_empty());
     let name = Unit::new(Some(text("Id")).filter(|id| !id.is_empty())?);
-    if matches!(text("LoadState"), "not-found" | "masked" | "error") {
+    if matches!(text("LoadState"), "not-found" | "error") {
         return None;
     }
     let aliases: BTreeSet<Unit> = words("Names").map(Unit::new).filter(|n| *n != name).collect();
@@ -64,6 +72,15 @@ fn unit_of(block: &BTreeMap<String, String>) -> Option<UnitFacts> {
         main_pid: text("MainPID").parse().unwrap_or(0),
         restarts: text("NRestarts").parse().unwrap_or(0),
         files: files.filter_map(|path| ImagePath::parse(path.as_bytes()).ok()).collect(),
+        masked: text("LoadState") == "masked",
+        triggers: words("Triggers").map(Unit::new).collect(),
+        triggered_by: words("TriggeredBy").map(Unit::new).collect(),
+        file_state: text("UnitFileState").to_owned(),
+        user: text("User").to_owned(),
+        kill_mode: text("KillMode").to_owned(),
+        refuse_manual_start: text("RefuseManualStart") == "yes",
+        start_limit_burst: text("StartLimitBurst").parse().unwrap_or(0),
+        start_limit_interval: text("StartLimitIntervalUSec").to_owned(),
         ..UnitFacts::running(name.as_str())
     })
 }
@@ -95,6 +112,15 @@ SubState=dead
 
 Id=gone.service
 LoadState=not-found
+
+Id=off.service
+LoadState=masked
+ActiveState=inactive
+
+Id=echo.socket
+LoadState=loaded
+ActiveState=active
+Triggers=echo.service
 ";
 
     #[test]
@@ -102,7 +128,9 @@ LoadState=not-found
         let (units, unread) = parse_show(SHOWN.as_bytes());
         assert_eq!(unread, 0);
         let names: Vec<&str> = units.keys().map(Unit::as_str).collect();
-        assert_eq!(names, ["nginx.service", "ssh.service"]);
+        assert_eq!(names, ["echo.socket", "nginx.service", "off.service", "ssh.service"]);
+        assert!(units[&Unit::new("off.service")].masked);
+        assert_eq!(units[&Unit::new("echo.socket")].triggers, [Unit::new("echo.service")]);
         let nginx = &units[&Unit::new("nginx.service")];
         assert!(nginx.can_reload && nginx.active.is_up());
         assert_eq!(

@@ -55,7 +55,15 @@ impl Plan {
 
     fn lines(&self) -> Vec<Line> {
         let mut lines = self.system_lines();
-        for action in [Action::Restart, Action::Reload, Action::Hold] {
+        let order = [
+            Action::Refuse,
+            Action::Stop,
+            Action::Restart,
+            Action::Reload,
+            Action::Start,
+            Action::Hold,
+        ];
+        for action in order {
             let units = self.units.iter().filter(|unit| unit.action == action);
             lines.extend(units.map(|unit| Line {
                 verb: action.as_str(),

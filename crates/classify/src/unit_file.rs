@@ -4,7 +4,7 @@
 //! Not here: the merged view of a unit that the manager has; a drop-in is read as one more file
 //! whose assignments come later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vireo_model::ImagePath;
 
@@ -29,6 +29,8 @@ pub struct Declarations {
     pub programs: Vec<ImagePath>,
     /// Everything else.
     pub declared: BTreeSet<Declared>,
+    /// The words of `ExecStart=` after the program.
+    pub arguments: Vec<String>,
     /// Lines not understood.
     pub unread: usize,
 }
@@ -114,7 +116,12 @@ impl Declarations {
         let words = || words_of(value).into_iter().filter_map(|word| expand(unit, &word));
         match key {
             "ExecStart" | "ExecStartPre" | "ExecStartPost" | "ExecReload" | "ExecCondition" => {
-                self.read_command(words().collect());
+                let command: Vec<Vec<u8>> = words().collect();
+                if key == "ExecStart" {
+                    let words = command.iter().skip(1).map(|word| String::from_utf8_lossy(word));
+                    self.arguments.extend(words.map(|word| word.into_owned()));
+                }
+                self.read_command(command);
             }
             "EnvironmentFile" => self.declare(words(), DeclaredBy::EnvironmentFile),
             "WorkingDirectory" => self.declare(words(), DeclaredBy::WorkingDirectory),
@@ -249,6 +256,22 @@ fn words_of(value: &[u8]) -> Vec<Vec<u8>> {
     words
 }
 
+/// The keys, as `Section.Key`, whose values differ between two contents of one unit file.
+/// Assignments to one key are compared as a whole, in their order.
+#[must_use]
+pub fn changed_keys(before: &[u8], after: &[u8]) -> BTreeSet<String> {
+    let by_key = |content: &[u8]| {
+        let mut keys: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
+        for (section, key, value) in UnitFile::parse(content).entries {
+            keys.entry(format!("{section}.{key}")).or_default().push(value);
+        }
+        keys
+    };
+    let (before, after) = (by_key(before), by_key(after));
+    let keys = before.keys().chain(after.keys());
+    keys.filter(|key| before.get(*key) != after.get(*key)).cloned().collect()
+}
+
 /// Replaces the specifiers that the name alone decides; a word with another one is dropped.
 fn expand(unit: &Unit, word: &[u8]) -> Option<Vec<u8>> {
     let mut expanded = Vec::with_capacity(word.len());
@@ -347,6 +370,19 @@ mod tests {
         assert_eq!(found.programs, [ImagePath::parse(b"/usr/bin/b").expect("a valid path")]);
         let declared: Vec<String> = found.declared.iter().map(|d| d.path.to_string()).collect();
         assert_eq!(declared, ["/etc/default/a", "/opt/b/y"]);
+    }
+
+    #[test]
+    fn keys_that_differ_are_named_with_their_section() {
+        let before = b"[Unit]\nDescription=a\n[Service]\nExecStart=/x\nEnvironment=A=1\n";
+        let after = b"# why\n[Unit]\nDescription=b\n[Service]\nExecStart = /x\nEnvironment=A=1\nEnvironment=B=2\n";
+        let keys = changed_keys(before, after);
+        assert_eq!(
+            keys.into_iter().collect::<Vec<_>>(),
+            ["Service.Environment", "Unit.Description"]
+        );
+        assert!(changed_keys(b"", b"[Service]\nMemoryMax=1G\n").contains("Service.MemoryMax"));
+        assert!(changed_keys(before, before).is_empty());
     }
 
     #[test]

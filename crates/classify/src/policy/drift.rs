@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use vireo_model::ImagePath;
 
 use super::Layers;
-use super::file::DriftEntry;
+use super::entries::DriftEntry;
+use super::table::Table;
 use crate::class::canonical;
-use crate::glob::Globs;
 use crate::{Class, ClassifyError};
 
 /// What becomes of a changed file that differs from the base.
@@ -48,35 +48,24 @@ impl DriftRule {
     pub const REFUSE: Self = Self { on: OnDrift::Refuse, conflict: OnConflict::Refuse };
 }
 
-/// The `[[drift]]` entries of all layers.
+/// The `[[drift]]` entries of all layers: the classes that each is limited to, and its rule.
 #[derive(Clone, Debug)]
-pub(super) struct DriftRules {
-    paths: Globs,
-    rules: Vec<(Vec<Class>, DriftRule)>,
-    /// To which rule each pattern belongs.
-    rule_of: Vec<usize>,
-}
+pub(super) struct DriftRules(Table<(Vec<Class>, DriftRule)>);
 
 impl DriftRules {
     pub(super) fn compile(layers: &Layers<'_>) -> Result<Self, ClassifyError> {
-        let (mut patterns, mut rules, mut rule_of) = (Vec::new(), Vec::new(), Vec::new());
-        for (file, entry) in layers.entries(|file| &file.drift) {
-            for pattern in entry.path.iter() {
-                patterns.push((file, pattern));
-                rule_of.push(rules.len());
-            }
-            rules.push((entry.class.clone(), rule_of_entry(entry)));
-        }
-        Ok(Self { paths: Globs::of_patterns(&patterns)?, rules, rule_of })
+        let entries = layers
+            .entries(|content| &content.drift)
+            .map(|(file, entry)| (file, &entry.path, (entry.class.clone(), rule_of_entry(entry))));
+        Table::compile(entries).map(Self)
     }
 
     /// The first rule for a file of `class` at `path`.
     pub(super) fn rule(&self, path: &ImagePath, class: Class) -> DriftRule {
-        let applies =
-            |rule: &&(Vec<Class>, DriftRule)| rule.0.is_empty() || rule.0.contains(&class);
-        let matching = self.paths.all(&canonical(path));
-        let mut matching = matching.into_iter().map(|index| &self.rules[self.rule_of[index]]);
-        matching.find(applies).map_or(DriftRule::REFUSE, |(_, rule)| *rule)
+        let place = canonical(path);
+        let mut rules = self.0.matching(&place).map(|(_, rule)| rule);
+        let first = rules.find(|(classes, _)| classes.is_empty() || classes.contains(&class));
+        first.map_or(DriftRule::REFUSE, |(_, rule)| *rule)
     }
 }
 

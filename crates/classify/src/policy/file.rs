@@ -5,13 +5,15 @@
 //! The form is described in `docs/format/policy.md`.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-use super::drift::{OnConflict, OnDrift};
-use crate::{Class, ClassifyError};
+use super::Layer;
+use super::entries::Content;
+use crate::ClassifyError;
 
 /// The one version of the form there is.
 const VERSION: u32 = 1;
@@ -24,28 +26,10 @@ pub const MAX_POLICY_LEN: usize = 1 << 20;
 pub struct PolicyFile {
     pub(super) name: String,
     pub(super) content: Content,
+    /// Whose it is; known when policies are put together.
+    pub(super) layer: Layer,
     /// Where each line begins, to name lines in errors.
-    line_starts: Vec<usize>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct Content {
-    version: Spanned<u32>,
-    #[serde(default)]
-    pub(super) drift: Vec<DriftEntry>,
-}
-
-/// `[[drift]]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct DriftEntry {
-    pub(super) path: Patterns,
-    /// None: whatever the class.
-    #[serde(default)]
-    pub(super) class: Vec<Class>,
-    pub(super) on: OnDrift,
-    pub(super) conflict: Option<OnConflict>,
+    pub(super) line_starts: Vec<usize>,
 }
 
 impl PolicyFile {
@@ -72,13 +56,20 @@ impl PolicyFile {
             let why = format!("version {} is not {VERSION}", content.version.get_ref());
             return Err(ClassifyError::policy(name, line(content.version.span().start), &why));
         }
-        Ok(Self { name: name.to_owned(), content, line_starts })
+        Ok(Self { name: name.to_owned(), content, layer: Layer::default(), line_starts })
     }
 
     /// The file's name, as given.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn duration(&self, text: &Spanned<String>) -> Result<Duration, ClassifyError> {
+        super::parse_duration(text.get_ref()).ok_or_else(|| {
+            let why = format!("{:?} is no time such as \"5s\" or \"2min\"", text.get_ref());
+            ClassifyError::policy(&self.name, self.line(text.span().start), &why)
+        })
     }
 
     /// The line of the byte at `at`, from 1.
@@ -105,6 +96,10 @@ pub(crate) struct Pattern {
 impl Patterns {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Pattern> {
         self.0.iter()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -184,6 +179,11 @@ mod tests {
         let syntax = error("version = 1\n[[drift\n");
         assert!(syntax.starts_with("policy 50-site.toml, line 2: "), "{syntax}");
         assert_eq!(error("version = 7\n"), "policy 50-site.toml, line 1: version 7 is not 1");
+        let nobody = error("version = 1\n\n[[unit]]\nhold = \"a\"\n");
+        assert_eq!(nobody, "policy 50-site.toml, line 3: [[unit]] needs `unit` or `program`");
+        let empty =
+            error("version = 1\n[[probe]]\nunit = \"a\"\non-failure = \"fail\"\nrun = []\n");
+        assert_eq!(empty, "policy 50-site.toml, line 5: a command without a program");
         let missing = error("[[drift]]\npath = \"/a\"\non = \"take\"\n");
         assert!(missing.contains("missing field `version`"), "{missing}");
         let long = error(&"#".repeat(MAX_POLICY_LEN + 1));

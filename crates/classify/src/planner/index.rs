@@ -1,0 +1,133 @@
+//! Facts, arranged so that a file finds what it concerns without a look at every unit.
+
+use std::collections::HashMap;
+
+use vireo_model::ImagePath;
+
+use crate::class::canonical;
+use crate::policy::UnitRule;
+use crate::{DeclaredBy, Facts, FileId, Policy, Process, Unit, UnitFacts};
+
+/// A unit with what may be done to it.
+pub(super) struct UnitView<'a> {
+    pub(super) facts: &'a UnitFacts,
+    pub(super) rule: UnitRule,
+}
+
+/// A unit that declares a path, and whether it names the path itself or a directory above it.
+#[derive(Clone, Copy)]
+pub(super) struct Declaration {
+    pub(super) unit: usize,
+    pub(super) by: DeclaredBy,
+    pub(super) exact: bool,
+}
+
+/// Units by what leads to them. Lists are in the order of the units' names.
+pub(super) struct Index<'a> {
+    pub(super) units: Vec<UnitView<'a>>,
+    names: HashMap<&'a str, usize>,
+    stems: HashMap<&'a str, Vec<usize>>,
+    /// The same for the stems of aliases.
+    aliases: HashMap<&'a str, Vec<usize>>,
+    declared: HashMap<Vec<u8>, Vec<(usize, DeclaredBy)>>,
+    programs: HashMap<Vec<u8>, Vec<usize>>,
+    files: HashMap<Vec<u8>, Vec<usize>>,
+    holders: HashMap<FileId, Vec<&'a Process>>,
+}
+
+impl<'a> Index<'a> {
+    pub(super) fn new(facts: &'a Facts, policy: &Policy) -> Self {
+        let views = facts.units.values();
+        let units: Vec<UnitView<'a>> =
+            views.map(|facts| UnitView { facts, rule: policy.unit_rule_of(facts) }).collect();
+        let mut index = Self {
+            units: Vec::new(),
+            names: HashMap::new(),
+            stems: HashMap::new(),
+            aliases: HashMap::new(),
+            declared: HashMap::new(),
+            programs: HashMap::new(),
+            files: HashMap::new(),
+            holders: HashMap::new(),
+        };
+        for (at, view) in units.iter().enumerate() {
+            index.add(at, view.facts);
+        }
+        let mut processes: Vec<&Process> = facts.processes.iter().collect();
+        processes.sort_by_key(|process| process.pid);
+        for process in processes {
+            for file in &process.holds {
+                index.holders.entry(*file).or_default().push(process);
+            }
+        }
+        index.units = units;
+        index
+    }
+
+    fn add(&mut self, at: usize, unit: &'a UnitFacts) {
+        // A name of its own counts before another unit's alias.
+        self.names.insert(unit.name.as_str(), at);
+        for alias in &unit.aliases {
+            self.names.entry(alias.as_str()).or_insert(at);
+        }
+        self.stems.entry(unit.name.stem()).or_default().push(at);
+        for alias in unit.aliases.iter().filter(|alias| alias.stem() != unit.name.stem()) {
+            self.aliases.entry(alias.stem()).or_default().push(at);
+        }
+        for file in &unit.files {
+            self.files.entry(canonical(file)).or_default().push(at);
+        }
+        for declared in &unit.declared {
+            let units = self.declared.entry(canonical(&declared.path)).or_default();
+            units.push((at, declared.by));
+        }
+        for program in &unit.programs {
+            self.programs.entry(canonical(program)).or_default().push(at);
+        }
+    }
+
+    /// The units that are read from the file at `place`.
+    pub(super) fn units_of_file(&self, place: &[u8]) -> &[usize] {
+        self.files.get(place).map_or(&[], Vec::as_slice)
+    }
+
+    /// The unit of this name or alias.
+    pub(super) fn unit(&self, name: &Unit) -> Option<usize> {
+        self.names.get(name.as_str()).copied()
+    }
+
+    pub(super) fn units_with_stem(&self, stem: &str) -> &[usize] {
+        self.stems.get(stem).map_or(&[], Vec::as_slice)
+    }
+
+    /// The units one of whose aliases has this stem.
+    pub(super) fn units_with_alias(&self, stem: &str) -> &[usize] {
+        self.aliases.get(stem).map_or(&[], Vec::as_slice)
+    }
+
+    /// The units that run the program at `place`.
+    pub(super) fn units_running(&self, place: &[u8]) -> &[usize] {
+        self.programs.get(place).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn holders(&self, file: FileId) -> &[&'a Process] {
+        self.holders.get(&file).map_or(&[], Vec::as_slice)
+    }
+
+    /// The units that declare the path or a directory above it; each once, with what weighs most:
+    /// that only a start reads it, then that it is named itself.
+    pub(super) fn declarations(&self, path: &ImagePath) -> Vec<Declaration> {
+        let place = canonical(path);
+        let mut found: Vec<Declaration> = Vec::new();
+        let ends = place.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        for end in ends.skip(1).chain([place.len()]) {
+            let exact = end == place.len();
+            for &(unit, by) in self.declared.get(&place[..end]).map_or(&[][..], Vec::as_slice) {
+                found.push(Declaration { unit, by, exact });
+            }
+        }
+        found.sort_by_key(|d| (d.unit, !d.by.needs_start(), !d.exact, d.by));
+        found.dedup_by_key(|d| d.unit);
+        found
+    }
+}
