@@ -10,7 +10,7 @@ use vireo_model::{ChangeSet, Digest, Hasher, Ignore, ImagePath, Timestamp};
 use crate::chunk::{Chunk, Chunker, chunks};
 use crate::consistency;
 use crate::error::{DeltaError, Detail, io_step};
-use crate::file::Delta;
+use crate::file::{Delta, Search};
 use crate::format::{HEADER_LEN, Header, feature, limits};
 use crate::frames::{Class, Part, StreamId};
 use crate::manifest::Source;
@@ -39,18 +39,18 @@ impl Effort {
     /// zstd's level.
     fn level(self) -> i32 {
         match self {
-            Self::Fast => 4,
+            Self::Fast => 3,
             Self::Default => 19,
             Self::Max => 22,
         }
     }
 
-    /// Places of the base that are tried where one is looked for.
-    pub(crate) fn depth(self) -> usize {
+    /// How places of the base are looked for.
+    pub(crate) fn search(self) -> Search {
         match self {
-            Self::Fast => 4,
-            Self::Default => 32,
-            Self::Max => 256,
+            Self::Fast => Search { depth: 4, step: 4 },
+            Self::Default => Search { depth: 32, step: 1 },
+            Self::Max => Search { depth: 256, step: 1 },
         }
     }
 }
@@ -349,12 +349,13 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             }
         }
         let literal_len = self.spool.plain_len();
+        let (contents, sources) = without_unused(self.contents, self.sources);
         let (mut spool, frames, content_len) = self.spool.finish()?;
         let manifest = manifest::encode(&Manifest {
             changes: changes.clone(),
             ignore: ignore.clone(),
-            contents: self.contents,
-            sources: self.sources,
+            contents,
+            sources,
             dir_times: self.dir_times,
             frames,
             permits,
@@ -450,6 +451,20 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         self.literal_chunks.insert(chunk.digest, segment);
         Ok(segment)
     }
+}
+
+/// Leaves out the base's files that no content is made of.
+fn without_unused(mut contents: Contents, sources: Vec<Source>) -> (Contents, Vec<Source>) {
+    let mut numbers: Vec<Option<u32>> = vec![None; sources.len()];
+    let mut used = Vec::new();
+    contents.each_source(|number| {
+        let at = *number as usize;
+        *number = *numbers[at].get_or_insert_with(|| {
+            used.push(sources[at].clone());
+            used.len() as u32 - 1
+        });
+    });
+    (contents, used)
 }
 
 /// Cuts the list where what its pairs take in memory becomes too much.

@@ -19,7 +19,7 @@ pub(crate) use read::decode;
 pub(crate) use write::encode;
 
 /// A manifest, checked: every index is in range and every sum fits.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
     pub(crate) changes: ChangeSet,
     pub(crate) ignore: Ignore,
@@ -47,7 +47,7 @@ pub(crate) struct Source {
 }
 
 /// Contents by digest; files with the same content share one.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
     /// In the order in which they were encoded.
     list: Vec<(Digest, Content)>,
@@ -68,6 +68,20 @@ impl Contents {
         self.index.insert(digest, self.list.len());
         self.list.push((digest, content));
         false
+    }
+
+    /// Hands the number of every source to `each`, which may change it.
+    pub(crate) fn each_source(&mut self, mut each: impl FnMut(&mut u32)) {
+        for (_, content) in &mut self.list {
+            match &mut content.body {
+                Body::Delta(delta) => each(&mut delta.source),
+                Body::Segments(list) => list.iter_mut().for_each(|segment| {
+                    if let Segment::Base { source, .. } = segment {
+                        each(source);
+                    }
+                }),
+            }
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Digest, Content)> {
@@ -175,8 +189,9 @@ pub(crate) fn new_content(change: &Change) -> Option<Digest> {
 mod tests {
     use super::*;
     use crate::format::Header;
+    use crate::frames::Frame;
     use crate::{ErrorKind, SecretKey};
-    use vireo_model::NodeKind;
+    use vireo_model::{NodeKind, Timestamp};
 
     fn path(text: &str) -> ImagePath {
         ImagePath::parse(text.as_bytes()).expect("a valid path")
@@ -237,6 +252,117 @@ mod tests {
         ] {
             let error = refused(changes);
             assert!(error.contains(what), "{error}");
+        }
+    }
+
+    /// A manifest with something in most columns.
+    fn sample() -> Manifest {
+        let file = |text: &[u8]| {
+            let kind = NodeKind::File { len: text.len() as u64, content: Digest::of(text) };
+            Node::new(kind, 0o644)
+        };
+        let mut capable = file(b"2");
+        capable.xattrs.insert(b"security.capability".to_vec(), vec![1, 2, 3]);
+        let changed = |name: &str, before: Node, after: Node| Change {
+            path: path(name),
+            before: Some(before),
+            after: Some(after),
+        };
+        let link = NodeKind::Symlink { target: b"a".to_vec() };
+        let device = NodeKind::Device { kind: vireo_model::DeviceKind::Block, major: 8, minor: 1 };
+        let changes = vec![
+            changed("/a", file(b"1"), capable),
+            changed("/b", file(b"3"), Node { uid: 7, ..file(b"3") }),
+            added("/c", Node::new(device, 0o600)),
+            added("/d", Node::new(link, 0o777)),
+            added("/e", Node::hard_link(path("/a"))),
+        ];
+        let span = |start, len| Span { start, len };
+        let (source, plain_len) = (0, 1);
+        let delta = FileDelta {
+            source,
+            plain_len,
+            control: span(0, 3),
+            patch: span(1, 2),
+            diff: span(2, 1),
+            extra: span(0, 1),
+            refs: span(0, 0),
+        };
+        let list = vec![
+            Segment::Zero { len: 3 },
+            Segment::Base { source: 0, offset: 5, len: 6 },
+            Segment::Literal { class: Class::Text, offset: 1, len: 2 },
+        ];
+        let mut contents = Contents::default();
+        let content =
+            |len, recipe, body| Content { len, sparse: true, class: Class::Text, recipe, body };
+        contents.insert(Digest::of(b"2"), content(1, None, Body::Delta(delta)));
+        let packed = content(99, Some(span(0, 2)), Body::Segments(list));
+        contents.insert(Digest::of(b"4"), packed);
+        let digest = Digest::of(b"frame");
+        let frames = (0..7)
+            .filter_map(crate::frames::StreamId::from_number)
+            .map(|stream| Frame { digest, stream, len: 9, plain_len: 10 })
+            .collect();
+        let digest = Digest::of(b"tree");
+        Manifest {
+            changes: ChangeSet { base: digest, target: digest, changes },
+            ignore: Ignore::new(["/tmp/**"]).expect("a glob"),
+            contents,
+            sources: vec![Source { path: path("/elsewhere"), packed_len: 0, plain_len: 0 }],
+            frames,
+            dir_times: vec![(path("/x"), Timestamp { secs: -1, nanos: 5 })],
+            permits: Permits::DEVICES,
+            base_paths: 4,
+        }
+    }
+
+    fn header(packed: &[u8], plain_len: u64) -> Header {
+        Header {
+            incompat: 0,
+            compat: 0,
+            manifest_len: packed.len() as u64,
+            content_len: 7 * 9,
+            base: Digest::of(b"tree"),
+            target: Digest::of(b"tree"),
+            manifest_digest: Digest::of(packed),
+            signer: SecretKey::generate().expect("random bytes").public(),
+            manifest_plain_len: plain_len,
+        }
+    }
+
+    #[test]
+    fn a_manifest_reads_back_what_it_wrote() {
+        let packed = encode(&sample()).expect("small");
+        let read = decode(&header(&packed.bytes, packed.plain_len), &packed.bytes);
+        assert_eq!(read.expect("its own bytes"), sample());
+    }
+
+    #[test]
+    fn manifests_that_nobody_wrote_never_panic() {
+        let packed = encode(&sample()).expect("small");
+        let plain = zstd::bulk::decompress(&packed.bytes, packed.plain_len as usize);
+        let plain = plain.expect("its own bytes");
+        let signer = header(&[], 0);
+        let mut refused = 0;
+        for at in 0..plain.len() {
+            for byte in [plain[at] ^ 1, plain[at] ^ 0x80, 0, 0xff] {
+                let mut hostile = plain.clone();
+                hostile[at] = byte;
+                let packed = zstd::bulk::compress(&hostile, 1).expect("memory");
+                let header = Header { manifest_plain_len: plain.len() as u64, ..signer };
+                refused += usize::from(decode(&header, &packed).is_err());
+            }
+        }
+        assert!(refused > plain.len(), "{refused} of {}", 4 * plain.len());
+    }
+
+    #[test]
+    fn a_manifest_longer_than_the_header_says_is_refused() {
+        let packed = encode(&sample()).expect("small");
+        for plain_len in [0, packed.plain_len - 1, packed.plain_len + 1] {
+            let error = decode(&header(&packed.bytes, plain_len), &packed.bytes);
+            assert_eq!(error.expect_err("another length").kind(), ErrorKind::Corrupt);
         }
     }
 }

@@ -98,7 +98,7 @@ pub(crate) fn encode(
         }
     });
     let class = Class::of(&target);
-    let delta = base.and_then(|base| file::encode(&base, &target, effort.depth()));
+    let delta = base.and_then(|base| file::encode(&base, &target, effort.search()));
     let plain_len = target.len() as u64;
     let helps = |delta: &file::Delta| {
         plain_len - delta.extra.len() as u64 >= plain_len * LEAST_COPIED / 100

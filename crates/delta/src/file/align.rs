@@ -18,6 +18,9 @@ const GOOD_RUN: usize = 24;
 /// Matches are compared up to this length; longer is good enough.
 const ENOUGH: usize = 4096;
 
+/// One wrong byte in so many is not worth looking for a better place.
+const FEW: usize = 200;
+
 const NOWHERE: u32 = u32::MAX;
 
 /// Places of the base by what stands there.
@@ -29,22 +32,31 @@ struct Index<'a> {
     chain: Vec<u32>,
     long_heads: Vec<u32>,
     bits: u32,
-    depth: usize,
+    search: Search,
+}
+
+/// How hard places are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Search {
+    /// Places that are tried for each key.
+    pub(crate) depth: usize,
+    /// Every how many bytes of the base are indexed; a match that long more is always found.
+    pub(crate) step: usize,
 }
 
 impl<'a> Index<'a> {
-    fn new(base: &'a [u8], depth: usize) -> Self {
-        let bits = (base.len().max(256).ilog2()).clamp(10, 22);
+    fn new(base: &'a [u8], search: Search) -> Self {
+        let bits = (base.len() / search.step).max(256).ilog2().clamp(10, 22);
         let mut index = Self {
             base,
             heads: vec![NOWHERE; 1 << bits],
             chain: vec![NOWHERE; base.len()],
             long_heads: vec![NOWHERE; 1 << bits],
             bits,
-            depth,
+            search,
         };
         let mut last = None;
-        for at in 0..base.len().saturating_sub(KEY_LEN - 1) {
+        for at in (0..base.len().saturating_sub(KEY_LEN - 1)).step_by(search.step) {
             let key = key(base, at);
             // Of a run of one byte the first place is enough.
             if last == Some(key) {
@@ -97,7 +109,7 @@ impl<'a> Index<'a> {
             }
         }
         let mut place = self.heads[self.hash(key(target, at))];
-        for _ in 0..self.depth {
+        for _ in 0..self.search.depth {
             if place == NOWHERE || consider(place as usize) >= ENOUGH {
                 break;
             }
@@ -131,9 +143,11 @@ fn common(a: &[u8], b: &[u8]) -> usize {
 }
 
 /// The copies and additions that make `target` from `base`; every op copies before it adds.
-/// `depth` is how many places are tried for each key.
-pub(crate) fn align(base: &[u8], target: &[u8], depth: usize) -> Vec<Op> {
-    let index = Index::new(base, depth);
+pub(crate) fn align(base: &[u8], target: &[u8], search: Search) -> Vec<Op> {
+    if is_edited_in_place(base, target) {
+        return vec![Op { base_at: 0, copy_len: target.len() as u64, extra_len: 0 }];
+    }
+    let index = Index::new(base, search);
     let mut ops = Vec::new();
     // The copy at hand: where it started in both.
     let (mut start, mut base_start) = (0, 0);
@@ -163,6 +177,12 @@ pub(crate) fn align(base: &[u8], target: &[u8], depth: usize) -> Vec<Op> {
         extra_len: (target.len() - start - len) as u64,
     });
     ops
+}
+
+/// Whether the files are equally long and differ in less than a byte of [`FEW`].
+fn is_edited_in_place(base: &[u8], target: &[u8]) -> bool {
+    base.len() == target.len()
+        && agreeing(base, target, target.len()) + target.len() / FEW >= target.len()
 }
 
 fn agreeing(base: &[u8], target: &[u8], len: usize) -> usize {

@@ -20,8 +20,11 @@ mod align;
 mod elf;
 mod moves;
 mod refs;
+#[cfg(test)]
+mod tests;
 pub(crate) mod varint;
 
+pub(crate) use align::Search;
 use moves::Moves;
 use refs::{Layout, Reference};
 
@@ -56,9 +59,9 @@ pub(crate) struct Delta {
     pub(crate) refs: Vec<u8>,
 }
 
-/// The delta that makes `target` from `base`; `depth` is how many places of the base are tried where
-/// one is looked for. `None` if it would be of no use or beyond the limits.
-pub(crate) fn encode(base: &[u8], target: &[u8], depth: usize) -> Option<Delta> {
+/// The delta that makes `target` from `base`; `search` says how hard places of the base are
+/// looked for. `None` if it would be of no use or beyond the limits.
+pub(crate) fn encode(base: &[u8], target: &[u8], search: Search) -> Option<Delta> {
     if base.len() as u64 > MAX_DELTA_LEN || target.len() as u64 > MAX_DELTA_LEN {
         return None;
     }
@@ -67,9 +70,9 @@ pub(crate) fn encode(base: &[u8], target: &[u8], depth: usize) -> Option<Delta> 
     let ops = match (&shapes, &layout) {
         (Some((base_shape, target_shape)), Some(_)) => {
             let (base, target) = (elf::marked(base, base_shape), elf::marked(target, target_shape));
-            align::align(&base, &target, depth)
+            align::align(&base, &target, search)
         }
-        _ => align::align(base, target, depth),
+        _ => align::align(base, target, search),
     };
     let mut delta = Delta { control: control(layout.as_ref(), &ops), ..Delta::default() };
     if delta.control.len() as u64 > MAX_CONTROL_LEN {
