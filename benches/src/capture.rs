@@ -13,6 +13,10 @@ use crate::report::Section;
 pub(crate) enum Maker {
     /// `vireo capture`.
     Vireo,
+    /// The same with the least effort.
+    Fast,
+    /// The same with the most effort.
+    Max,
     /// The packed batch of rsync.
     Batch,
     /// The whole image, packed.
@@ -27,6 +31,8 @@ impl Maker {
     fn name(self) -> &'static str {
         match self {
             Self::Vireo => "vireo capture",
+            Self::Fast => "vireo capture --effort fast",
+            Self::Max => "vireo capture --effort max",
             Self::Batch => "rsync -aHAX --only-write-batch; zstd -3",
             Self::Whole => "zstd -3 -T0, whole image",
             Self::PatchFrom => "zstd -3 --patch-from, whole image",
@@ -34,10 +40,22 @@ impl Maker {
         }
     }
 
+    /// What `vireo capture --effort` is told, for those that are ours.
+    fn effort(self) -> Option<&'static str> {
+        match self {
+            Self::Vireo => Some("default"),
+            Self::Fast => Some("fast"),
+            Self::Max => Some("max"),
+            _ => None,
+        }
+    }
+
     /// The file it makes.
     pub(crate) fn file(self) -> &'static str {
         match self {
             Self::Vireo => "update.vireo",
+            Self::Fast => "update-fast.vireo",
+            Self::Max => "update-max.vireo",
             Self::Batch => "update.batch.zst",
             Self::Whole => "target.img.zst",
             Self::PatchFrom => "target.img.patch.zst",
@@ -50,7 +68,7 @@ impl Maker {
         let file = self.file();
         bench.remove(file)?;
         let argv = match self {
-            Self::Vireo => argv![
+            Self::Vireo | Self::Fast | Self::Max => argv![
                 &bench.vireo,
                 "capture",
                 "--base",
@@ -59,6 +77,8 @@ impl Maker {
                 "target.img",
                 "--key",
                 "key/vireo.key",
+                "--effort",
+                self.effort().unwrap_or_default(),
                 "--out",
                 file,
                 "--quiet"
@@ -104,9 +124,12 @@ impl Maker {
 }
 
 pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Section> {
+    let ours = |maker: Maker| Contestant::ours(maker.name(), move |_| maker.make(bench));
     let maker = |maker: Maker| Contestant::other(maker.name(), move |_| maker.make(bench));
     let contestants = vec![
-        Contestant::ours(Maker::Vireo.name(), |_| Maker::Vireo.make(bench)),
+        ours(Maker::Vireo),
+        ours(Maker::Fast),
+        ours(Maker::Max),
         maker(Maker::Batch),
         Contestant::other("rsync -aHAXz over a pipe (transfers and applies)", |check| {
             over_pipe(bench, check)

@@ -30,20 +30,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod ancestors;
 mod error;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 use vireo_delta::merge::{is_mergeable, may_be_mergeable};
-use vireo_delta::{BundleWriter, Permits, SecretKey, Statement, permits_needed};
+use vireo_delta::{
+    BundleWriter, Effort, Pair, Permits, SecretKey, Side, Statement, permits_needed,
+};
 use vireo_model::{Change, ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Node, Timestamp};
 use vireo_sys::durable::{directory_of, sync_dir};
 use vireo_tree::{Root, Scan, ScanOptions, scan};
 
+use ancestors::Ancestors;
 pub use error::{CaptureError, ErrorKind};
 
 /// How a bundle is captured.
@@ -56,6 +60,8 @@ pub struct CaptureOptions {
     pub paranoid: bool,
     /// What the bundle may do that would be dangerous if it came unintended; signed with it.
     pub permits: Permits,
+    /// How hard to try to make the bundle small.
+    pub effort: Effort,
 }
 
 /// What was captured.
@@ -91,7 +97,7 @@ pub struct Captured {
 /// other to `out`, signed by `key`.
 ///
 /// Cost: the base is read once, of the target what looks changed; what did change is read once
-/// more. Memory: 400 bytes per path of each tree, 100 bytes per chunk of changed files.
+/// more. Memory: 400 bytes per path of each tree, and what encoding takes.
 ///
 /// # Errors
 ///
@@ -117,13 +123,12 @@ pub fn capture(
 
     let written = |error| CaptureError::io("write", out, error);
     let spool = tempfile::tempfile_in(directory_of(out)).map_err(written)?;
-    let mut writer = BundleWriter::new(spool);
-    index(base, &changes, &mut writer)?;
+    let mut writer = BundleWriter::new(spool).with_effort(options.effort);
     for (path, time) in dir_times(&before, &after, &changes) {
         writer.set_dir_time(path, time);
     }
     encode_mergeable(base, target, &changes, &mut writer)?;
-    let content_len = encode(target, &before, &after, &changes, &mut writer)?;
+    let content_len = encode(base, target, (&before, &after), &changes, &mut writer)?;
 
     let mut file = NamedTempFile::new_in(directory_of(out)).map_err(written)?;
     let statement = Statement {
@@ -152,26 +157,6 @@ pub fn capture(
         paths: after.tree.len(),
         hashed: after.hashed,
     })
-}
-
-/// Makes the chunks of every base file that changes or goes available: a moved and edited file
-/// finds its own.
-fn index(
-    base: &Root,
-    changes: &ChangeSet,
-    writer: &mut BundleWriter<File>,
-) -> Result<(), CaptureError> {
-    for change in &changes.changes {
-        let content = change.before.as_ref().and_then(Node::content);
-        if content.is_some() && matches!(change.kind(), ChangeKind::Modified | ChangeKind::Removed)
-        {
-            let file = base.open_file(&change.path)?;
-            writer
-                .index_base(&change.path, file)
-                .map_err(|error| CaptureError::delta("read", &place(base, &change.path), error))?;
-        }
-    }
-    Ok(())
 }
 
 /// The times of the target's directories that differ from the base's or that patching would
@@ -225,60 +210,93 @@ fn encode_mergeable(
 /// Encodes every content that the target needs and the base has not at that path. Returns their
 /// length.
 fn encode(
+    base: &Root,
     target: &Root,
-    before: &Scan,
-    after: &Scan,
+    scans: (&Scan, &Scan),
     changes: &ChangeSet,
     writer: &mut BundleWriter<File>,
 ) -> Result<u64, CaptureError> {
-    let mut in_base: BTreeMap<Digest, &ImagePath> = BTreeMap::new();
+    let (before, after) = scans;
+    let mut in_base: HashMap<Digest, &ImagePath> = HashMap::new();
     for (path, node) in before.tree.iter() {
         if let Some((_, digest)) = node.content() {
             in_base.entry(digest).or_insert(path);
         }
     }
-    let mut needed: Vec<(&Change, u64, Digest)> = changes
-        .changes
-        .iter()
-        .filter_map(|change| {
-            let (len, digest) = change.after.as_ref()?.content()?;
-            let had = change.before.as_ref().and_then(Node::content).map(|(_, digest)| digest);
-            (had != Some(digest)).then_some((change, len, digest))
-        })
-        .collect();
-    // Files of one kind next to each other compress better.
-    needed.sort_by(|a, b| {
-        kind_of(&a.0.path).cmp(kind_of(&b.0.path)).then_with(|| a.0.path.cmp(&b.0.path))
-    });
-    let mut seen = BTreeSet::new();
+    let ancestors = Ancestors::new(&before.tree, &changes.changes);
+    let mut seen = HashMap::new();
+    let (mut pairs, mut large) = (Vec::new(), Vec::new());
     let mut content_len = 0;
-    for (change, len, digest) in needed {
+    for change in &changes.changes {
+        let Some((len, digest)) = new_content(change) else { continue };
         content_len += len;
-        if !seen.insert(digest) {
+        if writer.has(digest) || seen.insert(digest, &change.path).is_some() {
             continue;
         }
         let sparse = after.files.get(&change.path).is_some_and(|file| file.sparse);
-        let outcome = match in_base.get(&digest) {
-            Some(source) => writer.reuse(digest, len, sparse, source),
-            None => writer.encode(digest, len, sparse, target.open_file(&change.path)?),
+        if let Some(source) = in_base.get(&digest) {
+            writer
+                .reuse(digest, len, sparse, source)
+                .map_err(|error| CaptureError::delta("read", &place(base, source), error))?;
+            continue;
+        }
+        let pair = Pair { digest, len, sparse, ancestor: ancestors.of(&change.path) };
+        if pair.fits() { pairs.push(pair) } else { large.push((pair, &change.path)) }
+    }
+    if !large.is_empty() || pairs.iter().any(|pair| pair.ancestor.is_none()) {
+        index(base, changes, writer)?;
+    }
+    let read = |pair: &Pair, side: Side| {
+        let (root, path) = match (side, &pair.ancestor) {
+            (Side::Base, Some((path, _))) => (base, path),
+            _ => (target, seen[&pair.digest]),
         };
-        outcome
-            .map_err(|error| CaptureError::delta("read", &place(target, &change.path), error))?;
+        read_file(root, path)
+    };
+    writer
+        .encode_pairs(&pairs, read)
+        .map_err(|error| CaptureError::delta("read", target.label(), error))?;
+    for (pair, path) in large {
+        let file = target.open_file(path)?;
+        writer
+            .encode(pair.digest, pair.len, pair.sparse, file)
+            .map_err(|error| CaptureError::delta("read", &place(target, path), error))?;
     }
     Ok(content_len)
 }
 
-/// What follows the last dot of the name, or the directory's name for names without one.
-fn kind_of(path: &ImagePath) -> &[u8] {
-    let name = path.name();
-    match name.iter().rposition(|byte| *byte == b'.') {
-        Some(dot) if dot > 0 => &name[dot + 1..],
-        _ => {
-            let bytes = path.as_bytes();
-            let dir = &bytes[..bytes.len() - name.len()];
-            dir.strip_suffix(b"/").unwrap_or(dir)
+/// The content of the target that the base has not at that path.
+fn new_content(change: &Change) -> Option<(u64, Digest)> {
+    let (len, digest) = change.after.as_ref()?.content()?;
+    let had = change.before.as_ref().and_then(Node::content).map(|(_, digest)| digest);
+    (had != Some(digest)).then_some((len, digest))
+}
+
+fn read_file(root: &Root, path: &ImagePath) -> std::io::Result<Vec<u8>> {
+    let mut file = root.open_file(path).map_err(std::io::Error::other)?;
+    let mut content = Vec::with_capacity(file.metadata()?.len() as usize);
+    file.read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Makes the chunks of every base file that changes or goes available: a file that was moved,
+/// renamed and edited finds its own.
+fn index(
+    base: &Root,
+    changes: &ChangeSet,
+    writer: &mut BundleWriter<File>,
+) -> Result<(), CaptureError> {
+    for change in &changes.changes {
+        let content = change.before.as_ref().and_then(Node::content);
+        if content.is_some() && matches!(change.kind(), ChangeKind::Modified | ChangeKind::Removed)
+        {
+            let file = base.open_file(&change.path)?;
+            writer
+                .index_base(&change.path, file)
+                .map_err(|error| CaptureError::delta("read", &place(base, &change.path), error))?;
         }
     }
+    Ok(())
 }
 
 fn place(root: &Root, path: &ImagePath) -> PathBuf {

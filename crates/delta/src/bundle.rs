@@ -2,9 +2,10 @@
 
 use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Timestamp};
 
-use crate::content::{ContentSource, Frames};
+use crate::content::ContentSource;
 use crate::error::{DeltaError, Detail};
 use crate::format::{HEADER_LEN, Header};
+use crate::frames::{Frame, Frames};
 use crate::manifest::{self, Manifest, new_content};
 use crate::{Permits, PublicKey, TrustedKeys};
 
@@ -223,8 +224,7 @@ impl Head {
     pub fn read(bytes: &[u8], trusted: &TrustedKeys) -> Result<Self, DeltaError> {
         let header = Header::decode(bytes)?;
         let manifest = read_manifest(&header, bytes, trusted)?;
-        let info =
-            |frame: &manifest::Frame| FrameInfo { digest: frame.digest, len: u64::from(frame.len) };
+        let info = |frame: &Frame| FrameInfo { digest: frame.digest, len: u64::from(frame.len) };
         Ok(Self {
             digest: Digest::of(&bytes[..HEADER_LEN]),
             base: header.base,

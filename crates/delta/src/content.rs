@@ -1,21 +1,18 @@
 //! Decoding one file's content from the base and the frames.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use vireo_model::{Digest, Hasher, ImagePath};
 
 use crate::error::{DeltaError, Detail};
-use crate::format::limits;
-use crate::manifest::{Content, Frame, Segment};
+use crate::file::{self, Script};
+use crate::frames::{Cursor, Frames, Part, Span, StreamId};
+use crate::gzip;
+use crate::manifest::{Body, Content, FileDelta, Segment, Source};
 
 /// How much of the base is read at a time, in bytes.
 const READ_LEN: usize = 256 << 10;
-
-/// Frames kept decoded: files that are staged at the same time mostly share them. Bounds the
-/// decoder's memory to this many times [`limits::MAX_FRAME_PLAIN_LEN`].
-const CACHED_FRAMES: usize = 4;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -58,13 +55,16 @@ pub enum Piece<'a> {
     Zeros(u64),
 }
 
+/// Gets a content piece by piece, in order.
+type Sink<'s> = dyn FnMut(Piece<'_>) -> io::Result<()> + 's;
+
 /// The content of one changed file, ready to be decoded.
 #[derive(Debug)]
 pub struct ContentSource<'a> {
     pub(crate) path: &'a ImagePath,
     pub(crate) digest: Digest,
     pub(crate) content: &'a Content,
-    pub(crate) sources: &'a [ImagePath],
+    pub(crate) sources: &'a [Source],
     pub(crate) frames: &'a Frames<'a>,
 }
 
@@ -90,13 +90,14 @@ impl ContentSource<'_> {
     /// Whether it copies nothing from the base.
     #[must_use]
     pub fn is_self_contained(&self) -> bool {
-        !self.content.segments.iter().any(|s| matches!(s, Segment::Base { .. }))
+        self.content.is_self_contained()
     }
 
     /// Hands the content to `sink`, piece by piece in order, and compares its digest at the end.
     /// Until this returns `Ok` what `sink` got is not to be trusted.
     ///
-    /// Memory: a buffer and the frame cache, whatever the file's size.
+    /// Memory: some buffers, the script of a delta and the frame cache, whatever the file's size;
+    /// for gzip files their plain text and themselves.
     ///
     /// # Errors
     ///
@@ -108,36 +109,18 @@ impl ContentSource<'_> {
         sink: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
     ) -> Result<(), DeltaError> {
         let mut hasher = Hasher::new();
-        let mut buffer = Vec::new();
-        for segment in &self.content.segments {
-            match *segment {
-                Segment::Zero { len } => {
-                    hash_zeros(&mut hasher, len);
-                    sink(Piece::Zeros(len)).map_err(|error| self.sink_failed(error))?;
+        let mut hashed = |piece: Piece<'_>| {
+            match piece {
+                Piece::Data(bytes) => {
+                    hasher.update(bytes);
                 }
-                Segment::Literal { offset, len } => {
-                    self.literal(offset, len, &mut |bytes| {
-                        hasher.update(bytes);
-                        sink(Piece::Data(bytes))
-                    })?;
-                }
-                Segment::Base { source, offset, len } => {
-                    buffer.resize(READ_LEN, 0);
-                    let source = &self.sources[source as usize];
-                    let mut at = offset;
-                    while at < offset + len {
-                        let step = (offset + len - at).min(READ_LEN as u64) as usize;
-                        let bytes = &mut buffer[..step];
-                        base.read_at(source, at, bytes).map_err(|error| Detail::Base {
-                            path: source.clone(),
-                            source: error,
-                        })?;
-                        hasher.update(bytes);
-                        sink(Piece::Data(bytes)).map_err(|error| self.sink_failed(error))?;
-                        at += step as u64;
-                    }
-                }
+                Piece::Zeros(len) => hash_zeros(&mut hasher, len),
             }
+            sink(piece)
+        };
+        match self.content.recipe {
+            None => self.body(base, &mut hashed)?,
+            Some(recipe) => self.packed(recipe, base, &mut hashed)?,
         }
         let found = hasher.finish();
         if found != self.digest {
@@ -154,49 +137,221 @@ impl ContentSource<'_> {
     /// As [`ContentSource::decode`].
     pub fn to_vec(&self, base: &dyn BaseRead) -> Result<Vec<u8>, DeltaError> {
         let mut bytes = Vec::new();
-        self.decode(base, &mut |piece| {
-            match piece {
-                Piece::Data(data) => bytes.extend_from_slice(data),
-                Piece::Zeros(len) => {
-                    let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-                    bytes.try_reserve(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-                    bytes.resize(bytes.len() + len, 0);
-                }
-            }
-            Ok(())
-        })?;
+        self.decode(base, &mut |piece| append(&mut bytes, piece))?;
         Ok(bytes)
     }
 
-    fn literal(
+    /// A gzip file: its plain text, then made into the file again.
+    fn packed(
         &self,
-        offset: u64,
-        len: u64,
-        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        recipe: Span,
+        base: &dyn BaseRead,
+        sink: &mut Sink<'_>,
     ) -> Result<(), DeltaError> {
-        let mut at = offset;
-        while at < offset + len {
-            let number = (at / limits::MAX_FRAME_PLAIN_LEN) as usize;
-            let plain = self.frames.plain(number).map_err(|what| self.damaged(what))?;
-            let start = (at % limits::MAX_FRAME_PLAIN_LEN) as usize;
-            let step = ((offset + len - at) as usize).min(plain.len().saturating_sub(start));
-            if step == 0 {
-                return Err(self.damaged("a frame is too short".to_owned()));
+        let mut plain = Vec::new();
+        self.body(base, &mut |piece| append(&mut plain, piece))?;
+        let recipe = self.collect(StreamId::new(self.content.class, Part::Recipe), recipe)?;
+        let file = gzip::pack(&plain, &recipe)
+            .filter(|file| file.len() as u64 == self.content.len)
+            .ok_or_else(|| self.damaged("its recipe makes no file".to_owned()))?;
+        sink(Piece::Data(&file)).map_err(sink_failed)
+    }
+
+    /// The bytes that the content's body stands for, before any recipe.
+    fn body(&self, base: &dyn BaseRead, sink: &mut Sink<'_>) -> Result<(), DeltaError> {
+        match &self.content.body {
+            Body::Segments(segments) => {
+                segments.iter().try_for_each(|segment| self.segment(segment, base, sink))
             }
-            sink(&plain[start..start + step]).map_err(|error| self.sink_failed(error))?;
-            at += step as u64;
+            Body::Delta(delta) => self.delta(delta, base, sink),
         }
-        Ok(())
+    }
+
+    fn segment(
+        &self,
+        segment: &Segment,
+        base: &dyn BaseRead,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), DeltaError> {
+        match *segment {
+            Segment::Zero { len } => sink(Piece::Zeros(len)).map_err(sink_failed),
+            Segment::Literal { class, offset, len } => {
+                let span = Span { start: offset, len };
+                let mut cursor = self.frames.cursor(StreamId::new(class, Part::Literal), span);
+                let mut failed = None;
+                let outcome =
+                    cursor.bytes(len, &mut |bytes| keep(sink(Piece::Data(bytes)), &mut failed));
+                self.outcome(outcome, failed.map(sink_failed), &mut [cursor])
+            }
+            Segment::Base { source, offset, len } => {
+                let mut buffer = vec![0; len.min(READ_LEN as u64) as usize];
+                let path = &self.sources[source as usize].path;
+                let (mut at, end) = (offset, offset + len);
+                while at < end {
+                    let step = (end - at).min(READ_LEN as u64) as usize;
+                    let bytes = &mut buffer[..step];
+                    base.read_at(path, at, bytes).map_err(|error| unreadable(path, error))?;
+                    sink(Piece::Data(bytes)).map_err(sink_failed)?;
+                    at += step as u64;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn delta(
+        &self,
+        delta: &FileDelta,
+        base: &dyn BaseRead,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), DeltaError> {
+        let stream = |part| StreamId::new(self.content.class, part);
+        let control = self.collect(stream(Part::Control), delta.control)?;
+        let script = Script::read(&control, delta.plain_len)
+            .ok_or_else(|| self.damaged("its delta has an invalid script".to_owned()))?;
+        drop(control);
+        let source = &self.sources[delta.source as usize];
+        let inflated = match source.packed_len {
+            0 => None,
+            len => Some(self.inflated(source, len, base)?),
+        };
+        let mut parties = Parties {
+            patch: self.frames.cursor(stream(Part::Patch), delta.patch),
+            refs: self.frames.cursor(stream(Part::Refs), delta.refs),
+            diff: self.frames.cursor(stream(Part::Diff), delta.diff),
+            extra: self.frames.cursor(stream(Part::Extra), delta.extra),
+            base,
+            path: &source.path,
+            inflated,
+            failed: None,
+        };
+        let mut failed = None;
+        let outcome = file::decode(&script, &mut parties, &mut |bytes| {
+            keep(sink(Piece::Data(bytes)), &mut failed)
+        });
+        let failed = failed.map(sink_failed).or(parties.failed);
+        let mut cursors = [parties.patch, parties.refs, parties.diff, parties.extra];
+        self.outcome(outcome, failed, &mut cursors)
+    }
+
+    /// The plain text of a gzip file of the base.
+    fn inflated(
+        &self,
+        source: &Source,
+        packed_len: u64,
+        base: &dyn BaseRead,
+    ) -> Result<Vec<u8>, DeltaError> {
+        let mut packed = vec![0; packed_len as usize];
+        base.read_at(&source.path, 0, &mut packed)
+            .map_err(|error| unreadable(&source.path, error))?;
+        gzip::inflate(&packed, source.plain_len).ok_or_else(|| {
+            let error =
+                io::Error::new(io::ErrorKind::InvalidData, "it is not the gzip file it was");
+            unreadable(&source.path, error)
+        })
+    }
+
+    /// A span whose length the manifest's check has bounded.
+    fn collect(&self, stream: StreamId, span: Span) -> Result<Vec<u8>, DeltaError> {
+        let mut bytes = Vec::with_capacity(span.len as usize);
+        let mut cursor = self.frames.cursor(stream, span);
+        let outcome = cursor.bytes(span.len, &mut |more| {
+            bytes.extend_from_slice(more);
+            Some(())
+        });
+        self.outcome(outcome, None, &mut [cursor])?;
+        Ok(bytes)
+    }
+
+    /// Why a decoding failed, if it did.
+    fn outcome(
+        &self,
+        outcome: Option<()>,
+        failed: Option<DeltaError>,
+        cursors: &mut [Cursor<'_>],
+    ) -> Result<(), DeltaError> {
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if let Some(damage) = cursors.iter_mut().find_map(Cursor::damage) {
+            return Err(self.damaged(damage));
+        }
+        outcome.ok_or_else(|| self.damaged("its streams do not fit each other".to_owned()))
     }
 
     fn damaged(&self, what: String) -> DeltaError {
         Detail::Content { path: self.path.clone(), what }.into()
     }
+}
 
-    #[expect(clippy::unused_self, reason = "reads as one family with `damaged`")]
-    fn sink_failed(&self, source: io::Error) -> DeltaError {
-        Detail::Io { step: "write the decoded content", source }.into()
+/// Those who have a part in a delta.
+struct Parties<'a> {
+    patch: Cursor<'a>,
+    refs: Cursor<'a>,
+    diff: Cursor<'a>,
+    extra: Cursor<'a>,
+    base: &'a dyn BaseRead,
+    path: &'a ImagePath,
+    /// The base's plain text, if its file is a gzip file.
+    inflated: Option<Vec<u8>>,
+    failed: Option<DeltaError>,
+}
+
+impl file::Streams for Parties<'_> {
+    fn patch(&mut self) -> Option<u64> {
+        self.patch.number()
     }
+
+    fn refs(&mut self) -> Option<u64> {
+        self.refs.number()
+    }
+
+    fn diff(&mut self) -> Option<u8> {
+        self.diff.byte()
+    }
+
+    fn extra(&mut self, len: u64, sink: &mut dyn FnMut(&[u8]) -> Option<()>) -> Option<()> {
+        self.extra.bytes(len, sink)
+    }
+
+    fn base(&mut self, offset: u64, buffer: &mut [u8]) -> Option<()> {
+        if let Some(plain) = &self.inflated {
+            let start = usize::try_from(offset).ok()?;
+            buffer.copy_from_slice(plain.get(start..start.checked_add(buffer.len())?)?);
+            return Some(());
+        }
+        match self.base.read_at(self.path, offset, buffer) {
+            Ok(()) => Some(()),
+            Err(error) => {
+                self.failed = Some(unreadable(self.path, error));
+                None
+            }
+        }
+    }
+}
+
+fn keep(outcome: io::Result<()>, failed: &mut Option<io::Error>) -> Option<()> {
+    outcome.map_err(|error| *failed = Some(error)).ok()
+}
+
+fn unreadable(path: &ImagePath, source: io::Error) -> DeltaError {
+    Detail::Base { path: path.clone(), source }.into()
+}
+
+fn sink_failed(source: io::Error) -> DeltaError {
+    Detail::Io { step: "write the decoded content", source }.into()
+}
+
+fn append(bytes: &mut Vec<u8>, piece: Piece<'_>) -> io::Result<()> {
+    match piece {
+        Piece::Data(data) => bytes.extend_from_slice(data),
+        Piece::Zeros(len) => {
+            let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            bytes.try_reserve(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            bytes.resize(bytes.len() + len, 0);
+        }
+    }
+    Ok(())
 }
 
 fn hash_zeros(hasher: &mut Hasher, len: u64) {
@@ -205,68 +360,5 @@ fn hash_zeros(hasher: &mut Hasher, len: u64) {
         let step = left.min(ZEROS.len() as u64);
         hasher.update(&ZEROS[..step as usize]);
         left -= step;
-    }
-}
-
-/// The content section of a bundle, decoded frame by frame and checked before use.
-#[derive(Debug)]
-pub(crate) struct Frames<'a> {
-    /// Each frame with its bytes as they travelled.
-    frames: Vec<(Frame, &'a [u8])>,
-    cache: Mutex<VecDeque<(usize, Arc<Vec<u8>>)>>,
-}
-
-impl<'a> Frames<'a> {
-    /// `section` is exactly as long as the frames together; the manifest's check saw to that.
-    pub(crate) fn new(frames: &[Frame], section: &'a [u8]) -> Option<Self> {
-        let mut rest = section;
-        let mut list = Vec::with_capacity(frames.len());
-        for frame in frames {
-            let (bytes, behind) = rest.split_at_checked(frame.len as usize)?;
-            list.push((*frame, bytes));
-            rest = behind;
-        }
-        Some(Self { frames: list, cache: Mutex::default() })
-    }
-
-    /// The bytes of frame `number` before compression. A text says what is wrong with it.
-    fn plain(&self, number: usize) -> Result<Arc<Vec<u8>>, String> {
-        if let Some((_, plain)) = self.lock().iter().find(|(cached, _)| *cached == number) {
-            return Ok(plain.clone());
-        }
-        // Two threads may decode the same frame at the same time; both results are right.
-        let plain = Arc::new(self.decode(number)?);
-        let mut cache = self.lock();
-        if cache.len() == CACHED_FRAMES {
-            cache.pop_front();
-        }
-        cache.push_back((number, plain.clone()));
-        Ok(plain)
-    }
-
-    fn decode(&self, number: usize) -> Result<Vec<u8>, String> {
-        let (frame, bytes) = self.frames.get(number).ok_or("a frame is missing")?;
-        if Digest::of(bytes) != frame.digest {
-            return Err(format!("frame {number} has a wrong digest"));
-        }
-        let plain = zstd::bulk::decompress(bytes, frame.plain_len as usize)
-            .map_err(|error| format!("frame {number} cannot be decompressed: {error}"))?;
-        if plain.len() != frame.plain_len as usize {
-            return Err(format!("frame {number} has another length than it says"));
-        }
-        Ok(plain)
-    }
-
-    /// Compares every frame with its digest, as a check of the whole file.
-    pub(crate) fn check(&self) -> Result<(), usize> {
-        match self.frames.iter().position(|(frame, bytes)| Digest::of(bytes) != frame.digest) {
-            Some(number) => Err(number),
-            None => Ok(()),
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<(usize, Arc<Vec<u8>>)>> {
-        // A panic while the lock was held leaves a list of whole entries: still right.
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

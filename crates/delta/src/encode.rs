@@ -1,38 +1,94 @@
 //! Writing a bundle.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::str::FromStr;
 
+use rayon::prelude::*;
 use vireo_model::{ChangeSet, Digest, Hasher, Ignore, ImagePath, Timestamp};
 
 use crate::chunk::{Chunk, Chunker, chunks};
 use crate::consistency;
 use crate::error::{DeltaError, Detail, io_step};
+use crate::file::{Delta, Search};
 use crate::format::{HEADER_LEN, Header, feature, limits};
-use crate::manifest::{self, Content, Frame, Manifest, Segment, new_content};
+use crate::frames::{Class, Part, StreamId};
+use crate::manifest::Source;
+use crate::manifest::{self, Body, Content, Contents, FileDelta, Manifest, Segment, new_content};
+use crate::pair::{self, Encoded, EncodedBody, Pair, Side};
+use crate::spool::Spool;
 use crate::{Permits, SecretKey};
 
-/// zstd's level. On the changed files of a security upgrade (`zstd -b`), level 12 made 4 % less than
-/// this at several times the time; what is left to win lies in the delta, not in the level.
-const COMPRESSION_LEVEL: i32 = 6;
+/// Memory that pairs may take that are encoded side by side, in bytes. Not a matter of the machine, so
+/// that the output is the same everywhere.
+const BATCH_LEN: u64 = 256 << 20;
+
+/// How hard a writer tries to make the bundle small.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Effort {
+    /// For changes that travel once, over a fast network.
+    Fast,
+    /// For everyday use.
+    #[default]
+    Default,
+    /// For changes that travel to many machines.
+    Max,
+}
+
+impl Effort {
+    /// zstd's level.
+    fn level(self) -> i32 {
+        match self {
+            Self::Fast => 3,
+            Self::Default => 19,
+            Self::Max => 22,
+        }
+    }
+
+    /// How places of the base are looked for.
+    pub(crate) fn search(self) -> Search {
+        match self {
+            Self::Fast => Search { depth: 4, step: 4 },
+            Self::Default => Search { depth: 32, step: 1 },
+            Self::Max => Search { depth: 256, step: 1 },
+        }
+    }
+}
+
+/// A text that names no [`Effort`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no effort; they are fast, default and max")]
+pub struct EffortError {
+    text: String,
+}
+
+impl FromStr for Effort {
+    type Err = EffortError;
+
+    fn from_str(text: &str) -> Result<Self, EffortError> {
+        match text {
+            "fast" => Ok(Self::Fast),
+            "default" => Ok(Self::Default),
+            "max" => Ok(Self::Max),
+            _ => Err(EffortError { text: text.to_owned() }),
+        }
+    }
+}
 
 /// Collects contents, then writes them with their change set as one signed bundle.
 ///
 /// New bytes are compressed and go to the spool `S` (a temporary file, or memory) as they come:
-/// the writer's own memory is one frame and about 100 bytes per chunk, whatever the files' sizes.
-/// The order of [`encode`](Self::encode) calls is the order on the wire: similar files next to
-/// each other compress better.
+/// the writer's own memory is a frame of each stream, what encoding a few pairs takes, and about 100
+/// bytes per chunk, whatever the files' sizes. The order of the calls is the order on the wire, and
+/// readers that go through the files in the same order decode each frame once.
 #[derive(Debug)]
 pub struct BundleWriter<S> {
-    spool: S,
-    pending: Vec<u8>,
-    plain_len: u64,
-    content_len: u64,
-    frames: Vec<Frame>,
-    contents: BTreeMap<Digest, Content>,
-    sources: Vec<ImagePath>,
+    spool: Spool<S>,
+    effort: Effort,
+    contents: Contents,
+    sources: Vec<Source>,
+    source_numbers: HashMap<(ImagePath, u64), u32>,
     dir_times: Vec<(ImagePath, Timestamp)>,
-    source_numbers: HashMap<ImagePath, u32>,
     /// Where the base has a chunk, by the chunk's digest; the first one found.
     base_chunks: HashMap<Digest, Segment>,
     /// Where the frames have a chunk.
@@ -61,26 +117,32 @@ pub struct Finished {
     pub wire_len: u64,
     /// Length of header and manifest.
     pub head_len: u64,
-    /// Bytes found nowhere in the base, before compression.
+    /// Bytes found nowhere in the base, with what says how to put all together, before compression.
     pub literal_len: u64,
 }
 
 impl<S: Read + Write + Seek> BundleWriter<S> {
     /// A writer that has seen nothing; `spool` is empty and at its start.
     pub fn new(spool: S) -> Self {
+        let effort = Effort::default();
         Self {
-            spool,
-            pending: Vec::new(),
-            plain_len: 0,
-            content_len: 0,
-            frames: Vec::new(),
-            contents: BTreeMap::new(),
+            spool: Spool::new(spool, effort.level()),
+            effort,
+            contents: Contents::default(),
             sources: Vec::new(),
-            dir_times: Vec::new(),
             source_numbers: HashMap::new(),
+            dir_times: Vec::new(),
             base_chunks: HashMap::new(),
             literal_chunks: HashMap::new(),
         }
+    }
+
+    /// The same with another effort than the default.
+    #[must_use]
+    pub fn with_effort(mut self, effort: Effort) -> Self {
+        self.effort = effort;
+        self.spool.set_level(effort.level());
+        self
     }
 
     /// Makes the chunks of the base's file `path` available to later [`encode`](Self::encode)s.
@@ -89,7 +151,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     ///
     /// As `content`'s reads.
     pub fn index_base(&mut self, path: &ImagePath, content: impl Read) -> Result<(), DeltaError> {
-        let source = self.source(path)?;
+        let source = self.source(path, None)?;
         for chunk in chunks(content, Chunker::DEFAULT) {
             let chunk = chunk?;
             let len = chunk.bytes.len() as u64;
@@ -105,6 +167,12 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         self.dir_times.push((path, time));
     }
 
+    /// Whether there is an encoding of this content already.
+    #[must_use]
+    pub fn has(&self, digest: Digest) -> bool {
+        self.contents.get(&digest).is_some()
+    }
+
     /// Says that the content `digest` is the whole of the base's file `path`: nothing travels. A
     /// content that is known already stays as it is.
     ///
@@ -118,18 +186,21 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         sparse: bool,
         path: &ImagePath,
     ) -> Result<(), DeltaError> {
-        if self.contents.contains_key(&digest) {
+        if self.has(digest) {
             return Ok(());
         }
-        let source = self.source(path)?;
+        let source = self.source(path, None)?;
         let segments =
             if len == 0 { Vec::new() } else { vec![Segment::Base { source, offset: 0, len }] };
-        self.contents.insert(digest, Content { len, sparse, segments });
+        let body = Body::Segments(segments);
+        let content = Content { len, sparse, class: Class::Other, recipe: None, body };
+        self.contents.insert(digest, content);
         Ok(())
     }
 
-    /// Encodes a content: what the base or an earlier content has is pointed at, the rest is
-    /// compressed into the spool. `sparse` says that the file has holes where it stands.
+    /// Encodes a content as chunks: what the base or an earlier content has is pointed at, the rest
+    /// is compressed into the spool. `sparse` says that the file has holes where it stands. For files
+    /// of any size; [`encode_pairs`](Self::encode_pairs) makes less of those it fits.
     ///
     /// A content that was encoded or [`reuse`](Self::reuse)d before is not read again.
     ///
@@ -144,29 +215,18 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         sparse: bool,
         content: impl Read,
     ) -> Result<(), DeltaError> {
-        if self.contents.contains_key(&digest) {
+        if self.has(digest) {
             return Ok(());
         }
-        let mut segments: Vec<Segment> = Vec::new();
-        let mut hasher = Hasher::new();
-        for chunk in chunks(content, Chunker::DEFAULT) {
-            let chunk = chunk?;
-            hasher.update(&chunk.bytes);
-            let segment = self.segment_of(chunk)?;
-            if !segments.last_mut().is_some_and(|last| last.absorb(&segment)) {
-                segments.push(segment);
-            }
-        }
-        let found = hasher.finish();
-        if found != digest {
-            return Err(Detail::Changed { expected: digest, found }.into());
-        }
-        self.contents.insert(digest, Content { len, sparse, segments });
+        let (class, segments) = self.segments(digest, content, true)?;
+        let body = Body::Segments(segments);
+        self.contents.insert(digest, Content { len, sparse, class, recipe: None, body });
         Ok(())
     }
 
     /// Encodes a content without reference to the base's files: it can be decoded whatever has
-    /// become of them. Takes the place of another encoding of the same content.
+    /// become of them. Takes the place of another encoding of the same content; what that one has
+    /// in the frames stays there, so whole contents should come first.
     ///
     /// # Errors
     ///
@@ -177,31 +237,91 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         len: u64,
         content: impl Read,
     ) -> Result<(), DeltaError> {
-        let refers = |content: &Content| {
-            content.segments.iter().any(|segment| matches!(segment, Segment::Base { .. }))
-        };
-        if self.contents.get(&digest).is_some_and(|content| !refers(content)) {
+        if self.contents.get(&digest).is_some_and(Content::is_self_contained) {
             return Ok(());
         }
-        let mut hasher = Hasher::new();
-        let mut segments: Vec<Segment> = Vec::new();
-        for chunk in chunks(content, Chunker::DEFAULT) {
-            let chunk = chunk?;
-            hasher.update(&chunk.bytes);
-            let segment = match self.literal_chunks.get(&chunk.digest) {
-                Some(segment) => *segment,
-                None => self.literal(&chunk)?,
+        let (class, segments) = self.segments(digest, content, false)?;
+        let body = Body::Segments(segments);
+        self.contents.insert(digest, Content { len, sparse: false, class, recipe: None, body });
+        Ok(())
+    }
+
+    /// Encodes files of the target as deltas against their ancestors in the base, several side by
+    /// side; what `read` hands over is held in memory. Files that do not [fit](Pair::fits) or whose
+    /// ancestor is of no use are encoded as [`encode`](Self::encode) does.
+    ///
+    /// # Errors
+    ///
+    /// As `read` and the spool's writes; `Io` if a target's file has another digest than it should:
+    /// it is being changed while it is read.
+    pub fn encode_pairs(
+        &mut self,
+        pairs: &[Pair],
+        read: impl Fn(&Pair, Side) -> io::Result<Vec<u8>> + Sync,
+    ) -> Result<(), DeltaError> {
+        let effort = self.effort;
+        let one = |pair: &Pair| {
+            let read_step = io_step("read a file that changed");
+            let target = read(pair, Side::Target).map_err(&read_step)?;
+            let base = match &pair.ancestor {
+                Some(_) => Some(read(pair, Side::Base).map_err(&read_step)?),
+                None => None,
             };
-            if !segments.last_mut().is_some_and(|last| last.absorb(&segment)) {
-                segments.push(segment);
+            pair::encode(pair, base, target, effort)
+        };
+        for batch in batches(pairs) {
+            let todo: Vec<&Pair> = batch.iter().filter(|pair| !self.has(pair.digest)).collect();
+            let encoded: Vec<Result<Encoded, DeltaError>> =
+                todo.par_iter().map(|pair| one(pair)).collect();
+            for (pair, encoded) in todo.into_iter().zip(encoded) {
+                self.add(pair, encoded?)?;
             }
         }
-        let found = hasher.finish();
-        if found != digest {
-            return Err(Detail::Changed { expected: digest, found }.into());
-        }
-        self.contents.insert(digest, Content { len, sparse: false, segments });
         Ok(())
+    }
+
+    fn add(&mut self, pair: &Pair, encoded: Encoded) -> Result<(), DeltaError> {
+        if self.has(pair.digest) {
+            return Ok(());
+        }
+        let Encoded { class, recipe, body } = encoded;
+        let recipe = match recipe {
+            Some(recipe) => Some(self.spool.add(StreamId::new(class, Part::Recipe), &recipe)?),
+            None => None,
+        };
+        let body = match (body, &pair.ancestor) {
+            (EncodedBody::Delta { delta, plain_len, packed }, Some((path, _))) => {
+                let source = self.source(path, packed)?;
+                Body::Delta(self.delta(class, source, plain_len, &delta)?)
+            }
+            (EncodedBody::Plain(plain), _) => {
+                let digest = if recipe.is_some() { Digest::of(&plain) } else { pair.digest };
+                Body::Segments(self.segments(digest, &plain[..], true)?.1)
+            }
+            (EncodedBody::Delta { .. }, None) => return Ok(()), // nothing to be a delta against
+        };
+        let content = Content { len: pair.len, sparse: pair.sparse, class, recipe, body };
+        self.contents.insert(pair.digest, content);
+        Ok(())
+    }
+
+    fn delta(
+        &mut self,
+        class: Class,
+        source: u32,
+        plain_len: u64,
+        delta: &Delta,
+    ) -> Result<FileDelta, DeltaError> {
+        let mut add = |part, bytes: &[u8]| self.spool.add(StreamId::new(class, part), bytes);
+        Ok(FileDelta {
+            source,
+            plain_len,
+            control: add(Part::Control, &delta.control)?,
+            patch: add(Part::Patch, &delta.patch)?,
+            diff: add(Part::Diff, &delta.diff)?,
+            extra: add(Part::Extra, &delta.extra)?,
+            refs: add(Part::Refs, &delta.refs)?,
+        })
     }
 
     /// Writes the bundle to `out`, signed by `key`. Every content that the changes need must have
@@ -216,56 +336,62 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     /// missing; `Corrupt` if the changes contradict each other or the ignore list; `Limit` if the
     /// change set is too large.
     pub fn finish(
-        mut self,
+        self,
         statement: &Statement<'_>,
         key: &SecretKey,
         mut out: impl Write,
     ) -> Result<Finished, DeltaError> {
         let Statement { changes, ignore, permits, base_paths } = *statement;
         consistency::check(&changes.changes, ignore).map_err(|what| Detail::Manifest { what })?;
-        self.flush_frame()?;
         for change in &changes.changes {
-            if new_content(change).is_some_and(|digest| !self.contents.contains_key(&digest)) {
+            if new_content(change).is_some_and(|digest| !self.has(digest)) {
                 return Err(Detail::NotEncoded { path: change.path.clone() }.into());
             }
         }
+        let literal_len = self.spool.plain_len();
+        let (contents, sources) = without_unused(self.contents, self.sources);
+        let (mut spool, frames, content_len) = self.spool.finish()?;
         let manifest = manifest::encode(&Manifest {
             changes: changes.clone(),
             ignore: ignore.clone(),
-            contents: self.contents,
-            sources: self.sources,
+            contents,
+            sources,
             dir_times: self.dir_times,
-            frames: self.frames,
+            frames,
             permits,
             base_paths,
         })?;
         let header = Header {
-            incompat: feature::LAYOUT_1,
+            incompat: feature::LAYOUT_2,
             compat: 0,
-            manifest_len: manifest.len() as u64,
-            content_len: self.content_len,
+            manifest_len: manifest.bytes.len() as u64,
+            content_len,
             base: changes.base,
             target: changes.target,
-            manifest_digest: Digest::of(&manifest),
+            manifest_digest: Digest::of(&manifest.bytes),
             signer: key.public(),
+            manifest_plain_len: manifest.plain_len,
         };
         let bytes = header.encode(|message| key.sign(message));
         let failed = io_step("write the bundle");
         out.write_all(&bytes).map_err(&failed)?;
-        out.write_all(&manifest).map_err(&failed)?;
-        self.spool.seek(SeekFrom::Start(0)).map_err(io_step("read the spool"))?;
-        io::copy(&mut self.spool, &mut out).map_err(&failed)?;
+        out.write_all(&manifest.bytes).map_err(&failed)?;
+        spool.seek(SeekFrom::Start(0)).map_err(io_step("read the spool"))?;
+        io::copy(&mut spool, &mut out).map_err(&failed)?;
         out.flush().map_err(&failed)?;
         Ok(Finished {
             digest: Digest::of(&bytes),
             wire_len: header.file_len(),
             head_len: HEADER_LEN as u64 + header.manifest_len,
-            literal_len: self.plain_len,
+            literal_len,
         })
     }
 
-    fn source(&mut self, path: &ImagePath) -> Result<u32, DeltaError> {
-        if let Some(number) = self.source_numbers.get(path) {
+    /// The number of the base's file `path`, of which `packed` says that its plain text is meant.
+    fn source(&mut self, path: &ImagePath, packed: Option<(u64, u64)>) -> Result<u32, DeltaError> {
+        let (packed_len, plain_len) = packed.unwrap_or_default();
+        let key = (path.clone(), packed_len);
+        if let Some(number) = self.source_numbers.get(&key) {
             return Ok(*number);
         }
         let found = self.sources.len() as u64;
@@ -275,58 +401,84 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             found,
             most,
         })?;
-        self.sources.push(path.clone());
-        self.source_numbers.insert(path.clone(), number);
+        self.sources.push(Source { path: path.clone(), packed_len, plain_len });
+        self.source_numbers.insert(key, number);
         Ok(number)
     }
 
-    fn segment_of(&mut self, chunk: Chunk) -> Result<Segment, DeltaError> {
+    /// Cuts a content into chunks and finds each, in the base too if `may_refer`.
+    fn segments(
+        &mut self,
+        digest: Digest,
+        content: impl Read,
+        may_refer: bool,
+    ) -> Result<(Class, Vec<Segment>), DeltaError> {
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut hasher = Hasher::new();
+        let mut class = None;
+        for chunk in chunks(content, Chunker::DEFAULT) {
+            let chunk = chunk?;
+            hasher.update(&chunk.bytes);
+            let class = *class.get_or_insert_with(|| Class::of(&chunk.bytes));
+            let segment = self.segment_of(&chunk, class, may_refer)?;
+            if !segments.last_mut().is_some_and(|last| last.absorb(&segment)) {
+                segments.push(segment);
+            }
+        }
+        let found = hasher.finish();
+        if found != digest {
+            return Err(Detail::Changed { expected: digest, found }.into());
+        }
+        Ok((class.unwrap_or(Class::Text), segments))
+    }
+
+    fn segment_of(
+        &mut self,
+        chunk: &Chunk,
+        class: Class,
+        may_refer: bool,
+    ) -> Result<Segment, DeltaError> {
         let len = chunk.bytes.len() as u64;
         if chunk.bytes.iter().all(|byte| *byte == 0) {
             return Ok(Segment::Zero { len });
         }
-        let known = self.base_chunks.get(&chunk.digest).or(self.literal_chunks.get(&chunk.digest));
-        if let Some(segment) = known {
+        let in_base = self.base_chunks.get(&chunk.digest).filter(|_| may_refer);
+        if let Some(segment) = in_base.or(self.literal_chunks.get(&chunk.digest)) {
             return Ok(*segment);
         }
-        self.literal(&chunk)
-    }
-
-    fn literal(&mut self, chunk: &Chunk) -> Result<Segment, DeltaError> {
-        let len = chunk.bytes.len() as u64;
-        let segment = Segment::Literal { offset: self.plain_len, len };
-        self.add_literal(&chunk.bytes)?;
+        let span = self.spool.add(StreamId::new(class, Part::Literal), &chunk.bytes)?;
+        let segment = Segment::Literal { class, offset: span.start, len };
         self.literal_chunks.insert(chunk.digest, segment);
         Ok(segment)
     }
+}
 
-    fn add_literal(&mut self, mut bytes: &[u8]) -> Result<(), DeltaError> {
-        self.plain_len += bytes.len() as u64;
-        while !bytes.is_empty() {
-            let room = limits::MAX_FRAME_PLAIN_LEN as usize - self.pending.len();
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.pending.extend_from_slice(now);
-            bytes = later;
-            if self.pending.len() == limits::MAX_FRAME_PLAIN_LEN as usize {
-                self.flush_frame()?;
-            }
-        }
-        Ok(())
-    }
+/// Leaves out the base's files that no content is made of.
+fn without_unused(mut contents: Contents, sources: Vec<Source>) -> (Contents, Vec<Source>) {
+    let mut numbers: Vec<Option<u32>> = vec![None; sources.len()];
+    let mut used = Vec::new();
+    contents.each_source(|number| {
+        let at = *number as usize;
+        *number = *numbers[at].get_or_insert_with(|| {
+            used.push(sources[at].clone());
+            used.len() as u32 - 1
+        });
+    });
+    (contents, used)
+}
 
-    fn flush_frame(&mut self) -> Result<(), DeltaError> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let packed = zstd::bulk::compress(&self.pending, COMPRESSION_LEVEL)
-            .map_err(io_step("compress a frame"))?;
-        self.spool.write_all(&packed).map_err(io_step("write to the spool"))?;
-        // Both fit: a frame is at most 4 MiB plain, and zstd adds less than 1 % to what it cannot
-        // compress.
-        let (len, plain_len) = (packed.len() as u32, self.pending.len() as u32);
-        self.frames.push(Frame { digest: Digest::of(&packed), len, plain_len });
-        self.content_len += packed.len() as u64;
-        self.pending.clear();
-        Ok(())
-    }
+/// Cuts the list where what its pairs take in memory becomes too much.
+fn batches(pairs: &[Pair]) -> impl Iterator<Item = &[Pair]> {
+    let mut rest = pairs;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = |pair: &&Pair| {
+            sum += pair.memory_len();
+            sum <= BATCH_LEN
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (batch, later) = rest.split_at(count);
+        rest = later;
+        (!batch.is_empty()).then_some(batch)
+    })
 }

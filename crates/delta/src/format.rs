@@ -16,16 +16,21 @@ pub const HEADER_LEN: usize = 256;
 /// Bits of the header's `incompat` word: what a reader must know. The split into `compat` and
 /// `incompat` follows ext4's superblock.
 pub mod feature {
-    /// The manifest is an rkyv 0.8 archive of layout 1, the content is zstd frames.
-    pub const LAYOUT_1: u32 = 1 << 0;
+    /// The manifest is a zstd frame around an rkyv 0.8 archive of columns, the content is streams in
+    /// zstd frames. (Bit 0 was the layout of unreleased bundles without deltas.)
+    pub const LAYOUT_2: u32 = 1 << 1;
     /// All that this build can read.
-    pub const INCOMPAT_KNOWN: u32 = LAYOUT_1;
+    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2;
 }
 
 /// What a reader accepts; checked before anything is allocated.
 pub mod limits {
     /// Largest manifest, in bytes.
     pub const MAX_MANIFEST_LEN: u64 = 64 << 20;
+    /// Largest manifest before compression, in bytes; what a reader allocates for it.
+    pub const MAX_MANIFEST_PLAIN_LEN: u64 = 256 << 20;
+    /// Most bytes of all paths together; they are stored by what they do not share.
+    pub const MAX_PATHS_LEN: u64 = 256 << 20;
     /// Largest content section, in bytes on the wire.
     pub const MAX_CONTENT_LEN: u64 = 1 << 38;
     /// Most changed paths.
@@ -61,7 +66,8 @@ const SIGNING_DOMAIN: &[u8] = b"vireo bundle header v1\0";
 /// |     64 |    32 | target          | digest of the target tree                  |
 /// |     96 |    32 | manifest_digest | BLAKE3 of the manifest's bytes             |
 /// |    128 |    32 | signer          | Ed25519 public key                         |
-/// |    160 |    24 | reserved        | zero                                       |
+/// |    160 |     8 | manifest_plain_len | bytes before compression, at most [`limits::MAX_MANIFEST_PLAIN_LEN`] |
+/// |    168 |    16 | reserved        | zero                                       |
 /// |    184 |     8 | check           | first 8 bytes of BLAKE3 of bytes 0..184    |
 /// |    192 |    64 | signature       | Ed25519 over the domain text and 0..192    |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +89,8 @@ pub struct Header {
     pub manifest_digest: Digest,
     /// Who signed.
     pub signer: PublicKey,
+    /// Length of the manifest before compression, in bytes.
+    pub manifest_plain_len: u64,
 }
 
 const _: () = assert!(8 + 4 + 4 + 8 + 8 + 4 * Digest::LEN + 24 == CHECKED_LEN);
@@ -110,6 +118,7 @@ impl Header {
         put(self.target.as_bytes());
         put(self.manifest_digest.as_bytes());
         put(self.signer.as_bytes());
+        put(&self.manifest_plain_len.to_le_bytes());
         let check = Digest::of(&bytes[..CHECKED_LEN]);
         bytes[CHECKED_LEN..SIGNED_LEN].copy_from_slice(&check.as_bytes()[..8]);
         let signature = sign(&signed_message(&bytes));
@@ -142,12 +151,15 @@ impl Header {
             target: Digest::from_bytes(array(bytes, 64)),
             manifest_digest: Digest::from_bytes(array(bytes, 96)),
             signer: PublicKey::from_bytes(array(bytes, 128)),
+            manifest_plain_len: u64::from_le_bytes(array(bytes, 160)),
         };
         let missing = header.incompat & !feature::INCOMPAT_KNOWN;
         if missing != 0 {
             return Err(Detail::Features { missing }.into());
         }
         limit("manifest length", header.manifest_len, limits::MAX_MANIFEST_LEN)?;
+        let plain_len = header.manifest_plain_len;
+        limit("manifest's plain length", plain_len, limits::MAX_MANIFEST_PLAIN_LEN)?;
         limit("content length", header.content_len, limits::MAX_CONTENT_LEN)?;
         Ok(header)
     }
@@ -205,7 +217,7 @@ mod tests {
 
     fn sample() -> Header {
         Header {
-            incompat: feature::LAYOUT_1,
+            incompat: feature::LAYOUT_2,
             compat: 0,
             manifest_len: 80,
             content_len: 1000,
@@ -213,6 +225,7 @@ mod tests {
             target: Digest::of(b"target"),
             manifest_digest: Digest::of(b"manifest"),
             signer: key().public(),
+            manifest_plain_len: 160,
         }
     }
 
@@ -230,7 +243,7 @@ mod tests {
         assert_eq!(&bytes[..8], b"\x89VIR\r\n\x1a\n");
         assert_eq!(
             bytes[8..32],
-            [1, 0, 0, 0, 0, 0, 0, 0, 80, 0, 0, 0, 0, 0, 0, 0, 232, 3, 0, 0, 0, 0, 0, 0]
+            [2, 0, 0, 0, 0, 0, 0, 0, 80, 0, 0, 0, 0, 0, 0, 0, 232, 3, 0, 0, 0, 0, 0, 0]
         );
         assert_eq!(
             Digest::of(&bytes).to_string(),
@@ -252,7 +265,7 @@ mod tests {
     #[test]
     fn unknown_features_are_unsupported_and_large_lengths_refused() {
         let encode = |header: Header| header.encode(|message| key().sign(message));
-        let newer = encode(Header { incompat: 1 | 1 << 30, ..sample() });
+        let newer = encode(Header { incompat: 2 | 1 << 30, ..sample() });
         let error = Header::decode(&newer).expect_err("unknown bit");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         let optional = encode(Header { compat: 1 << 30, ..sample() });

@@ -5,8 +5,8 @@ use std::io::Cursor;
 
 use proptest::prelude::*;
 use vireo_delta::{
-    Bundle, BundleWriter, ErrorKind, HEADER_LEN, Head, MemBase, Permits, SecretKey, Statement,
-    TrustedKeys,
+    Bundle, BundleWriter, Effort, ErrorKind, HEADER_LEN, Head, MemBase, Pair, Permits, SecretKey,
+    Side, Statement, TrustedKeys,
 };
 use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
 
@@ -228,6 +228,137 @@ fn a_whole_content_needs_no_base_and_two_texts_alike_cost_little_more_than_one()
     assert_eq!((head.permits(), head.base_paths()), (bundle.permits(), bundle.base_paths()));
 }
 
+/// Encodes the way capture does: every file against the one of that name in the base.
+fn paired(base: &Files, target: &Files, effort: Effort) -> Vec<u8> {
+    let mut writer = BundleWriter::new(Cursor::new(Vec::new())).with_effort(effort);
+    let len = |name: &String| base.get(name).map(|bytes| (path(name), bytes.len() as u64));
+    let pairs: Vec<Pair> = target
+        .iter()
+        .filter(|(name, bytes)| base.get(*name) != Some(bytes))
+        .map(|(name, bytes)| Pair {
+            digest: Digest::of(bytes),
+            len: bytes.len() as u64,
+            sparse: false,
+            ancestor: len(name),
+        })
+        .collect();
+    let by_digest: BTreeMap<Digest, &Vec<u8>> =
+        target.values().map(|bytes| (Digest::of(bytes), bytes)).collect();
+    let read = |pair: &Pair, side: Side| {
+        Ok(match (side, &pair.ancestor) {
+            (Side::Base, Some((path, _))) => base[&path.to_string()[1..]].clone(),
+            _ => by_digest[&pair.digest].clone(),
+        })
+    };
+    writer.encode_pairs(&pairs, read).expect("memory reads");
+    let changes = ChangeSet::between(&tree(base), &tree(target));
+    let statement = Statement {
+        changes: &changes,
+        ignore: &Ignore::nothing(),
+        permits: Permits::NONE,
+        base_paths: base.len() as u64,
+    };
+    let mut file = Vec::new();
+    writer.finish(&statement, &key(), &mut file).expect("memory writes");
+    file
+}
+
+fn assert_decodes(file: &[u8], base: &Files, target: &Files) {
+    let bundle = Bundle::open(file).expect("whole").verify(&trusted()).expect("signed");
+    let mem = base.iter().map(|(name, bytes)| (path(name), bytes.clone())).collect::<MemBase>();
+    for (name, bytes) in target.iter().filter(|(name, bytes)| base.get(*name) != Some(bytes)) {
+        let path = path(name);
+        let content = bundle.content(&path).expect("its content changes");
+        assert!(content.to_vec(&mem).expect("decodes") == *bytes, "{name}");
+    }
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut writer, plain).expect("memory writes");
+    writer.finish().expect("memory writes")
+}
+
+fn prose(seed: u8, words: usize) -> Vec<u8> {
+    let words = noise(seed, words).into_iter().map(|n| format!("word{} ", n / 3));
+    words.collect::<String>().into_bytes()
+}
+
+/// Pairs of every kind: edited, packed, unlike, grown, new.
+fn pair_files() -> (Files, Files) {
+    let text = prose(1, 20_000);
+    let mut edited = text.clone();
+    edited.splice(70_000..70_000, *b"some more words ");
+    let base = files(&[
+        ("binary", &noise(2, 100_000)),
+        ("packed", &gzip(&text)),
+        ("text", &text),
+        ("unlike", &noise(3, 50_000)),
+    ]);
+    let mut grown = noise(2, 100_000);
+    grown.splice(10..10, noise(4, 100));
+    let target = files(&[
+        ("binary", &grown),
+        ("new", &prose(5, 1000)),
+        ("new.gz", &gzip(&prose(6, 1000))),
+        ("packed", &gzip(&edited)),
+        ("text", &edited),
+        ("unlike", &noise(7, 50_000)),
+    ]);
+    (base, target)
+}
+
+#[test]
+fn deltas_cost_what_changed_also_inside_gzip_files() {
+    let (base, target) = pair_files();
+    let file = paired(&base, &target, Effort::Default);
+    assert_decodes(&file, &base, &target);
+    // The unlike file, 50 KB, and two thousand new words.
+    assert!(file.len() < 57_000, "{} bytes", file.len());
+}
+
+#[test]
+fn more_effort_never_makes_much_more_and_all_efforts_decode() {
+    let (base, target) = pair_files();
+    let len = |effort| {
+        let file = paired(&base, &target, effort);
+        assert_decodes(&file, &base, &target);
+        file.len()
+    };
+    let (fast, default, max) = (len(Effort::Fast), len(Effort::Default), len(Effort::Max));
+    assert!(default <= fast + fast / 50 && max <= default + default / 50, "{fast} {default} {max}");
+}
+
+#[test]
+fn the_number_of_threads_does_not_show_in_the_bytes() {
+    let (base, mut target) = pair_files();
+    for number in 0..40_u8 {
+        target.insert(format!("more{number}"), prose(number, 3000));
+    }
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| paired(&base, &target, Effort::Fast))
+    };
+    let one = with(1);
+    assert!(one == with(2) && one == with(5));
+}
+
+#[test]
+fn another_base_is_noticed_by_deltas_too() {
+    let (base, target) = pair_files();
+    let file = paired(&base, &target, Effort::Fast);
+    let bundle = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    for name in ["binary", "packed", "text"] {
+        let path = path(name);
+        let content = bundle.content(&path).expect("it changes");
+        for other in [noise(99, base[name].len()), gzip(b"other"), Vec::new()] {
+            let mem = MemBase::from_iter([(path.clone(), other)]);
+            let error = content.to_vec(&mem).expect_err("another base");
+            assert_eq!(error.kind(), ErrorKind::WrongBase, "{name}: {error}");
+        }
+    }
+}
+
 fn any_files() -> impl Strategy<Value = Files> {
     // Few names and contents built from few blocks, so that renames, copies and shared chunks
     // are frequent; empty files and single bytes too.
@@ -257,6 +388,12 @@ proptest! {
             let content = bundle.content(&path).expect("its content changes");
             prop_assert_eq!(&content.to_vec(&mem)?, bytes);
         }
+    }
+
+    /// The same for deltas.
+    #[test]
+    fn deltas_give_the_target(base in any_files(), target in any_files()) {
+        assert_decodes(&paired(&base, &target, Effort::Fast), &base, &target);
     }
 
     /// Bytes from anywhere are refused without a panic.

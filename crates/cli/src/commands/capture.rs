@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vireo_capture::{CaptureOptions, Captured, ErrorKind};
-use vireo_delta::{Permits, SecretKey};
+use vireo_delta::{Effort, Permits, SecretKey};
 use vireo_model::Digest;
 
 use super::bytes;
@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Read every file, also those whose metadata says that they are the same
     #[arg(long)]
     paranoid: bool,
+    /// How hard to try to make the bundle small: fast, default or max
+    #[arg(long, value_name = "HOW", default_value = "default")]
+    effort: Effort,
     /// Allow what would be dangerous if it came unintended: setuid, devices or mass (repeatable)
     ///
     /// setuid: files get set-user-ID, set-group-ID or capabilities that the base's files at those
@@ -77,6 +80,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
         ignore: args.ignore.get()?,
         paranoid: args.paranoid,
         permits: args.permit.iter().copied().collect(),
+        effort: args.effort,
     };
     let _step = Step::new(context, format!("capturing {}", args.target.display()));
     let base = Source::open(&args.base, args.partition)?;

@@ -1,0 +1,252 @@
+//! Which ranges of the target are copied from where in the base.
+//!
+//! As bsdiff does (Percival, *Naive differences of executable code*, 2003), a copy goes on as long
+//! as most bytes agree, and another place of the base has to be better by a margin to be taken. The
+//! places are found by hashes of eight bytes, not by sorted suffixes: what suffixes find more lies in
+//! repetitions, and memory and time are a third.
+
+use super::Op;
+
+/// Bytes that are hashed together; no shorter match is found.
+const KEY_LEN: usize = 8;
+/// Bytes of the second key, which finds long matches where the short key is frequent.
+const LONG_KEY_LEN: usize = 24;
+/// A match elsewhere must have that many more right bytes than going on has.
+const MARGIN: usize = 8;
+/// Going on for that many equal bytes, nothing better is looked for.
+const GOOD_RUN: usize = 24;
+/// Matches are compared up to this length; longer is good enough.
+const ENOUGH: usize = 4096;
+
+/// One wrong byte in so many is not worth looking for a better place.
+const FEW: usize = 200;
+
+const NOWHERE: u32 = u32::MAX;
+
+/// Places of the base by what stands there.
+#[derive(Debug)]
+struct Index<'a> {
+    base: &'a [u8],
+    heads: Vec<u32>,
+    /// For each place the one before it with the same hash.
+    chain: Vec<u32>,
+    long_heads: Vec<u32>,
+    bits: u32,
+    search: Search,
+}
+
+/// How hard places are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Search {
+    /// Places that are tried for each key.
+    pub(crate) depth: usize,
+    /// Every how many bytes of the base are indexed; a match that long more is always found.
+    pub(crate) step: usize,
+}
+
+impl<'a> Index<'a> {
+    fn new(base: &'a [u8], search: Search) -> Self {
+        let bits = (base.len() / search.step).max(256).ilog2().clamp(10, 22);
+        let mut index = Self {
+            base,
+            heads: vec![NOWHERE; 1 << bits],
+            chain: vec![NOWHERE; base.len()],
+            long_heads: vec![NOWHERE; 1 << bits],
+            bits,
+            search,
+        };
+        let mut last = None;
+        for at in (0..base.len().saturating_sub(KEY_LEN - 1)).step_by(search.step) {
+            let key = key(base, at);
+            // Of a run of one byte the first place is enough.
+            if last == Some(key) {
+                continue;
+            }
+            last = Some(key);
+            let hash = index.hash(key);
+            index.chain[at] = index.heads[hash];
+            index.heads[hash] = at as u32;
+            if at + LONG_KEY_LEN <= base.len() {
+                let hash = index.long_hash(base, at);
+                index.long_heads[hash] = at as u32;
+            }
+        }
+        index
+    }
+
+    fn hash(&self, key: u64) -> usize {
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - self.bits)) as usize
+    }
+
+    fn long_hash(&self, bytes: &[u8], at: usize) -> usize {
+        let mix =
+            |sum: u64, key: u64| (sum ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        let sum = mix(mix(key(bytes, at), key(bytes, at + 8)), key(bytes, at + 16));
+        self.hash(sum)
+    }
+
+    /// The longest match found for `target[at..]`: length and place.
+    fn find(&self, target: &[u8], at: usize) -> (usize, usize) {
+        let mut best = (0, 0);
+        if at + KEY_LEN > target.len() {
+            return best;
+        }
+        let mut consider = |place: usize| {
+            // Longer than the best only if the byte behind it agrees, too.
+            let behind = (self.base.get(place + best.0), target.get(at + best.0));
+            if best.0 == 0 || behind.0.is_some() && behind.0 == behind.1 {
+                let len = common(&self.base[place..], &target[at..]);
+                if len > best.0 {
+                    best = (len, place);
+                }
+            }
+            best.0
+        };
+        if at + LONG_KEY_LEN <= target.len() {
+            let place = self.long_heads[self.long_hash(target, at)];
+            if place != NOWHERE && consider(place as usize) >= ENOUGH {
+                return best;
+            }
+        }
+        let mut place = self.heads[self.hash(key(target, at))];
+        for _ in 0..self.search.depth {
+            if place == NOWHERE || consider(place as usize) >= ENOUGH {
+                break;
+            }
+            place = self.chain[place as usize];
+        }
+        best
+    }
+}
+
+fn key(bytes: &[u8], at: usize) -> u64 {
+    let mut key = [0; KEY_LEN];
+    key.copy_from_slice(&bytes[at..at + KEY_LEN]);
+    u64::from_le_bytes(key)
+}
+
+/// How many bytes `a` and `b` have in common at their start, up to [`ENOUGH`].
+fn common(a: &[u8], b: &[u8]) -> usize {
+    let most = a.len().min(b.len()).min(ENOUGH);
+    let mut len = 0;
+    while len + 8 <= most {
+        let differ = key(a, len) ^ key(b, len);
+        if differ != 0 {
+            return len + (differ.trailing_zeros() / 8) as usize;
+        }
+        len += 8;
+    }
+    while len < most && a[len] == b[len] {
+        len += 1;
+    }
+    len
+}
+
+/// The copies and additions that make `target` from `base`; every op copies before it adds.
+pub(crate) fn align(base: &[u8], target: &[u8], search: Search) -> Vec<Op> {
+    if is_edited_in_place(base, target) {
+        return vec![Op { base_at: 0, copy_len: target.len() as u64, extra_len: 0 }];
+    }
+    let index = Index::new(base, search);
+    let mut ops = Vec::new();
+    // The copy at hand: where it started in both.
+    let (mut start, mut base_start) = (0, 0);
+    let mut scan = 0;
+    while scan < target.len() {
+        let going_on = (base_start + (scan - start)).min(base.len());
+        let run = common(&base[going_on..], &target[scan..]);
+        if run >= GOOD_RUN {
+            scan += run;
+            continue;
+        }
+        let (len, place) = index.find(target, scan);
+        let right = agreeing(&base[going_on..], &target[scan..], len);
+        if len > right + MARGIN {
+            let copy = Copy { start, base_start };
+            (start, base_start) = copy.end(base, target, scan, place, &mut ops);
+            scan += len.min(target.len() - scan);
+        } else {
+            scan += run + 1;
+        }
+    }
+    let copy = Copy { start, base_start };
+    let len = copy.forward(base, target, target.len());
+    ops.push(Op {
+        base_at: base_start as u64,
+        copy_len: len as u64,
+        extra_len: (target.len() - start - len) as u64,
+    });
+    ops
+}
+
+/// Whether the files are equally long and differ in less than a byte of [`FEW`].
+fn is_edited_in_place(base: &[u8], target: &[u8]) -> bool {
+    base.len() == target.len()
+        && agreeing(base, target, target.len()) + target.len() / FEW >= target.len()
+}
+
+fn agreeing(base: &[u8], target: &[u8], len: usize) -> usize {
+    base.iter().zip(target).take(len).filter(|(a, b)| a == b).count()
+}
+
+struct Copy {
+    start: usize,
+    base_start: usize,
+}
+
+impl Copy {
+    /// How far the copy goes on before more bytes are wrong than right, at most to `stop`.
+    fn forward(&self, base: &[u8], target: &[u8], stop: usize) -> usize {
+        let pairs = base[self.base_start.min(base.len())..].iter().zip(&target[self.start..stop]);
+        let (mut score, mut best, mut len) = (0_i64, 0, 0);
+        for (count, (a, b)) in pairs.enumerate() {
+            score += if a == b { 1 } else { -1 };
+            if score > best {
+                (best, len) = (score, count + 1);
+            }
+        }
+        len
+    }
+
+    /// Ends this copy where the one that has `target[scan..]` at `place` is better. Returns where
+    /// that one starts.
+    fn end(
+        &self,
+        base: &[u8],
+        target: &[u8],
+        scan: usize,
+        place: usize,
+        ops: &mut Vec<Op>,
+    ) -> (usize, usize) {
+        let mut forward = self.forward(base, target, scan);
+        // The next copy backwards.
+        let (mut score, mut best, mut back) = (0_i64, 0, 0);
+        for count in 1..=(scan - self.start).min(place) {
+            score += if base[place - count] == target[scan - count] { 1 } else { -1 };
+            if score > best {
+                (best, back) = (score, count);
+            }
+        }
+        // Where both want the same bytes, cut where the sum of right bytes is greatest.
+        let (end, begin) = (self.start + forward, scan - back);
+        if end > begin {
+            let (mut score, mut best, mut cut) = (0_i64, 0, 0);
+            for count in 0..end - begin {
+                let at = begin + count;
+                score += i64::from(base[self.base_start + (at - self.start)] == target[at]);
+                score -= i64::from(base[place - (scan - at)] == target[at]);
+                if score > best {
+                    (best, cut) = (score, count + 1);
+                }
+            }
+            forward = begin + cut - self.start;
+            back = scan - (begin + cut);
+        }
+        ops.push(Op {
+            base_at: self.base_start as u64,
+            copy_len: forward as u64,
+            extra_len: (scan - back - self.start - forward) as u64,
+        });
+        (scan - back, place - back)
+    }
+}

@@ -1,0 +1,113 @@
+//! Streams on their way out: collected, cut into frames, compressed, spooled.
+
+use std::io::Write;
+
+use rayon::prelude::*;
+use vireo_model::Digest;
+
+use crate::error::{DeltaError, io_step};
+use crate::format::limits;
+use crate::frames::{Frame, Span, StreamId};
+
+/// Full frames that wait to be compressed side by side. Bounds memory, and how many threads help;
+/// not a matter of the machine, so that the output is the same everywhere.
+const WAITING_FRAMES: usize = 8;
+
+/// Compresses streams into a spool. The frames follow each other in the order in which they became
+/// full, whatever the number of threads.
+#[derive(Debug)]
+pub(crate) struct Spool<S> {
+    out: S,
+    level: i32,
+    pending: Vec<Vec<u8>>,
+    lens: [u64; StreamId::COUNT],
+    waiting: Vec<(StreamId, Vec<u8>)>,
+    frames: Vec<Frame>,
+    /// Bytes written to `out`.
+    len: u64,
+}
+
+impl<S: Write> Spool<S> {
+    pub(crate) fn new(out: S, level: i32) -> Self {
+        Self {
+            out,
+            level,
+            pending: vec![Vec::new(); StreamId::COUNT],
+            lens: [0; StreamId::COUNT],
+            waiting: Vec::new(),
+            frames: Vec::new(),
+            len: 0,
+        }
+    }
+
+    pub(crate) fn set_level(&mut self, level: i32) {
+        self.level = level;
+    }
+
+    /// Where the next bytes of `stream` will stand.
+    pub(crate) fn end(&self, stream: StreamId) -> u64 {
+        self.lens[stream.index()]
+    }
+
+    /// Bytes of all streams before compression.
+    pub(crate) fn plain_len(&self) -> u64 {
+        self.lens.iter().sum()
+    }
+
+    /// Appends to `stream`.
+    pub(crate) fn add(&mut self, stream: StreamId, mut bytes: &[u8]) -> Result<Span, DeltaError> {
+        let span = Span { start: self.end(stream), len: bytes.len() as u64 };
+        self.lens[stream.index()] += span.len;
+        while !bytes.is_empty() {
+            let pending = &mut self.pending[stream.index()];
+            let room = limits::MAX_FRAME_PLAIN_LEN as usize - pending.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            pending.extend_from_slice(now);
+            bytes = later;
+            if pending.len() == limits::MAX_FRAME_PLAIN_LEN as usize {
+                let full = std::mem::take(pending);
+                self.waiting.push((stream, full));
+                if self.waiting.len() == WAITING_FRAMES {
+                    self.compress()?;
+                }
+            }
+        }
+        Ok(span)
+    }
+
+    fn compress(&mut self) -> Result<(), DeltaError> {
+        let level = self.level;
+        let packed: Vec<_> = self
+            .waiting
+            .par_iter()
+            .map(|(stream, plain)| {
+                let packed = zstd::bulk::compress(plain, level)?;
+                Ok((*stream, plain.len(), Digest::of(&packed), packed))
+            })
+            .collect::<std::io::Result<_>>()
+            .map_err(io_step("compress a frame"))?;
+        self.waiting.clear();
+        for (stream, plain_len, digest, packed) in packed {
+            self.out.write_all(&packed).map_err(io_step("write to the spool"))?;
+            // Both fit: a frame is at most 4 MiB plain, and zstd adds less than 1 % to what it
+            // cannot compress.
+            let (len, plain_len) = (packed.len() as u32, plain_len as u32);
+            self.frames.push(Frame { digest, stream, len, plain_len });
+            self.len += packed.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Compresses what is left. Returns the spool, its frames and its length.
+    pub(crate) fn finish(mut self) -> Result<(S, Vec<Frame>, u64), DeltaError> {
+        for (number, plain) in self.pending.iter_mut().enumerate() {
+            if let Some(stream) = StreamId::from_number(number as u32)
+                && !plain.is_empty()
+            {
+                self.waiting.push((stream, std::mem::take(plain)));
+            }
+        }
+        self.compress()?;
+        Ok((self.out, self.frames, self.len))
+    }
+}
