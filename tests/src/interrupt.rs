@@ -39,8 +39,22 @@ impl Moment {
         name: &str,
         args: impl IntoIterator<Item = S>,
     ) -> anyhow::Result<Interrupted> {
+        self.kill_by(Run::new("strace"), name, args)
+    }
+
+    /// The same with `strace`, the beginning of its command line: to run it somewhere else.
+    ///
+    /// # Errors
+    ///
+    /// As [`Moment::kill`].
+    pub fn kill_by<S: AsRef<OsStr>>(
+        self,
+        strace: Run,
+        name: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> anyhow::Result<Interrupted> {
         let Self { call, nth } = self;
-        let run = Run::new("strace").args(["-f", "-qq", "-o", "/dev/null"]);
+        let run = strace.args(["-f", "-qq", "-o", "/dev/null"]);
         let run = run.args(["-e", &format!("trace={call}")]);
         let run = run.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
         let output = run.arg(programs::find(name)?).args(args).output()?;

@@ -11,6 +11,7 @@
 
 mod ext4;
 mod interrupt;
+mod mounts;
 mod program;
 mod random;
 mod scene;
@@ -20,6 +21,7 @@ mod world;
 
 pub use ext4::Ext4;
 pub use interrupt::{Ambush, Interrupted, Moment};
+pub use mounts::Mounts;
 pub use program::{Ran, start_vireo, vireo, vireo_repo};
 pub use random::{Random, mutate_tree, write_tree};
 pub use scene::{Scene, capture_args};
