@@ -30,7 +30,10 @@ const POLL: Duration = Duration::from_millis(10);
 /// Time for a freshly enrolled agent to be waiting, as it mostly is.
 const SETTLE: Duration = Duration::from_secs(1);
 
-const UNIT: &str = include_str!("../../crates/agent/vireo-agent.service");
+const UNITS: [(&str, &str); 2] = [
+    ("vireo-agent.service", include_str!("../../crates/agent/vireo-agent.service")),
+    ("vireo-agent-recover.service", include_str!("../../crates/agent/vireo-agent-recover.service")),
+];
 
 /// What one update took, in seconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,9 +85,12 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Section> {
 
 /// The images with the agent and the bundle between them: `agent-base.img`, `agent.vireo`.
 fn make_bundle(bench: &Bench) -> anyhow::Result<()> {
-    let unit = bench.path("vireo-agent.service");
-    fs::write(&unit, UNIT).context("cannot write the agent's unit")?;
-    let agent = Agent { program: programs::find("vireo-agent")?, unit };
+    let units = UNITS.map(|(name, text)| {
+        let path = bench.path(name);
+        fs::write(&path, text).context("cannot write the agent's units").map(|()| path)
+    });
+    let units = units.into_iter().collect::<anyhow::Result<_>>()?;
+    let agent = Agent { program: programs::find("vireo-agent")?, units };
     let base = BaseImage::with_agent(agent).build(&bench.cache)?;
     clone_image(&base, &bench.path("agent-base.img"))?;
     update::make(&bench.cache, &base, &bench.path("agent-target.img"))?;

@@ -1,6 +1,6 @@
 //! Killing a program at a chosen system call.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader};
 use std::iter;
 use std::process::{Child, Command, Stdio};
@@ -59,10 +59,21 @@ impl Moment {
         name: &str,
         args: impl IntoIterator<Item = S>,
     ) -> anyhow::Result<Interrupted> {
-        let program = programs::find(name)?;
-        let words = iter::once(program.into_os_string())
-            .chain(args.into_iter().map(|arg| arg.as_ref().to_owned()));
-        self.kill_command(&words.collect::<Vec<_>>(), Threads::All)
+        self.inject(Threads::All.strace(), &command(name, args)?)
+    }
+
+    /// The same with `strace`, the beginning of its command line: to run it somewhere else.
+    ///
+    /// # Errors
+    ///
+    /// As [`Moment::kill`].
+    pub fn kill_by<S: AsRef<OsStr>>(
+        self,
+        strace: Run,
+        name: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> anyhow::Result<Interrupted> {
+        self.inject(strace.args(["-f"]), &command(name, args)?)
     }
 
     /// Runs a command and kills it at this moment, which is counted in each of these threads.
@@ -71,8 +82,12 @@ impl Moment {
         words: &[S],
         threads: Threads,
     ) -> anyhow::Result<Interrupted> {
+        self.inject(threads.strace(), words)
+    }
+
+    fn inject<S: AsRef<OsStr>>(self, strace: Run, words: &[S]) -> anyhow::Result<Interrupted> {
         let Self { call, nth } = self;
-        let run = threads.strace().args(["-qq", "-o", "/dev/null"]);
+        let run = strace.args(["-qq", "-o", "/dev/null"]);
         let run = run.args(["-e", &format!("trace={call}")]);
         let run = run.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
         let output = run.args(words).output()?;
@@ -107,6 +122,15 @@ impl Moment {
         }
         bail!("strace was not attached: {line}")
     }
+}
+
+/// The command line of `name ARGS`, a program of ours.
+fn command<S: AsRef<OsStr>>(
+    name: &str,
+    args: impl IntoIterator<Item = S>,
+) -> anyhow::Result<Vec<OsString>> {
+    let program = programs::find(name)?.into_os_string();
+    Ok(iter::once(program).chain(args.into_iter().map(|arg| arg.as_ref().to_owned())).collect())
 }
 
 /// A moment that is being waited for; given up when dropped.

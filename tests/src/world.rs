@@ -1,11 +1,12 @@
 //! A base image with the agent, its really updated target, a repository, and guests in a lab.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use vireo_testkit::image::{Agent, BaseImage, clone_image};
-use vireo_testkit::{Cache, Guest, HOST_ADDRESS, Key, Lab, Nspawn, Run, programs, update};
+use vireo_testkit::{Cache, Guest, HOST_ADDRESS, Key, Lab, Nspawn, Run, fixture, programs, update};
 
 use crate::program::{Ran, vireo, vireo_repo};
 use crate::scene::capture_args;
@@ -16,6 +17,15 @@ const UPDATE: [&str; 3] = [
     include_str!("../../crates/testkit/recipes/update.sh"),
     include_str!("../../crates/testkit/src/update.rs"),
     include_str!("../../crates/testkit/src/web.rs"),
+];
+
+/// Longest for a bundle to get into a guest.
+const PUT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The agent's units.
+const UNITS: [&str; 2] = [
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/agent/vireo-agent.service"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/agent/vireo-agent-recover.service"),
 ];
 
 /// Where the repository is called in the lab.
@@ -38,13 +48,31 @@ impl World {
     pub fn new() -> anyhow::Result<Self> {
         require_host()?;
         let cache = Cache::open()?;
-        let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/agent/vireo-agent.service");
-        let agent = Agent { program: programs::find("vireo-agent")?, unit: unit.into() };
-        let base = BaseImage::with_agent(agent).build(&cache)?;
+        let base = base_image(&cache)?;
         let key = Key::of(&UPDATE.concat()).and(&base.to_string_lossy()).and_week();
         let target = cache
             .entry("updated", "img", &key, |out| update::make(&cache, &base, out).map(drop))?;
-        let world = Self { lab: Lab::new(&cache)?, base, target };
+        Self::of(Lab::new(&cache)?, base, target)
+    }
+
+    /// The same with other images: the base is changed by the script (bash) `base`, which finds the
+    /// root in `$1`, and the target is the base changed by `target`.
+    ///
+    /// # Errors
+    ///
+    /// As [`World::new`]; a script failed.
+    pub fn edited(base: &str, target: &str) -> anyhow::Result<Self> {
+        require_host()?;
+        let cache = Cache::open()?;
+        let lab = Lab::new(&cache)?;
+        let [from, to] = ["base.img", "target.img"].map(|name| lab.dir().join(name));
+        edit_copy(&base_image(&cache)?, &from, base)?;
+        edit_copy(&from, &to, target)?;
+        Self::of(lab, from, to)
+    }
+
+    fn of(lab: Lab, base: PathBuf, target: PathBuf) -> anyhow::Result<Self> {
+        let world = Self { lab, base, target };
         vireo(["key", "generate", "--out", &world.arg("keys")])?.ok()?;
         world.capture(&world.base, &world.target, "update.vireo")?;
         Ok(world)
@@ -98,6 +126,32 @@ impl World {
         let text = |path: &Path| path.display().to_string();
         let key = self.arg("keys/vireo.key");
         vireo(capture_args(&text(base), &text(target), &key, &self.arg(out)))?.ok()?;
+        Ok(())
+    }
+
+    /// Makes the image `out` in the lab's directory, a copy of `from` changed by the script (bash)
+    /// `edit`, which finds the root in `$1`.
+    ///
+    /// # Errors
+    ///
+    /// As [`World::edited`].
+    pub fn edit(&self, from: &Path, edit: &str, out: &str) -> anyhow::Result<PathBuf> {
+        let out = self.path(out);
+        edit_copy(from, &out, edit)?;
+        Ok(out)
+    }
+
+    /// Puts the file `name` of the lab's directory into the guest as `/tmp/NAME`, where no version
+    /// reaches.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read or written.
+    pub fn put(&self, guest: &dyn Guest, name: &str) -> anyhow::Result<()> {
+        let content = std::fs::read(self.path(name))?;
+        let to = format!("cat > /tmp/{name}");
+        let put = guest.exec_with(&["sh", "-c", &to], &content, PUT_DEADLINE)?;
+        ensure!(put.success(), "{}", put.tail());
         Ok(())
     }
 
@@ -178,6 +232,17 @@ impl World {
     pub fn finish(self) -> anyhow::Result<()> {
         Ok(self.lab.finish()?)
     }
+}
+
+fn base_image(cache: &Cache) -> anyhow::Result<PathBuf> {
+    let units = UNITS.map(PathBuf::from).to_vec();
+    let agent = Agent { program: programs::find("vireo-agent")?, units };
+    Ok(BaseImage::with_agent(agent).build(cache)?)
+}
+
+fn edit_copy(from: &Path, to: &Path, script: &str) -> anyhow::Result<()> {
+    clone_image(from, to)?;
+    Ok(fixture::edit(to, 0, script, &[])?)
 }
 
 /// `vireo-agent ARGS --json` in a guest.

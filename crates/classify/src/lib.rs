@@ -89,8 +89,8 @@ pub use facts::{
 pub use maps::{Maps, make_dev, parse_maps};
 pub use packages::Packages;
 pub use plan::{
-    Action, Check, DeadMan, Evidence, FileEntry, LocalEdit, ManagerAction, Plan, Probe, ProbeFailure, Proof,
-    Reboot, Refusal, Rule, SystemPlan, Tool, ToolRun, UnitPlan, UserManager,
+    Action, Check, DeadMan, Evidence, FileEntry, LocalEdit, ManagerAction, Plan, Probe,
+    ProbeFailure, Proof, Reboot, Refusal, Rule, SystemPlan, Tool, ToolRun, UnitPlan, UserManager,
 };
 pub use planner::{Planner, plan};
 pub use policy::{

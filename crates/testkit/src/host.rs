@@ -29,6 +29,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("rsync", "rsync"),
     ("strace", "strace"),
     ("systemd-container", "systemd-nspawn"),
+    ("time", "/usr/bin/time"),
     ("user-mode-linux", "linux.uml"),
     ("util-linux", "nsenter"),
     ("xfsprogs", "mkfs.xfs"),

@@ -27,8 +27,8 @@ const DEADLINE: Duration = Duration::from_secs(300);
 pub struct Agent {
     /// The statically linked program; installed as `/usr/bin/vireo-agent`.
     pub program: PathBuf,
-    /// Its unit file; installed and enabled as `vireo-agent.service`.
-    pub unit: PathBuf,
+    /// Its unit files; installed and enabled under their own names.
+    pub units: Vec<PathBuf>,
 }
 
 /// The guest's disk image to be made: unpartitioned ext4.
@@ -55,7 +55,10 @@ impl BaseImage {
         let mut key = Key::of(RECIPE).and(include_str!("web.rs")).and_file(&public)?;
         key = key.and(&archive.to_string_lossy());
         if let Some(agent) = &self.agent {
-            key = key.and_file(&agent.program)?.and_file(&agent.unit)?;
+            key = key.and_file(&agent.program)?;
+            for unit in &agent.units {
+                key = key.and_file(unit)?;
+            }
         }
         cache.entry("image", "img", &key, |out| self.make(cache, &archive, &public, out))
     }
@@ -75,7 +78,7 @@ impl BaseImage {
         let run =
             run.arg(format!("{}k", IMAGE_BYTES >> 10)).arg(work.path()).arg(public).arg(&content);
         let run = match &self.agent {
-            Some(agent) => run.arg(&agent.program).arg(&agent.unit),
+            Some(agent) => run.arg(&agent.program).args(&agent.units),
             None => run,
         };
         run.deadline(DEADLINE).text().map(drop)

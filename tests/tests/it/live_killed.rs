@@ -28,15 +28,6 @@ const MOMENTS: &[(&str, u32)] = &[
     ("unlinkat", 4),
 ];
 
-/// Puts the file `name` of the lab's directory into the guest, where no version reaches.
-fn put(world: &World, guest: &dyn Guest, name: &str) -> anyhow::Result<()> {
-    let content = fs::read(world.path(name))?;
-    let to = format!("cat > /tmp/{name}");
-    let put = guest.exec_with(&["sh", "-c", &to], &content, Duration::from_secs(20))?;
-    ensure!(put.success(), "{}", put.tail());
-    Ok(())
-}
-
 /// The host's number of the guest's process that `is_it` finds by command line.
 fn find_process(is_it: &dyn Fn(&[&[u8]]) -> bool) -> anyhow::Result<Option<u32>> {
     for entry in fs::read_dir("/proc")?.flatten() {
@@ -95,8 +86,8 @@ fn live_an_agent_killed_while_applying_converges_when_run_again() -> anyhow::Res
     let world = World::new()?;
     world.capture(world.target(), world.base(), "back.vireo")?;
     let guest = world.guest()?;
-    put(&world, &guest, "update.vireo")?;
-    put(&world, &guest, "back.vireo")?;
+    world.put(&guest, "update.vireo")?;
+    world.put(&guest, "back.vireo")?;
     let key = world.public_key()?;
     let (mut killed, mut forward) = (0, true);
     // There and back again, so that one guest serves for all moments.
@@ -114,9 +105,11 @@ fn live_an_agent_killed_while_applying_converges_when_run_again() -> anyhow::Res
                 serves_base(&guest)?
             }
             let left =
-                shell(&guest, "ls -A /.vireo; ls /var/lib/vireo/obligation* 2>/dev/null || true")?;
+                shell(&guest, "ls -A /.vireo; ls /var/lib/vireo/activation* 2>/dev/null || true")?;
             ensure!(
-                !left.contains("txn") && !left.contains("done") && !left.contains("obligation"),
+                !["-staged", "-committed", "-done", "activation"]
+                    .iter()
+                    .any(|it| left.contains(it)),
                 "{left}"
             );
             Ok(code)

@@ -28,36 +28,6 @@ fn state(guest: &dyn Guest) -> anyhow::Result<String> {
 }
 
 #[test]
-fn live_a_local_edit_of_a_touched_file_is_kept() -> anyhow::Result<()> {
-    let world = World::new()?;
-    let (server, guest) = pushed(&world)?;
-    let conf = "/etc/nginx/conf.d/release.conf";
-    shell(&guest, &format!("cp -a {conf} /tmp/kept; echo '# mine' >> {conf}; nginx -s reload"))?;
-    let pid = shell(&guest, "systemctl show -p MainPID --value nginx")?;
-    let edited = shell(&guest, &format!("stat -c '%i %Y %Z' {conf}; cat {conf}"))?;
-
-    for command in ["plan", "apply"] {
-        let refused = agent(&guest, &[command])?.exits(5)?;
-        refused.says(&[conf, "put the files back"])?;
-    }
-    serves_base(&guest)?;
-    ensure!(shell(&guest, &format!("stat -c '%i %Y %Z' {conf}; cat {conf}"))? == edited);
-    ensure!(shell(&guest, "systemctl show -p MainPID --value nginx")? == pid);
-    ensure!(shell(&guest, "ls -A /.vireo/txn 2>/dev/null || true")?.is_empty(), "a stage was left");
-    let verified = agent(&guest, &["verify"])?.exits(1)?;
-    verified.says(&[conf])?;
-
-    // Put back, the same update goes through.
-    shell(&guest, &format!("cp -a /tmp/kept {conf}"))?;
-    let applied = agent(&guest, &["apply"])?;
-    ensure!(matches!(applied.output().code, 0 | 3), "{}", applied.output().tail());
-    serves_target(&guest)?;
-    agent(&guest, &["verify"])?.ok()?;
-    drop((guest, server));
-    world.finish()
-}
-
-#[test]
 fn live_a_damaged_bundle_from_the_repository_is_refused() -> anyhow::Result<()> {
     let world = World::new()?;
     let (server, guest) = pushed(&world)?;

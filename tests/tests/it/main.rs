@@ -3,14 +3,20 @@
 
 mod bad_bundle;
 mod bad_image;
+mod file_systems;
 mod full_disk;
+mod hostile;
 mod images;
 mod interrupted;
+mod live_drift;
 mod live_killed;
 mod live_refused;
+mod live_self;
+mod live_undo;
 mod live_update;
 mod power_cut;
 mod property;
 mod repository;
 mod repository_killed;
 mod vm;
+mod vm_recover;

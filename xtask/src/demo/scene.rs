@@ -83,8 +83,9 @@ impl Scene {
 
     /// The guest's image with the agent, as `base.img`.
     pub(crate) fn make_base(&self) -> anyhow::Result<()> {
-        let unit = cargo::root().join("crates/agent/vireo-agent.service");
-        let agent = Agent { program: self.programs.agent.clone(), unit };
+        let unit = |name: &str| cargo::root().join("crates/agent").join(name);
+        let units = ["vireo-agent.service", "vireo-agent-recover.service"].map(unit).to_vec();
+        let agent = Agent { program: self.programs.agent.clone(), units };
         let made = BaseImage::with_agent(agent).build(&self.cache)?;
         Ok(clone_image(&made, &self.path("base.img"))?)
     }

@@ -1,0 +1,443 @@
+//! Bundles by a trusted signer that mean harm, and trees that change under the program's hands:
+//! nothing outside the tree changes, and what is refused changes nothing inside.
+
+use std::fs::{self, File};
+use std::io::Cursor;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use ed25519_dalek::{Signer as _, SigningKey};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use tempfile::TempDir;
+use vireo_delta::{
+    Bundle, BundleWriter, HEADER_LEN, Header, Permits, SecretKey, Statement, TrustedKeys,
+};
+use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
+use vireo_testkit::{Run, programs};
+use vireo_tests::{Ext4, Ran, Snapshot, require_host};
+use vireo_tree::apply::{ApplyOptions, Committed, stage};
+use vireo_tree::{Root, ScanOptions, scan};
+
+/// The signer's seed.
+const SEED: [u8; 32] = [0x42; 32];
+
+/// How often the tree is changed under the program's hands.
+const TRIES: u64 = 3000;
+
+/// Most memory for refusing any bundle, in KiB; decoding holds a few frames of 4 MiB for each thread.
+const MEMORY_MAX: u64 = 256 << 10;
+
+/// What refusing costs at most per entry of a bundle with very many, in bytes.
+const ENTRY_MEMORY_MAX: u64 = 4 << 10;
+
+fn key() -> anyhow::Result<SecretKey> {
+    let digits: String = SEED.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("vireo-secret-key-v1:{digits}").parse()?)
+}
+
+fn path(text: &str) -> anyhow::Result<ImagePath> {
+    Ok(ImagePath::parse(text.as_bytes())?)
+}
+
+fn read(dir: &Path) -> anyhow::Result<Tree> {
+    Ok(scan(&Root::open(dir)?, &Ignore::default(), &ScanOptions::default())?.tree)
+}
+
+/// A signed bundle from `base` to `target`, whose contents are in the directory `contents`; the
+/// signer permits what `permits` say, whatever is needed.
+fn forge(base: &Tree, target: &Tree, contents: &Path, permits: Permits) -> anyhow::Result<Vec<u8>> {
+    let changes = ChangeSet::between(base, target);
+    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+    for change in &changes.changes {
+        if let Some((len, digest)) = change.after.as_ref().and_then(Node::content) {
+            let name = std::str::from_utf8(change.path.relative())?;
+            writer.encode(digest, len, false, File::open(contents.join(name))?)?;
+        }
+    }
+    sign(writer, &changes, permits, base.len() as u64)
+}
+
+fn sign(
+    writer: BundleWriter<Cursor<Vec<u8>>>,
+    changes: &ChangeSet,
+    permits: Permits,
+    base_paths: u64,
+) -> anyhow::Result<Vec<u8>> {
+    let mut file = Vec::new();
+    let statement = Statement { changes, ignore: &Ignore::default(), permits, base_paths };
+    writer.finish(&statement, &key()?, &mut file)?;
+    Ok(file)
+}
+
+/// A bundle whose manifest was changed after it was written, signed anew as `docs/format/bundle.md`
+/// has it: what no writer of ours would write.
+fn sign_again(mut file: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+    const MANIFEST_DIGEST: usize = 96;
+    const CHECK: usize = 184;
+    const SIGNATURE: usize = HEADER_LEN - 64;
+    let head_len = Header::decode(&file)?.head_len() as usize;
+    let digest = Digest::of(&file[HEADER_LEN..head_len]);
+    file[MANIFEST_DIGEST..MANIFEST_DIGEST + Digest::LEN].copy_from_slice(digest.as_bytes());
+    let check = Digest::of(&file[..CHECK]);
+    file[CHECK..CHECK + 8].copy_from_slice(&check.as_bytes()[..8]);
+    let message = [b"vireo bundle header v1\0", &file[..SIGNATURE]].concat();
+    let signature = SigningKey::from_bytes(&SEED).sign(&message).to_bytes();
+    file[SIGNATURE..HEADER_LEN].copy_from_slice(&signature);
+    Ok(file)
+}
+
+/// Directories `base`, `target` and `work`, the last a copy of the first, and what is outside.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    /// `base` is filled by `fill`, `target` is a copy changed by `change` (both bash).
+    fn new(at: &Path, fill: &str, change: &str) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir_in(at).context("cannot make a temporary directory")?;
+        let script = format!(
+            "cd \"$1\"; mkdir base outside state; cd base; {fill}; cd ..; cp -a base target; \
+             cp -a base work; mkdir -m 700 work/.vireo; echo whole > outside/file; cd target; {change}"
+        );
+        Run::new("bash")
+            .args(["-euo", "pipefail", "-c", &script, "make"])
+            .arg(dir.path())
+            .text()?;
+        Ok(Self { dir })
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn arg(&self, name: &str) -> String {
+        self.at(name).display().to_string()
+    }
+
+    fn forge(&self, permits: Permits) -> anyhow::Result<Vec<u8>> {
+        forge(&read(&self.at("base"))?, &read(&self.at("target"))?, &self.at("target"), permits)
+    }
+
+    /// Both programs that apply, on the bundle `bad.vireo` and the directory `work`.
+    fn programs(&self) -> anyhow::Result<[(&'static str, Vec<String>); 2]> {
+        let (bundle, work, trust) =
+            (self.arg("bad.vireo"), self.arg("work"), key()?.public().to_string());
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let state = self.arg("state");
+        Ok([
+            ("vireo", words(&["apply", &bundle, "--to", &work, "--trust", &trust])),
+            (
+                "vireo-agent",
+                words(&["--root", &work, "--state", &state, "apply", &bundle, "--trust", &trust]),
+            ),
+        ])
+    }
+
+    /// Expects that both programs refuse `bundle` with one of the `codes`, saying all of `says`, and
+    /// change nothing inside or outside. Gives the most memory that one took, in KiB.
+    fn refused(&self, bundle: &[u8], codes: &[i32], says: &[&str]) -> anyhow::Result<u64> {
+        fs::write(self.at("bad.vireo"), bundle)?;
+        let (work, outside) = (Snapshot::of(&self.at("work"))?, Snapshot::of(&self.at("outside"))?);
+        let mut most = 0;
+        for (name, args) in self.programs()? {
+            let (ran, memory) = measured(name, &args)?;
+            let code = ran.output().code;
+            ensure!(codes.contains(&code), "{name}: exit code {code}: {}", ran.output().tail());
+            ran.says(says)?;
+            work.unchanged().with_context(|| name.to_owned())?;
+            outside.unchanged().with_context(|| name.to_owned())?;
+            most = most.max(memory);
+        }
+        Ok(most)
+    }
+}
+
+/// Runs a program of ours; with the most memory that it had, in KiB.
+fn measured(name: &str, args: &[String]) -> anyhow::Result<(Ran, u64)> {
+    let report = tempfile::NamedTempFile::new()?;
+    let run = Run::new("/usr/bin/time").args(["-q", "-f", "%M", "-o"]).arg(report.path());
+    let ran = Ran::of(run.arg(programs::find(name)?).args(args), name)?;
+    let text = fs::read_to_string(report.path())?;
+    let memory = text.trim().parse().with_context(|| format!("time says {text:?}"))?;
+    Ok((ran, memory))
+}
+
+const RACED: &str =
+    "mkdir d; for f in f g gone m; do echo base $f > d/$f; done; mkdir d/below; echo b > d/below/b";
+const RACED_CHANGE: &str = "for f in f g; do echo target $f > d/$f; done; rm d/gone; chmod 600 d/m; \
+    echo new > d/new; echo target > d/below/b; ln -s f d/link";
+
+/// Runs `work` while another thread makes the directory `work/d` a symbolic link to `outside/d` and
+/// itself again; after `pause` first, for as long as `hold`.
+fn while_flipping<T>(
+    dir: &Path,
+    pause: Duration,
+    hold: Duration,
+    work: impl FnOnce() -> T,
+) -> anyhow::Result<T> {
+    let (real, link) = (dir.join("work/d"), dir.join("link"));
+    let over = AtomicBool::new(false);
+    let spin = |time: Duration| {
+        let start = Instant::now();
+        while start.elapsed() < time && !over.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+    };
+    thread::scope(|scope| {
+        let flipper = scope.spawn(|| -> rustix::io::Result<()> {
+            let flip = || renameat_with(CWD, &real, CWD, &link, RenameFlags::EXCHANGE);
+            while !over.load(Ordering::Relaxed) {
+                spin(pause);
+                flip()?;
+                spin(hold);
+                flip()?;
+            }
+            Ok(())
+        });
+        let done = work();
+        over.store(true, Ordering::Relaxed);
+        match flipper.join() {
+            Ok(flipped) => flipped.context("cannot flip")?,
+            Err(_) => bail!("the flipper panicked"),
+        }
+        Ok(done)
+    })
+}
+
+/// Makes `work` the base again, by names of this process alone.
+fn refill(dir: &Path) -> anyhow::Result<()> {
+    fs::remove_dir_all(dir.join("work"))?;
+    fs::create_dir_all(dir.join("work/d/below"))?;
+    for name in ["f", "g", "gone", "m", "below/b"] {
+        fs::copy(dir.join("base/d").join(name), dir.join("work/d").join(name))?;
+    }
+    Ok(())
+}
+
+/// Like `outside/d` to `base/d`, so that what goes astray finds what it looks for.
+fn raced_place() -> anyhow::Result<Place> {
+    // In memory: the more tries the better, and a barrier costs nothing there.
+    let place = Place::new(Path::new("/dev/shm"), RACED, RACED_CHANGE)?;
+    Run::new("cp").arg("-a").args([place.at("base/d"), place.at("outside/d")]).text()?;
+    symlink(place.at("outside/d"), place.at("link"))?;
+    Ok(place)
+}
+
+#[test]
+fn root_a_link_swapped_in_for_a_directory_never_leads_outside() -> anyhow::Result<()> {
+    require_host()?;
+    let place = raced_place()?;
+    let dir = place.dir.path();
+    let file = place.forge(Permits::NONE)?;
+    let bundle = Bundle::open(&file)?.verify(&TrustedKeys::from_iter([key()?.public()]))?;
+    let outside = Snapshot::of(&place.at("outside"))?;
+    let (mut whole, mut refused, mut halfway) = (0, 0, 0);
+    for number in 0..TRIES {
+        refill(dir)?;
+        // From the first look to the last rename, in steps of 7 µs.
+        let pause = Duration::from_micros(number * 7 % 2500);
+        let hold = Duration::from_micros(20 + number % 60);
+        let applied = while_flipping(dir, pause, hold, || {
+            let root = Root::open(&place.at("work"))?;
+            let staged = stage(&root, &bundle, &ApplyOptions::default())?;
+            Ok::<_, vireo_tree::TreeError>(
+                staged.commit().and_then(Committed::finish_for_good).is_ok(),
+            )
+        })?;
+        match applied {
+            Ok(true) => whole += 1,
+            Ok(false) => halfway += 1,
+            Err(_) => refused += 1,
+        }
+        outside.unchanged().with_context(|| format!("try {number}"))?;
+    }
+    println!("{TRIES} tries: {whole} applied, {refused} refused, {halfway} stopped at the commit");
+    ensure!(whole > 50 && refused > 50 && halfway > 5, "the moments were not hit");
+    Ok(())
+}
+
+#[test]
+fn root_a_program_that_joins_names_is_led_outside_by_the_same_swaps() -> anyhow::Result<()> {
+    require_host()?;
+    let place = raced_place()?;
+    let dir = place.dir.path();
+    let outside = Snapshot::of(&place.at("outside"))?;
+    for number in 0..TRIES {
+        refill(dir)?;
+        let pause = Duration::from_micros(number % 50);
+        // It looks first, as the careful do.
+        while_flipping(dir, pause, Duration::from_micros(20), || {
+            for name in ["f", "g", "m"] {
+                let directory = dir.join("work/d");
+                let is_dir = directory.symlink_metadata().is_ok_and(|stat| stat.is_dir());
+                if is_dir {
+                    drop(fs::write(directory.join(name), "target"));
+                }
+            }
+        })?;
+        if outside.unchanged().is_err() {
+            println!("led outside at try {number}");
+            return Ok(());
+        }
+    }
+    bail!("the swaps prove nothing: checking before use was enough")
+}
+
+#[test]
+fn root_rights_and_devices_without_permit_are_refused() -> anyhow::Result<()> {
+    require_host()?;
+    let disk = Ext4::new(64 << 20)?;
+    let fill = "mkdir bin; echo tool > bin/tool; echo net > bin/net; echo page > page";
+    for (change, says) in [
+        ("chmod 4755 bin/tool", ["/bin/tool", "setuid"]),
+        ("cp bin/tool bin/new; chmod 2755 bin/new", ["/bin/new", "setuid"]),
+        ("chmod 755 bin/net; setcap cap_sys_admin+ep bin/net", ["/bin/net", "setuid"]),
+        ("mknod disk b 7 0", ["/disk", "devices"]),
+        ("rm page; mknod page c 1 1", ["/page", "devices"]),
+    ] {
+        let check = || -> anyhow::Result<()> {
+            let place = Place::new(&disk.path(), fill, &format!("{change}; echo next > bin/x"))?;
+            let says = [&says[..], &["--permit", "nothing was changed"]].concat();
+            place.refused(&place.forge(Permits::NONE)?, &[5], &says)?;
+            place.refused(&place.forge(Permits::MASS)?, &[5], &says)?;
+            // With the permit it is an update like any other.
+            let permits = Permits::SETUID | Permits::DEVICES;
+            fs::write(place.at("bad.vireo"), place.forge(permits)?)?;
+            let [(name, args), _] = place.programs()?;
+            measured(name, &args)?.0.ok()?;
+            ensure!(read(&place.at("work"))? == read(&place.at("target"))?);
+            Ok(())
+        };
+        check().with_context(|| change.to_owned())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn root_a_bundle_that_removes_most_of_the_tree_is_refused() -> anyhow::Result<()> {
+    require_host()?;
+    let fill = "for n in $(seq 1000); do echo $n > f$n; done";
+    let place = Place::new(&std::env::temp_dir(), fill, "rm f[1-7]*")?;
+    let says = ["mass", "--permit", "nothing was changed"];
+    place.refused(&place.forge(Permits::SETUID | Permits::DEVICES)?, &[5], &says)?;
+    fs::write(place.at("bad.vireo"), place.forge(Permits::MASS)?)?;
+    let [_, (name, args)] = place.programs()?;
+    measured(name, &args)?.0.ok()?;
+    ensure!(read(&place.at("work"))? == read(&place.at("target"))?);
+    Ok(())
+}
+
+#[test]
+fn root_a_bundle_about_the_state_of_updates_is_refused() -> anyhow::Result<()> {
+    require_host()?;
+    let place =
+        Place::new(&std::env::temp_dir(), "echo a > a", "mkdir xvireo; echo 1 > xvireo/plan")?;
+    let whole = place.forge(Permits::NONE)?;
+    // The control: signed anew without a change it is as good as before.
+    let again = sign_again(whole.clone())?;
+    Bundle::open(&again)?.verify(&TrustedKeys::from_iter([key()?.public()]))?.check()?;
+    let mut changed = whole;
+    let mut found = 0;
+    for at in 0..changed.len() - 7 {
+        if &changed[at..at + 7] == b"/xvireo" {
+            changed[at + 1] = b'.';
+            found += 1;
+        }
+    }
+    ensure!(found >= 2, "the names are not in the manifest: {found}");
+    place.refused(&sign_again(changed)?, &[5], &["/.vireo", "bad.vireo"])?;
+    Ok(())
+}
+
+#[test]
+fn root_a_bundle_that_unpacks_to_more_than_there_is_room_is_refused() -> anyhow::Result<()> {
+    require_host()?;
+    let disk = Ext4::new(64 << 20)?;
+    let place = Place::new(&disk.path(), "echo a > a", "true")?;
+    // One repeated byte and zeros: a gigabyte of either travels as some kilobytes.
+    for (byte, len) in [(1_u8, 1_u64 << 30), (0, 1 << 30)] {
+        let content = || std::io::Read::take(std::io::repeat(byte), len);
+        let mut hasher = vireo_model::Hasher::new();
+        std::io::copy(&mut content(), &mut hasher)?;
+        let digest = hasher.finish();
+        let node = Node::new(NodeKind::File { len, content: digest }, 0o644);
+        let changes = added(&read(&place.at("base"))?, vec![(path("/bomb")?, node)]);
+        let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+        writer.encode(digest, len, false, content())?;
+        let bundle = sign(writer, &changes, Permits::NONE, 2)?;
+        ensure!(bundle.len() < 1 << 20, "a bomb of {} bytes", bundle.len());
+        let says = ["bytes", "nothing was changed"];
+        let memory = place.refused(&bundle, &[1], &says)?;
+        println!("{len} bytes of {byte} in {} bytes: refused with {memory} KiB", bundle.len());
+        ensure!(memory < MEMORY_MAX, "{memory} KiB");
+    }
+    Ok(())
+}
+
+#[test]
+fn root_a_bundle_with_very_many_entries_is_refused_within_bounds() -> anyhow::Result<()> {
+    require_host()?;
+    let disk = Ext4::new(64 << 20)?;
+    let place = Place::new(&disk.path(), "echo a > a", "true")?;
+    let base = read(&place.at("base"))?;
+    let bundle_of = |count: usize| -> anyhow::Result<Vec<u8>> {
+        let entry = |n: usize| Ok((path(&format!("/n{n:07}"))?, Node::new(NodeKind::Dir, 0o755)));
+        let entries = (0..count).map(entry).collect::<anyhow::Result<Vec<_>>>()?;
+        let writer = BundleWriter::new(Cursor::new(Vec::new()));
+        sign(writer, &added(&base, entries), Permits::NONE, 2)
+    };
+    // A million does not fit a manifest; as many as do are more than the file system has room for.
+    let too_many = bundle_of(1_000_000);
+    println!("a million entries: {:?}", too_many.as_ref().map(Vec::len));
+    let count: usize = if too_many.is_ok() { 1_000_000 } else { 250_000 };
+    let bundle = too_many.or_else(|_| bundle_of(count))?;
+    let memory = place.refused(&bundle, &[1], &["inodes", "nothing was changed"])?;
+    println!("{count} entries in {} bytes: refused with {memory} KiB", bundle.len());
+    ensure!(memory << 10 < count as u64 * ENTRY_MEMORY_MAX, "{memory} KiB");
+    Ok(())
+}
+
+/// What adds `entries` to `base`.
+fn added(base: &Tree, entries: Vec<(ImagePath, Node)>) -> ChangeSet {
+    let target: Tree =
+        base.iter().map(|(path, node)| (path.clone(), node.clone())).chain(entries).collect();
+    ChangeSet::between(base, &target)
+}
+
+#[test]
+fn root_what_is_immutable_or_append_only_refuses_the_update() -> anyhow::Result<()> {
+    require_host()?;
+    let disk = Ext4::new(64 << 20)?;
+    let fill = "mkdir d empty e; echo a > d/a; echo b > b; echo m > m; echo e > e/e; mkdir turns";
+    let change = "echo next > d/a; echo next > b; chmod 600 m; rmdir empty; echo new > e/new; \
+        rmdir turns; echo file > turns; echo z > z";
+    for (attribute, at) in [
+        ("+i", "d/a"),
+        ("+i", "d"),
+        ("+a", "d"),
+        ("+a", "b"),
+        ("+i", "m"),
+        ("+i", "empty"),
+        ("+a", "e"),
+        ("+i", "turns"),
+    ] {
+        let check = || -> anyhow::Result<()> {
+            let place = Place::new(&disk.path(), fill, change)?;
+            let file = place.arg(&format!("work/{at}"));
+            Run::new("chattr").args([attribute, &file]).text()?;
+            let refused = place.refused(&place.forge(Permits::NONE)?, &[1], &[&format!("/{at}")]);
+            Run::new("chattr").args(["-ia", &file]).text()?;
+            refused?;
+            let [(name, args), _] = place.programs()?;
+            measured(name, &args)?.0.ok()?;
+            ensure!(read(&place.at("work"))? == read(&place.at("target"))?);
+            Ok(())
+        };
+        check().with_context(|| format!("{attribute} {at}"))?;
+    }
+    Ok(())
+}
