@@ -1,7 +1,8 @@
 //! Computes, carries and applies content deltas.
 //!
-//! A [`BundleWriter`] turns the files of a target tree into pieces of the base and new bytes,
-//! found by content-defined chunking; a [`Bundle`] is the signed file that carries them with
+//! A [`BundleWriter`] turns the files of a target tree into deltas against files of the base
+//! (programs by where their references point, gzip files by their plain text), pieces found by
+//! content-defined chunking, and new bytes; a [`Bundle`] is the signed file that carries them with
 //! their [`ChangeSet`](vireo_model::ChangeSet). The file format is specified, byte by byte, in
 //! `docs/format/bundle.md`.
 //!
@@ -12,7 +13,7 @@
 //! - Reading never panics and never allocates more than the named limits of [`limits`],
 //!   whatever the bytes.
 //! - Only a [`Bundle<Verified>`] can be read or applied, and only [`Bundle::verify`] makes one.
-//! - Same inputs, same key: same bytes, on every machine.
+//! - Same inputs, same key: same bytes, on every machine, whatever the number of threads.
 //!
 //! # Not here
 //!

@@ -10,6 +10,12 @@ use crate::{file, gzip};
 /// A delta is not worth its script if it does not find at least this share of the target, in percent.
 const LEAST_COPIED: u64 = 10;
 
+/// Largest file that is encoded as a pair, in bytes: with its index it takes some 300 MB of memory.
+/// Larger ones are cut into chunks.
+const MAX_PAIR_LEN: u64 = 32 << 20;
+
+const _: () = assert!(MAX_PAIR_LEN <= file::MAX_DELTA_LEN);
+
 /// A file of the target and, if there is one, the file of the base that it is likely made of.
 #[derive(Clone, Debug)]
 pub struct Pair {
@@ -37,7 +43,7 @@ impl Pair {
     #[must_use]
     pub fn fits(&self) -> bool {
         let base_len = self.ancestor.as_ref().map_or(0, |(_, len)| *len);
-        self.len.max(base_len) <= file::MAX_DELTA_LEN
+        self.len.max(base_len) <= MAX_PAIR_LEN
     }
 
     /// Bytes of memory that encoding takes, roughly: both files, both with their references marked,

@@ -35,7 +35,7 @@ const BLOCK_LEN: usize = 64 << 10;
 /// 16 MiB.
 pub(crate) const MAX_CONTROL_LEN: u64 = 2 << 20;
 
-/// Largest base or target of a delta; larger files are cut into chunks.
+/// Largest base or target of a delta.
 pub(crate) const MAX_DELTA_LEN: u64 = 64 << 20;
 
 /// An equal byte between two wrong ones is patched with them: another pair costs more.

@@ -8,6 +8,10 @@ use super::refs::{From, Layout, Reference, Segment};
 /// Most entries of the table that leads into the sorted ranges; bounds its memory to 256 KiB.
 const TABLE_LEN: u64 = 1 << 16;
 
+/// Most addresses whose corrections are remembered: bounds memory to some 50 MB, for streams that
+/// nobody wrote; large programs have some ten thousand.
+const MAX_LEARNED: usize = 1 << 20;
+
 /// Bits of the filter before the corrections learned.
 const FILTER_BITS: u32 = 16;
 
@@ -107,6 +111,9 @@ impl<'a> Moves<'a> {
 
     /// Remembers that the prediction has to be corrected by that much.
     pub(crate) fn learn(&mut self, reference: &Reference, correction: i64) {
+        if self.learned.len() == MAX_LEARNED && !self.learned.contains_key(&reference.points_at) {
+            return;
+        }
         let (word, bit) = filter_place(reference.points_at);
         self.filter[word] |= bit;
         let known = self.learned.entry(reference.points_at).or_default();
