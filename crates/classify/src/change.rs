@@ -33,6 +33,9 @@ pub struct ChangedFile {
 pub struct Details {
     /// Where the target's symbolic link leads, as written in it.
     pub links_to: Option<Vec<u8>>,
+    /// Where the base's symbolic link led: who reads that got there by the link, and would now
+    /// get elsewhere. Links on the way are not followed.
+    pub led_to: Option<ImagePath>,
     /// Of a unit file: which keys change (`Service.ExecStart`).
     pub unit_keys: Option<BTreeSet<String>>,
     /// Of settings (`sysctl.d`): which change.
@@ -84,7 +87,7 @@ impl ChangedFile {
                 (Some(before), Some(after)) => rights_of(before) != rights_of(after),
                 _ => false,
             },
-            details: Details { links_to, ..Details::default() },
+            details: Details { links_to, led_to: led_to(change), ..Details::default() },
         })
     }
 
@@ -106,7 +109,43 @@ impl ChangedFile {
     }
 }
 
+/// Where a changed or removed symbolic link led in the base.
+fn led_to(change: &Change) -> Option<ImagePath> {
+    let NodeKind::Symlink { target } = &change.before.as_ref()?.kind else { return None };
+    let mut at = if target.starts_with(b"/") { ImagePath::root() } else { change.path.parent()? };
+    for part in target.split(|byte| *byte == b'/') {
+        at = match part {
+            b"" | b"." => at,
+            b".." => at.parent().unwrap_or_else(ImagePath::root),
+            name => at.join(name).ok()?,
+        };
+    }
+    Some(at)
+}
+
 /// Set-user-ID, set-group-ID and capabilities.
 fn rights_of(node: &Node) -> (u32, Option<&Vec<u8>>) {
     (node.mode & 0o6000, node.xattrs.get(b"security.capability".as_slice()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(target: &str) -> Node {
+        Node::new(NodeKind::Symlink { target: target.as_bytes().into() }, 0o777)
+    }
+
+    #[test]
+    fn a_link_is_known_by_where_it_led_and_where_it_leads() {
+        let change = Change {
+            path: ImagePath::parse(b"/etc/nginx/sites-enabled/a").expect("a valid path"),
+            before: Some(link("../sites-available/./a")),
+            after: Some(link("/dev/null")),
+        };
+        let file = ChangedFile::of_change(&change, None).expect("no directory");
+        let led_to = file.details.led_to.map(|path| path.to_string());
+        assert_eq!(led_to.as_deref(), Some("/etc/nginx/sites-available/a"));
+        assert_eq!(file.details.links_to.as_deref(), Some(b"/dev/null".as_slice()));
+    }
 }

@@ -2,14 +2,21 @@
 //! process, no clock is touched here.
 //!
 //! [`class_of`] says what kind of file a path is. [`Facts`] say which units a system has, which
-//! of their processes hold which files, and which files they declare to read. [`plan`] makes a
-//! [`Plan`] of the two: for each unit nothing, a reload or a restart, with the evidence for it.
+//! of their processes hold which files, and which files they declare to read; a [`ReadMap`] says
+//! which files they were seen to read, a [`Host`] what else is known of the machine. [`Planner`]
+//! makes a [`Plan`] of these by a [`Policy`]: for each unit nothing, a reload or a restart, with
+//! the evidence for it, what to check before and what proves it after. [`Plan::steps`] is the
+//! order in which to do it.
 //!
 //! # Guarantees
 //!
-//! - Same changes, facts and policy: same plan.
-//! - A unit has at most one action, the greatest that any of its files asks for.
-//! - A unit that is not running is never acted upon, nor one that the policy holds.
+//! - Same changes, facts, read map and policy: same plan, in whatever order they are given.
+//! - A unit has at most one action, the greatest that any of its files asks for, and each action
+//!   names the files that it is for.
+//! - A unit that is not running is never acted upon, nor one that the policy holds; what starts is
+//!   new.
+//! - What is not known makes a plan do more, never less: without the contents of a unit file its
+//!   unit is restarted for any change, without a read map declarations and rules speak.
 //! - Parsers take bytes, never panic, and count what they did not understand: a line form that
 //!   a newer kernel brings must not hide a stale library.
 //! - A process is matched with a replaced file by device and inode number, never by the text
@@ -17,9 +24,8 @@
 //!
 //! # Not here
 //!
-//! Gathering facts and acting on a plan (`vireo-agent`). Whether a unit reads a closed file is
-//! known from its declarations and a small [rule pack](rules) only; what nobody is known to read
-//! is listed in [`Plan::unclaimed`].
+//! Gathering facts, watching reads, running checks and acting on a plan (`vireo-agent`). What
+//! nobody is known to read is listed in [`Plan::unclaimed`].
 //!
 //! # Example
 //!

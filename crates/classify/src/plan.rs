@@ -9,6 +9,13 @@ use vireo_model::Digest;
 
 use crate::{Class, Confirm, Unit};
 
+/// The source of evidence for what the service manager needs.
+pub(crate) const MANAGER_READS: &str = "the service manager reads it";
+/// The source of evidence for what users' service managers need.
+pub(crate) const USERS_READ: &str = "users' service managers read it";
+/// How the source of evidence for a tool begins.
+pub(crate) const INPUT_OF: &str = "input of ";
+
 /// Everything to be done for one change set.
 ///
 /// Paths are in their printable form: a plan is for people and programs to read, the bundle has

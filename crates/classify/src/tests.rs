@@ -929,6 +929,57 @@ mod traps {
     }
 
     #[test]
+    fn an_alias_that_is_made_restarts_nothing() {
+        let mut alias = change("+/etc/systemd/system/sshd.service");
+        alias.details.links_to = Some(b"/lib/systemd/system/ssh.service".to_vec());
+        assert_eq!(planned(&[alias], &laboratory()), "daemon-reload");
+    }
+
+    #[test]
+    fn a_link_counts_for_what_it_led_to() {
+        let nginx = Unit::new("nginx.service");
+        let mut reads = ReadMap::new();
+        reads.add_file(&path("/opt/certs/1.pem"), &nginx, Phase::Reload);
+        let mut link = change("/etc/certs/live.pem");
+        link.details.led_to = Some(path("/opt/certs/1.pem"));
+        let policy = Policy::default();
+        let plan = Planner::new(&policy).with_reads(&reads).plan(&[link], &laboratory());
+        assert_eq!(actions(&plan), "reload nginx.service");
+    }
+
+    #[test]
+    fn a_unit_of_one_connection_is_left_to_end_with_it() {
+        let facts = laboratory()
+            .with_unit(unit("talk.socket", false, ""))
+            .with_unit(unit("talk@3-10.0.0.1:22-10.0.0.2:999.service", false, ""))
+            .with_unit(unit("talk@main.service", false, ""));
+        let template = change("/lib/systemd/system/talk@.service");
+        assert_eq!(
+            planned(&[template], &facts),
+            "daemon-reload; hold talk@3-10.0.0.1:22-10.0.0.2:999.service; restart talk@main.service"
+        );
+    }
+
+    #[test]
+    fn the_text_says_what_guards_the_machine_and_what_a_reboot_is_for() {
+        let changes = [
+            change("/etc/ssh/sshd_config"),
+            change("/etc/aliases"),
+            with_contents("/boot/grub/grub.cfg", " linux /vmlinuz ro\n", " linux /vmlinuz rw\n"),
+            change("/etc/systemd/system.conf"),
+        ];
+        let plan = plan(&changes, &laboratory(), &Policy::default());
+        let expected = "\
+guard    undone unless confirmed within 60 s  /etc/ssh/sshd_config, ssh.service
+reboot   pending                              /boot/grub/grub.cfg (boot-loader, the kernel gets other arguments)
+run      newaliases
+manager  daemon-reload                        /etc/systemd/system.conf (manager-config, the service manager reads it)
+reload   ssh.service                          /etc/ssh/sshd_config (config, rule /etc/ssh/{sshd_config{,.d/**},moduli})
+";
+        assert_eq!(plan.to_string(), expected);
+    }
+
+    #[test]
     fn a_failed_check_refuses_its_units_and_leaves_nothing_to_do() {
         let mut plan = plan(
             &["/etc/nginx/nginx.conf", "/usr/bin/x", "/etc/systemd/system.conf"].map(change),

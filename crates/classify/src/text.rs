@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::plan::{Action, Evidence, ManagerAction, Plan, Reboot, UnitPlan};
+use crate::plan::{
+    Action, Evidence, INPUT_OF, MANAGER_READS, ManagerAction, Plan, Reboot, Rule, USERS_READ,
+    UnitPlan,
+};
 
 /// Most paths that one line lists.
 const MAX_PATHS_NAMED: usize = 3;
@@ -75,28 +78,38 @@ impl Plan {
     }
 
     fn system_lines(&self) -> Vec<Line> {
-        let because = |wanted: &dyn Fn(&Evidence) -> bool| {
-            reasons(self.system.because.iter().filter(|evidence| wanted(evidence)))
-        };
-        let mut lines = Vec::new();
+        let line = |verb, name: &str, why| Line { verb, name: name.to_owned(), why };
+        let mut lines: Vec<Line> = Vec::new();
+        for refusal in &self.refusals {
+            lines.push(line("refuse", "the update", refusal.reason.clone()));
+        }
+        if let Some(man) = &self.system.dead_man {
+            let name = format!("undone unless confirmed within {} s", man.seconds);
+            lines.push(line("guard", &name, listed(&man.because)));
+        }
         if self.system.reboot != Reboot::None {
             let word = if self.system.reboot == Reboot::Soft { "user space" } else { "pending" };
-            let why = because(&|evidence| evidence.class.is_kernel());
-            lines.push(Line { verb: "reboot", name: word.to_owned(), why });
+            lines.push(line("reboot", word, self.because(Cause::Reboot)));
+        }
+        for kept in &self.system.keep {
+            lines.push(line("keep", kept, "the running kernel needs it".to_owned()));
         }
         for run in &self.system.tools {
-            lines.push(Line { verb: "run", name: run.command.join(" "), why: String::new() });
+            lines.push(line("run", &run.command.join(" "), String::new()));
         }
-        let manager = match self.system.manager {
-            ManagerAction::None => return lines,
-            ManagerAction::Reload => "daemon-reload",
-            ManagerAction::Reexec => "daemon-reexec",
-        };
-        let why = because(&|evidence| {
-            !evidence.class.is_kernel() && evidence.class != crate::Class::ManagerInput
-        });
-        lines.push(Line { verb: "manager", name: manager.to_owned(), why });
+        if let Some(word) = word_for(self.system.manager) {
+            lines.push(line("manager", word, self.because(Cause::Manager)));
+        }
+        for manager in &self.system.user_managers {
+            let word = word_for(manager.action).unwrap_or_default();
+            lines.push(line("manager", &format!("{word} in {}", manager.unit), String::new()));
+        }
         lines
+    }
+
+    /// The first reason of this kind for what the system needs, and how many more there are.
+    fn because(&self, cause: Cause) -> String {
+        reasons(self.system.because.iter().filter(|evidence| cause_of(evidence) == cause))
     }
 
     fn write_idle(&self, f: &mut fmt::Formatter<'_>, no_lines: bool) -> fmt::Result {
@@ -110,6 +123,33 @@ impl Plan {
         let parts: Vec<String> =
             counts.iter().map(|(class, count)| format!("{count} {class}")).collect();
         writeln!(f, "nothing  for {}: {}", files(total), parts.join(", "))
+    }
+}
+
+/// What a piece of evidence about the system is a reason for.
+#[derive(Clone, Copy, PartialEq)]
+enum Cause {
+    Manager,
+    Users,
+    Tool,
+    Reboot,
+}
+
+fn cause_of(evidence: &Evidence) -> Cause {
+    match evidence.source.as_str() {
+        MANAGER_READS => Cause::Manager,
+        USERS_READ => Cause::Users,
+        source if source.starts_with(INPUT_OF) => Cause::Tool,
+        _ if evidence.rule == Rule::Held => Cause::Manager,
+        _ => Cause::Reboot,
+    }
+}
+
+const fn word_for(action: ManagerAction) -> Option<&'static str> {
+    match action {
+        ManagerAction::None => None,
+        ManagerAction::Reload => Some("daemon-reload"),
+        ManagerAction::Reexec => Some("daemon-reexec"),
     }
 }
 

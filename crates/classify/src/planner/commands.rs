@@ -4,7 +4,7 @@ use vireo_model::ChangeKind;
 
 use super::{Work, evidence};
 use crate::class::canonical;
-use crate::plan::{Action, Check, DeadMan, Rule, ToolRun};
+use crate::plan::{Action, Check, DeadMan, INPUT_OF, Rule, ToolRun};
 use crate::policy::{Confirm, DeadManRule, ToolRule};
 use crate::{ChangedFile, Unit};
 
@@ -22,7 +22,7 @@ impl Work<'_> {
                 continue;
             }
             let command = rule.command(&change.path, change.details.settings.as_deref());
-            let source = format!("input of {}", command.first().map_or("", String::as_str));
+            let source = format!("{INPUT_OF}{}", command.first().map_or("", String::as_str));
             self.plan.system.tools.push(ToolRun { tool: rule.stage, command });
             self.plan.system.because.push(evidence(change, Rule::Class, source));
         }

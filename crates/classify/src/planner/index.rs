@@ -96,6 +96,15 @@ impl<'a> Index<'a> {
         self.names.get(name.as_str()).copied()
     }
 
+    /// Whether the unit is an instance that a socket started for one connection
+    /// (`Accept=yes`): its name has the connection's number first (`systemd.socket(5)`).
+    pub(super) fn serves_one_connection(&self, unit: &UnitFacts) -> bool {
+        let number = unit.name.instance().and_then(|instance| instance.split('-').next());
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        number.is_some_and(is_number)
+            && self.unit(&Unit::new(format!("{}.socket", unit.name.stem()))).is_some()
+    }
+
     pub(super) fn units_with_stem(&self, stem: &str) -> &[usize] {
         self.stems.get(stem).map_or(&[], Vec::as_slice)
     }

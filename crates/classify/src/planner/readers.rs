@@ -141,7 +141,9 @@ impl Work<'_> {
             return self.report_shared(change);
         }
         let reads = self.reads;
-        if let Some(found) = reads.readers_of(&change.path) {
+        let led_to = change.details.led_to.as_ref();
+        let found = reads.readers_of(&change.path);
+        if let Some(found) = found.or_else(|| reads.readers_of(led_to?)) {
             for (unit, phases) in found {
                 self.add_reader(change, rule, unit, phases, "seen to read it", readers);
             }

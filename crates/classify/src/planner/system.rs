@@ -5,7 +5,7 @@ use vireo_model::{ChangeKind, ImagePath};
 use super::{Effect, Work, evidence};
 use crate::class::canonical;
 use crate::contents::MountChangeKind;
-use crate::plan::{Action, ManagerAction, Plan, Reboot, Rule, UserManager};
+use crate::plan::{Action, MANAGER_READS, ManagerAction, Plan, Reboot, Rule, UserManager};
 use crate::policy::FileRule;
 use crate::{ChangedFile, Class, Unit};
 
@@ -20,7 +20,7 @@ impl Work<'_> {
 
     pub(super) fn ask_manager(&mut self, change: &ChangedFile, action: ManagerAction, rule: Rule) {
         self.plan.system.manager = self.plan.system.manager.max(action);
-        let evidence = evidence(change, rule, "the service manager reads it".to_owned());
+        let evidence = evidence(change, rule, MANAGER_READS.to_owned());
         self.plan.system.because.push(evidence);
     }
 

@@ -6,7 +6,7 @@ use vireo_model::ChangeKind;
 
 use super::{Work, evidence};
 use crate::class::canonical;
-use crate::plan::{Action, Evidence, ManagerAction, Rule};
+use crate::plan::{Action, Evidence, ManagerAction, Rule, USERS_READ};
 use crate::policy::{OnDisable, StartEnabled};
 use crate::{ActiveState, ChangedFile, Class, Unit, UnitFacts};
 
@@ -90,7 +90,7 @@ impl Work<'_> {
             self.ask_user_manager(manager, ManagerAction::Reload);
         }
         if !managers.is_empty() {
-            let source = "users' service managers read it".to_owned();
+            let source = USERS_READ.to_owned();
             self.plan.system.because.push(evidence(change, Rule::UnitFile, source));
         }
     }
@@ -110,6 +110,10 @@ impl Work<'_> {
         }
         if change.details.links_to.as_deref() == Some(MASK) {
             return self.consider_mask(at, evidence);
+        }
+        // A link of another name is an alias: the unit is what it was.
+        if change.details.links_to.is_some() && !is_own_name(place, unit) {
+            return;
         }
         if is_fragment && change.kind == ChangeKind::Removed && !self.stays_otherwise(place, unit) {
             if is_own_name(place, unit) {
