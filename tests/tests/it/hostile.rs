@@ -271,7 +271,7 @@ fn root_a_program_that_joins_names_is_led_outside_by_the_same_swaps() -> anyhow:
         let pause = Duration::from_micros(number % 50);
         // It looks first, as the careful do.
         while_flipping(dir, pause, Duration::from_micros(20), || {
-            for name in ["f", "g", "m"] {
+            for name in ["f", "g", "m"].into_iter().cycle().take(60) {
                 let directory = dir.join("work/d");
                 let is_dir = directory.symlink_metadata().is_ok_and(|stat| stat.is_dir());
                 if is_dir {

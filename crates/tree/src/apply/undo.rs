@@ -8,6 +8,7 @@ use vireo_model::{ImagePath, Node, NodeKind};
 use super::check::{Draft, Source};
 use super::drift::{LOCAL_SUFFIX, beside};
 use super::journal::{Journal, State, Txn};
+use super::limits;
 use super::plan::{How, Plan, Step};
 use super::stage::{Places, make, name_of, step};
 use super::standing::stat;
@@ -155,6 +156,7 @@ impl<'r> Reverse<'r> {
             ));
         }
         drafts.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
+        check_mutable(root, &drafts)?;
         Ok(Self { root, drafts })
     }
 
@@ -299,6 +301,18 @@ fn aside(root: &Root, path: &ImagePath) -> Result<Option<Draft>, TreeError> {
         source: Source::Present(path.clone()),
         stamp: None,
     }))
+}
+
+/// What is immutable now would stop the undo halfway.
+fn check_mutable(root: &Root, drafts: &[(Draft, Option<Kept>)]) -> Result<(), TreeError> {
+    let mut parents = std::collections::BTreeSet::new();
+    for (draft, _) in drafts {
+        if draft.stamp.is_some() {
+            limits::check_mutable(root, &draft.path)?;
+        }
+        parents.extend(draft.path.parent().filter(|_| draft.how != How::Metadata));
+    }
+    parents.iter().try_for_each(|parent| limits::check_mutable(root, parent))
 }
 
 /// A directory that the transactions made can only go if they made all that is in it.
