@@ -24,7 +24,7 @@ pub use interrupt::{Ambush, Interrupted, Moment};
 pub use mounts::Mounts;
 pub use program::{Ran, start_vireo, vireo, vireo_repo};
 pub use random::{Random, mutate_tree, write_tree};
-pub use scene::{Scene, capture_args};
+pub use scene::{Scene, capture_args, permissive};
 pub use server::Server;
 pub use snapshot::Snapshot;
 pub use world::{World, agent, shell, text_at};

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
+use vireo_capture::CaptureOptions;
+use vireo_delta::Permits;
 use vireo_testkit::image::{PARTITION_OFFSET, Table, clone_image, partitioned};
 use vireo_testkit::{Cache, Key, fixture, leaks, oracle};
 
@@ -187,11 +189,19 @@ impl Scene {
     }
 }
 
-/// Arguments of `vireo capture`.
+/// Arguments of `vireo capture`; everything is permitted, because fixtures change everything.
 #[must_use]
 pub fn capture_args(base: &str, target: &str, key: &str, out: &str) -> Vec<String> {
-    let args = ["capture", "--base", base, "--target", target, "--key", key, "-o", out];
-    args.map(str::to_owned).to_vec()
+    let mut args = vec!["capture", "--base", base, "--target", target, "--key", key, "-o", out];
+    args.extend(["--permit", "setuid", "--permit", "devices", "--permit", "mass"]);
+    args.into_iter().map(str::to_owned).collect()
+}
+
+/// Options of a capture that permits everything.
+#[must_use]
+pub fn permissive() -> CaptureOptions {
+    let permits = Permits::SETUID | Permits::DEVICES | Permits::MASS;
+    CaptureOptions { permits, ..CaptureOptions::default() }
 }
 
 /// The fixture's base and target, from the cache.

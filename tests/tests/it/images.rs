@@ -5,13 +5,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use vireo_capture::{CaptureOptions, capture};
+use vireo_capture::capture;
 use vireo_delta::{Bundle, SecretKey, TrustedKeys};
 use vireo_image::{Access, DiskImage, RootPartition, patch, read_tree};
 use vireo_model::{Digest, Ignore};
 use vireo_testkit::image::Table;
 use vireo_testkit::oracle;
-use vireo_tests::{Ext4, Scene, Snapshot, vireo};
+use vireo_tests::{Ext4, Scene, Snapshot, permissive, vireo};
 
 /// Blocks that a file takes, in bytes.
 fn allocated(path: &Path) -> anyhow::Result<u64> {
@@ -26,7 +26,7 @@ fn patched_equals_target(table: Option<Table>) -> anyhow::Result<()> {
     let key = SecretKey::generate()?;
     let file = scene.path("library.vireo");
     let (base, target) = (mount(&scene.base())?, mount(&scene.target())?);
-    let captured = capture(base.root(), target.root(), &CaptureOptions::default(), &key, &file)?;
+    let captured = capture(base.root(), target.root(), &permissive(), &key, &file)?;
     base.finish()?;
     target.finish()?;
     ensure!(

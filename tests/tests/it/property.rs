@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use vireo_capture::{CaptureOptions, capture};
+use vireo_capture::capture;
 use vireo_delta::{Bundle, SecretKey, TrustedKeys};
 use vireo_image::patch;
 use vireo_model::{Digest, Ignore};
 use vireo_testkit::image::clone_image;
 use vireo_testkit::{Run, fixture, oracle};
-use vireo_tests::{Ext4, Random, mutate_tree, require_host, write_tree};
+use vireo_tests::{Ext4, Random, mutate_tree, permissive, require_host, write_tree};
 use vireo_tree::apply::{ApplyOptions, Committed, stage};
 use vireo_tree::{Root, ScanOptions, scan};
 
@@ -50,7 +50,7 @@ fn directory_case(disk: &Ext4, seed: u64) -> anyhow::Result<()> {
     copy(&base, &work)?;
 
     let key = SecretKey::generate()?;
-    capture(&Root::open(&base)?, &Root::open(&target)?, &CaptureOptions::default(), &key, &file)?;
+    capture(&Root::open(&base)?, &Root::open(&target)?, &permissive(), &key, &file)?;
     let bytes = vireo_sys::map_sealed(&File::open(&file)?)?;
     let bundle = Bundle::open(&bytes)?.verify(&TrustedKeys::from_iter([key.public()]))?;
     ensure!(bundle.base() == digest(&base)? && bundle.target() == digest(&target)?);
@@ -106,7 +106,7 @@ fn image_case(dir: &Path, seed: u64) -> anyhow::Result<()> {
         use vireo_image::{Access, DiskImage, RootPartition};
         DiskImage::open(image, RootPartition::Find)?.mount(Access::ReadOnly)
     };
-    capture(mount(&base)?.root(), mount(&target)?.root(), &CaptureOptions::default(), &key, &file)?;
+    capture(mount(&base)?.root(), mount(&target)?.root(), &permissive(), &key, &file)?;
     let bytes = vireo_sys::map_sealed(&File::open(&file)?)?;
     let bundle = Bundle::open(&bytes)?.verify(&TrustedKeys::from_iter([key.public()]))?;
     patch(&base, &out, &bundle)?;
