@@ -79,8 +79,10 @@ impl Mounts {
     ///
     /// What failed.
     pub fn refill(&self) -> anyhow::Result<()> {
+        // cp(1), because rsync leaves the nanoseconds of new symbolic links as they come.
         self.script(
-            "rm -rf \"$1/.vireo\" \"$1\"/*/.vireo; rsync -aHAX --delete --exclude=lost+found \"$2/\" \"$1/\"",
+            "find \"$1\" -mindepth 1 ! -path \"$1/boot\" ! -path \"$1/var\" ! -name lost+found -delete; \
+             cp -a \"$2/.\" \"$1/\"",
             &["base"],
         )
         .map(drop)
