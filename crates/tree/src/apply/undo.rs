@@ -53,7 +53,7 @@ pub fn stage_undo<'r>(
         .into_iter()
         .map(|txn| Ok((txn, journal.plan(txn)?)))
         .collect::<Result<_, TreeError>>()?;
-    let reverse = Reverse::of(root, &undone, options)?;
+    let reverse = Reverse::of(&journal, &undone, options)?;
     let (txn, plan) = reverse.stage(&journal, &undone)?;
     let stamps = reverse.drafts.iter().map(|(draft, _)| draft.stamp).collect();
     let replaced = replaced(&reverse);
@@ -65,7 +65,7 @@ pub(super) fn stage_reverse(
     journal: &Journal<'_>,
     undone: &[(Txn, Plan)],
 ) -> Result<(Txn, Plan), TreeError> {
-    Reverse::of(journal.root(), undone, &UndoOptions::default())?.stage(journal, undone)
+    Reverse::of(journal, undone, &UndoOptions::default())?.stage(journal, undone)
 }
 
 fn replaced(reverse: &Reverse<'_>) -> Vec<Replaced> {
@@ -105,10 +105,15 @@ struct Trace<'p> {
 
 impl<'r> Reverse<'r> {
     fn of(
-        root: &'r Root,
+        journal: &Journal<'r>,
         undone: &[(Txn, Plan)],
         options: &UndoOptions,
     ) -> Result<Self, TreeError> {
+        let root = journal.root();
+        // What is on a file system that is not mounted is not there, but was not changed either.
+        for (txn, plan) in undone {
+            Places::open(journal, *txn, plan.id, &plan.mounts)?;
+        }
         let mut drafts = Vec::new();
         let mut changed = Vec::new();
         for (path, trace) in traces(undone) {
