@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use vireo_model::{Digest, Ignore, ImagePath};
+use vireo_model::{Ignore, ImagePath, Tree};
 use vireo_testkit::{Run, fixture, programs};
 use vireo_tree::{Root, ScanOptions, scan};
 
@@ -79,8 +79,10 @@ impl Mounts {
     ///
     /// What failed.
     pub fn refill(&self) -> anyhow::Result<()> {
+        // cp(1), because rsync leaves the nanoseconds of new symbolic links as they come.
         self.script(
-            "rm -rf \"$1/.vireo\" \"$1\"/*/.vireo; rsync -aHAX --delete --exclude=lost+found \"$2/\" \"$1/\"",
+            "find \"$1\" -mindepth 1 ! -path \"$1/boot\" ! -path \"$1/var\" ! -name lost+found -delete; \
+             cp -a \"$2/.\" \"$1/\"",
             &["base"],
         )
         .map(drop)
@@ -133,12 +135,12 @@ impl Mounts {
         moment.kill_by(self.enter("strace"), name, args)
     }
 
-    /// Digest of the tree over all its file systems.
+    /// The tree over all its file systems.
     ///
     /// # Errors
     ///
     /// It cannot be read.
-    pub fn digest(&self) -> anyhow::Result<Digest> {
+    pub fn read(&self) -> anyhow::Result<Tree> {
         // The namespace's view, as procfs shows it.
         let seen = PathBuf::from(format!("/proc/{}/root{}", self.holder.id(), self.tree()));
         let mut root = Root::open(&seen)?;
@@ -146,16 +148,16 @@ impl Mounts {
             let at = ImagePath::parse(format!("/{part}").as_bytes())?;
             root = root.with_mount(at, File::open(seen.join(part))?.into());
         }
-        digest_of(&root)
+        read(&root)
     }
 
-    /// Digest of the directory `name` beside the tree.
+    /// The directory `name` beside the tree.
     ///
     /// # Errors
     ///
     /// It cannot be read.
-    pub fn digest_beside(&self, name: &str) -> anyhow::Result<Digest> {
-        digest_of(&Root::open(Path::new(&self.arg(name)))?)
+    pub fn read_beside(&self, name: &str) -> anyhow::Result<Tree> {
+        read(&Root::open(Path::new(&self.arg(name)))?)
     }
 
     /// Expects that rsync finds no difference between the tree and the directory `name` beside it.
@@ -181,8 +183,8 @@ impl Mounts {
     }
 }
 
-fn digest_of(root: &Root) -> anyhow::Result<Digest> {
-    Ok(scan(root, &Ignore::default(), &ScanOptions::default())?.tree.digest())
+fn read(root: &Root) -> anyhow::Result<Tree> {
+    Ok(scan(root, &Ignore::default(), &ScanOptions::default())?.tree)
 }
 
 impl Drop for Mounts {

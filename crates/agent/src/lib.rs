@@ -63,6 +63,7 @@ pub mod verify;
 
 pub use error::{AgentError, ErrorKind};
 pub use receipt::Receipt;
+pub use root::is_own_root;
 pub use services::{Job, ServiceError, Services, system_services};
 pub use state::StateDir;
 pub use system::{LiveSystem, SystemView};

@@ -5,11 +5,14 @@
 //! there instead. Detached copies of the mounts (`open_tree(2)`) show the directories themselves;
 //! they are in no namespace and go with their handles.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, fstat, major, minor, openat};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, major, minor, openat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use vireo_model::ImagePath;
@@ -33,17 +36,34 @@ pub(crate) fn open_root(path: &Path) -> Result<Root, AgentError> {
     let stat = fstat(&directory).map_err(|error| AgentError::io("look at", path, error.into()))?;
     let device = format!("{}:{}", major(stat.st_dev), minor(stat.st_dev));
     let mut root = Root::from_fd(directory, path.to_owned());
+    let Some(canonical) = place_of(path, &stat) else {
+        return Ok(root);
+    };
     // Without a table there are no further file systems, as in a bare chroot.
     let table = fs::read(MOUNT_INFO).unwrap_or_default();
-    let canonical = fs::canonicalize(path)
-        .map_err(|error| AgentError::io("find the directory", path, error))?;
     for at in mounts_below(&table, &canonical, &device) {
-        let place = canonical.join(std::ffi::OsStr::new(&*String::from_utf8_lossy(at.relative())));
+        let place = canonical.join(OsStr::from_bytes(at.relative()));
         if let Some(mount) = detached(&place)? {
             root = root.with_mount(at, mount);
         }
     }
     Ok(root)
+}
+
+/// Where this process's mount table has the directory `path`, whose metadata is `stat`; nowhere if it
+/// is in another mount namespace, such as `/proc/PID/root`, or in none. The name alone would lie: that
+/// of another namespace's root is `/` too.
+fn place_of(path: &Path, stat: &Stat) -> Option<PathBuf> {
+    let canonical = fs::canonicalize(path).ok()?;
+    let found = fs::metadata(&canonical).ok()?;
+    ((found.dev(), found.ino()) == (stat.st_dev, stat.st_ino)).then_some(canonical)
+}
+
+/// Whether `path` is the root directory that this process sees, whatever its name.
+#[must_use]
+pub fn is_own_root(path: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    identity(path).is_some_and(|found| identity(Path::new("/")) == Some(found))
 }
 
 /// The root directory of a copy of the mount at `path`; none where that is not allowed.
@@ -66,7 +86,6 @@ fn detached(path: &Path) -> Result<Option<OwnedFd>, AgentError> {
 /// Where below `root`, whose device is `device`, whole disk file systems of their own are
 /// mounted, by the text of a mount table. The last mount at a place is the one that is seen.
 fn mounts_below(table: &[u8], root: &Path, device: &str) -> Vec<ImagePath> {
-    use std::os::unix::ffi::OsStrExt as _;
     let root = root.as_os_str().as_bytes();
     let root = root.strip_suffix(b"/").unwrap_or(root);
     let mut found: Vec<(ImagePath, bool)> = Vec::new();
@@ -151,6 +170,20 @@ mod tests {
         assert_eq!(read(&copy), read(&Root::open(dir.path()).expect("opens")));
         assert_eq!(copy.label(), dir.path());
         assert!(open_root(&dir.path().join("gone")).is_err());
+    }
+
+    #[test]
+    fn the_root_of_another_process_is_no_place_of_ours() {
+        let other = tempfile::tempdir().expect("a temporary directory");
+        let stat = |path: &Path| rustix::fs::stat(path).expect("there");
+        // Its name is the same as another directory's.
+        assert_eq!(place_of(Path::new("/proc/self/root"), &stat(other.path())), None);
+        assert_eq!(
+            place_of(other.path(), &stat(other.path())),
+            fs::canonicalize(other.path()).ok()
+        );
+        assert!(is_own_root(Path::new("/proc/self/root")) && is_own_root(Path::new("/")));
+        assert!(!is_own_root(other.path()) && !is_own_root(&other.path().join("gone")));
     }
 
     #[test]

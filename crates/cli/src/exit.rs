@@ -170,7 +170,8 @@ impl From<ImageError> for Failure {
             | ErrorKind::UnknownPartition
             | ErrorKind::Unclean
             | ErrorKind::Unsupported
-            | ErrorKind::Damaged => (REFUSED, None),
+            | ErrorKind::Damaged
+            | ErrorKind::Forbidden => (REFUSED, None),
             _ => (FAILED, None),
         };
         Self::of(code, hint, error)
@@ -186,7 +187,7 @@ impl From<TreeError> for Failure {
                 Some("bring these paths back to the base, or capture again; nothing was changed"),
             ),
             ErrorKind::Busy => (WAITS, None),
-            ErrorKind::Unsupported | ErrorKind::Corrupt => (REFUSED, None),
+            ErrorKind::Unsupported | ErrorKind::Corrupt | ErrorKind::Forbidden => (REFUSED, None),
             ErrorKind::NoSpace => (FAILED, Some("make room and try again; nothing was changed")),
             ErrorKind::Permission => {
                 (FAILED, Some("run it as root, on a file system that can be written"))

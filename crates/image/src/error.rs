@@ -42,6 +42,8 @@ pub enum ErrorKind {
     Damaged,
     /// The image is not the bundle's base.
     WrongBase,
+    /// The bundle does what its signer has not permitted it to do.
+    Forbidden,
 }
 
 impl ImageError {
@@ -70,6 +72,7 @@ impl ImageError {
             vireo_tree::ErrorKind::Unsupported => ErrorKind::Unsupported,
             vireo_tree::ErrorKind::Corrupt => ErrorKind::Damaged,
             vireo_tree::ErrorKind::Permission => ErrorKind::NoRoot,
+            vireo_tree::ErrorKind::Forbidden => ErrorKind::Forbidden,
             _ => ErrorKind::Io,
         };
         let message = format!("cannot use the tree in {}", image.display());

@@ -245,6 +245,7 @@ fn image_kind(error: &ImageError) -> ErrorKind {
         | Image::Unsupported
         | Image::Mismatch
         | Image::WrongBase
+        | Image::Forbidden
         | Image::Damaged => ErrorKind::Refused,
         _ => ErrorKind::Io,
     }

@@ -271,7 +271,7 @@ fn root_a_program_that_joins_names_is_led_outside_by_the_same_swaps() -> anyhow:
         let pause = Duration::from_micros(number % 50);
         // It looks first, as the careful do.
         while_flipping(dir, pause, Duration::from_micros(20), || {
-            for name in ["f", "g", "m"] {
+            for name in ["f", "g", "m"].into_iter().cycle().take(60) {
                 let directory = dir.join("work/d");
                 let is_dir = directory.symlink_metadata().is_ok_and(|stat| stat.is_dir());
                 if is_dir {
@@ -439,5 +439,32 @@ fn root_what_is_immutable_or_append_only_refuses_the_update() -> anyhow::Result<
         };
         check().with_context(|| format!("{attribute} {at}"))?;
     }
+    Ok(())
+}
+
+#[test]
+fn root_what_became_immutable_since_refuses_the_undo() -> anyhow::Result<()> {
+    require_host()?;
+    let disk = Ext4::new(64 << 20)?;
+    let change = "mkdir made; echo next > d/a; rm d/b";
+    let place = Place::new(&disk.path(), "mkdir d; echo a > d/a; echo b > d/b", change)?;
+    fs::write(place.at("bad.vireo"), place.forge(Permits::NONE)?)?;
+    let [_, (name, args)] = place.programs()?;
+    measured(name, &args)?.0.ok()?;
+    let undo = [&args[..4], &["undo".to_owned()]].concat();
+    for (attribute, at) in [("+i", "made"), ("+i", "d/a"), ("+a", "d")] {
+        let check = || -> anyhow::Result<()> {
+            let before = Snapshot::of(&place.at("work"))?;
+            let file = place.arg(&format!("work/{at}"));
+            Run::new("chattr").args([attribute, &file]).text()?;
+            let refused = measured(name, &undo)?.0;
+            Run::new("chattr").args(["-ia", &file]).text()?;
+            refused.exits(1)?.says(&[&format!("/{at}"), "nothing was changed"])?;
+            before.unchanged()
+        };
+        check().with_context(|| format!("{attribute} {at}"))?;
+    }
+    measured(name, &undo)?.0.ok()?;
+    ensure!(read(&place.at("work"))? == read(&place.at("base"))?);
     Ok(())
 }

@@ -32,9 +32,9 @@ const LISTING: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev 
 const NGINX: &str = "cat /sys/fs/cgroup/system.slice/nginx.service/cgroup.procs";
 
 /// Holds dpkg's lock as dpkg does, with a record lock (fcntl(2)), until it is stopped.
-const HOLD: &str = "use Fcntl; open(F, '+>>', '/var/lib/dpkg/lock') or die; \
-    fcntl(F, F_SETLK, pack('s s x4 l! l! i', F_WRLCK, 0, 0, 0, 0)) or die; \
-    open(H, '>', '/run/held') or die; close(H); sleep 1000;";
+const HOLD: &str = "use Fcntl; open(F, '+>>', '/var/lib/dpkg/lock') or die;
+my $whole = pack('s s x4 l! l! i', F_WRLCK, 0, 0, 0, 0);
+fcntl(F, F_SETLK, $whole) or die; open(H, '>', '/run/held') or die; close(H); sleep 1000;";
 
 /// A guest that is enrolled, whose agent does not run by itself, and a version that it lacks.
 fn pushed(world: &World) -> anyhow::Result<(Server, Nspawn<'_>)> {
@@ -161,7 +161,8 @@ fn live_a_package_manager_at_work_is_waited_for_or_keeps_the_update_out() -> any
     let guest = world.guest()?;
     world.put(&guest, "update.vireo")?;
     let (key, bundle) = (world.public_key()?, "/tmp/update.vireo");
-    let held = guest.exec(&["systemd-run", "-q", "--unit=holder", "perl", "-e", HOLD])?;
+    let hold = ["sh", "-c", "cat > /tmp/hold.pl; systemd-run -q --unit=holder perl /tmp/hold.pl"];
+    let held = guest.exec_with(&hold, HOLD.as_bytes(), Duration::from_secs(20))?;
     ensure!(held.success(), "{}", held.tail());
     shell(&guest, "for i in $(seq 50); do [ -e /run/held ] && exit 0; sleep 0.1; done; exit 1")?;
     shell(&guest, "mkdir -m 700 -p /.vireo")?;

@@ -1,6 +1,6 @@
 //! The commands, one file each: arguments, whose comments are the help text, and what they do.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use vireo_agent::client::{Session, Tell};
 use vireo_agent::services::NoServices;
 use vireo_agent::state::{DEFAULT_DIR, StateDir};
 use vireo_agent::system::NoSystem;
-use vireo_agent::{Agent, LiveSystem, system_services};
+use vireo_agent::{Agent, LiveSystem, is_own_root, system_services};
 use vireo_delta::{PublicKey, TrustedKeys};
 
 use crate::exit::{Failure, Output};
@@ -108,8 +108,7 @@ impl Context {
 
     /// The same, waiting so long for the package manager.
     fn patient_agent(&self, package_wait: Duration) -> Arc<Agent> {
-        let live = std::fs::canonicalize(&self.root).is_ok_and(|root| root == Path::new("/"));
-        let agent = if live {
+        let agent = if is_own_root(&self.root) {
             let system = Box::new(LiveSystem::default());
             Agent::new(&self.root, self.state.clone(), system, system_services())
         } else {

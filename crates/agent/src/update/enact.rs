@@ -49,10 +49,14 @@ pub(super) struct Enactment<'r> {
 impl Agent {
     pub(super) fn prepare(&self, outlook: &Outlook<'_>) -> Result<Prepared, AgentError> {
         let mut changes = changed_files(&self.root, outlook.changes, outlook.replaced)?;
-        // A copy beside a file is read by nobody.
+        // A copy beside a file is read by nobody, whether it comes or goes.
         let beside: BTreeSet<_> =
             outlook.settled.iter().filter_map(|settled| settled.beside.as_ref()).collect();
-        changes.retain(|change| !beside.contains(&change.path));
+        let earlier: BTreeSet<String> =
+            self.state.edits()?.into_iter().filter_map(|edit| edit.beside).collect();
+        changes.retain(|change| {
+            !beside.contains(&change.path) && !earlier.contains(&change.path.to_string())
+        });
         let replaced: BTreeSet<FileId> =
             changes.iter().filter_map(|change| change.replaced).collect();
         let facts = self.system.facts(&replaced)?;

@@ -44,12 +44,7 @@ impl Agent {
         let mut watch = Watch::start();
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
-        let number = match number {
-            Some(number) => number,
-            None => history(&root)?.first().map(|past| past.number).ok_or_else(|| {
-                AgentError::new(ErrorKind::Refused, "there is no update that could be undone")
-            })?,
-        };
+        let number = undoable(&history(&root)?, number)?;
         let staged = stage_undo(&root, number, options)?;
         watch.lap("stage");
         let prepared = self.prepare(&Outlook {
@@ -99,6 +94,21 @@ impl Agent {
             None => Ok(()),
         }
     }
+}
+
+/// The transaction `number` of `list`, or else the newest.
+fn undoable(list: &[Past], number: Option<u64>) -> Result<u64, AgentError> {
+    let none = match number {
+        Some(number) if list.iter().any(|past| past.number == number) => return Ok(number),
+        Some(number) => {
+            format!("there is no transaction {number} to undo; `vireo-agent history` lists them")
+        }
+        None => match list.first() {
+            Some(newest) => return Ok(newest.number),
+            None => "there is no update that could be undone".to_owned(),
+        },
+    };
+    Err(AgentError::new(ErrorKind::Refused, none))
 }
 
 /// The newest transaction that is too old or beyond the limits, of a list with the newest first.

@@ -104,7 +104,7 @@ fn check_parents(root: &Root, drafts: &[Draft]) -> Result<(), TreeError> {
     let mut looked_at = BTreeSet::new();
     let mut missing = Vec::new();
     for draft in drafts {
-        if draft.how == How::Metadata {
+        if draft.stamp.is_some() {
             check_mutable(root, &draft.path)?;
         }
         let Some(parent) = draft.path.parent().filter(|_| draft.how != How::Metadata) else {
@@ -124,8 +124,9 @@ fn check_parents(root: &Root, drafts: &[Draft]) -> Result<(), TreeError> {
     if missing.is_empty() { Ok(()) } else { Err(TreeError::drift(root.label(), DIFFERS, missing)) }
 }
 
-/// The kernel refuses to rename into a directory that is immutable or append-only (chattr(1)).
-fn check_mutable(root: &Root, path: &ImagePath) -> Result<(), TreeError> {
+/// The kernel refuses to change, replace or remove what is immutable or append-only, and to rename
+/// in a directory that is (chattr(1)).
+pub(super) fn check_mutable(root: &Root, path: &ImagePath) -> Result<(), TreeError> {
     let Ok((dir, name)) = root.locate(path) else { return Ok(()) };
     if dir.is_frozen(name).map_err(root.failed("look at", path))? {
         let message = format!(

@@ -8,6 +8,7 @@ use vireo_model::{ImagePath, Node, NodeKind};
 use super::check::{Draft, Source};
 use super::drift::{LOCAL_SUFFIX, beside};
 use super::journal::{Journal, State, Txn};
+use super::limits;
 use super::plan::{How, Plan, Step};
 use super::stage::{Places, make, name_of, step};
 use super::standing::stat;
@@ -52,7 +53,7 @@ pub fn stage_undo<'r>(
         .into_iter()
         .map(|txn| Ok((txn, journal.plan(txn)?)))
         .collect::<Result<_, TreeError>>()?;
-    let reverse = Reverse::of(root, &undone, options)?;
+    let reverse = Reverse::of(&journal, &undone, options)?;
     let (txn, plan) = reverse.stage(&journal, &undone)?;
     let stamps = reverse.drafts.iter().map(|(draft, _)| draft.stamp).collect();
     let replaced = replaced(&reverse);
@@ -64,7 +65,7 @@ pub(super) fn stage_reverse(
     journal: &Journal<'_>,
     undone: &[(Txn, Plan)],
 ) -> Result<(Txn, Plan), TreeError> {
-    Reverse::of(journal.root(), undone, &UndoOptions::default())?.stage(journal, undone)
+    Reverse::of(journal, undone, &UndoOptions::default())?.stage(journal, undone)
 }
 
 fn replaced(reverse: &Reverse<'_>) -> Vec<Replaced> {
@@ -104,10 +105,15 @@ struct Trace<'p> {
 
 impl<'r> Reverse<'r> {
     fn of(
-        root: &'r Root,
+        journal: &Journal<'r>,
         undone: &[(Txn, Plan)],
         options: &UndoOptions,
     ) -> Result<Self, TreeError> {
+        let root = journal.root();
+        // What is on a file system that is not mounted is not there, but was not changed either.
+        for (txn, plan) in undone {
+            Places::open(journal, *txn, plan.id, &plan.mounts)?;
+        }
         let mut drafts = Vec::new();
         let mut changed = Vec::new();
         for (path, trace) in traces(undone) {
@@ -155,6 +161,7 @@ impl<'r> Reverse<'r> {
             ));
         }
         drafts.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
+        check_mutable(root, &drafts)?;
         Ok(Self { root, drafts })
     }
 
@@ -299,6 +306,18 @@ fn aside(root: &Root, path: &ImagePath) -> Result<Option<Draft>, TreeError> {
         source: Source::Present(path.clone()),
         stamp: None,
     }))
+}
+
+/// What is immutable now would stop the undo halfway.
+fn check_mutable(root: &Root, drafts: &[(Draft, Option<Kept>)]) -> Result<(), TreeError> {
+    let mut parents = std::collections::BTreeSet::new();
+    for (draft, _) in drafts {
+        if draft.stamp.is_some() {
+            limits::check_mutable(root, &draft.path)?;
+        }
+        parents.extend(draft.path.parent().filter(|_| draft.how != How::Metadata));
+    }
+    parents.iter().try_for_each(|parent| limits::check_mutable(root, parent))
 }
 
 /// A directory that the transactions made can only go if they made all that is in it.
