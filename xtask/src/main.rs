@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod fuzz;
 mod layers;
 mod setup;
 mod steps;
@@ -24,6 +25,8 @@ enum Command {
     Demo(demo::Args),
     /// Run every check and every test; needs root
     Test,
+    /// Fuzz everything that reads what others wrote
+    Fuzz(fuzz::Args),
     /// Check the dependencies between crates against the design
     Layers,
     /// Run the benchmarks; needs root
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Demo(args) => demo::run(&args),
         Command::Test => test::run(),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Layers => layers::run(),
         Command::Bench(args) => bench::run(&args),
     };

@@ -17,6 +17,8 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
     ("e2fsprogs", "mke2fs"),
     ("fdisk", "sfdisk"),
+    // The fuzzing engine is C++ source.
+    ("g++", "g++"),
     ("gcc", "gcc"),
     ("gdisk", "sgdisk"),
     ("iproute2", "ip"),
