@@ -135,7 +135,10 @@ impl Workload {
         argv.extend(argv![self.name, self.image_len.to_string()]);
         run(bench.dir(), argv)?;
         let [base, target, bundle] = self.files();
-        bench.capture(&base, &target, &bundle).map(drop)
+        let args = ["capture", "--base", &base, "--target", &target, "--key", "key/vireo.key"];
+        // Everything in these trees is replaced, which has to be intended.
+        let permit = ["--permit", "mass", "-o", &bundle];
+        bench.vireo(&[&args[..], &permit].concat()).map(drop)
     }
 
     fn files(&self) -> [String; 3] {

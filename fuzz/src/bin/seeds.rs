@@ -3,12 +3,13 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(
-    init: {
-        if let Err(error) = vireo_fuzz::seeds::write(std::env::args_os().nth(1)) {
-            eprintln!("error: {error}");
-            std::process::exit(1);
-        }
-        std::process::exit(0);
-    },
+    init: end(vireo_fuzz::seeds::write(std::env::args_os().nth(1))),
     |_input| ()
 );
+
+fn end(result: Result<(), vireo_fuzz::seeds::Failure>) {
+    if let Err(error) = &result {
+        eprintln!("error: {error}");
+    }
+    std::process::exit(i32::from(result.is_err()));
+}
