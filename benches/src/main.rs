@@ -18,10 +18,12 @@ mod bench;
 mod capture;
 mod contest;
 mod live;
+mod many;
 mod measured;
 mod micro;
 mod report;
 mod table;
+mod window;
 
 use std::ffi::OsString;
 use std::fs;
@@ -63,6 +65,8 @@ enum Part {
     Apply,
     /// What travels into a directory
     Live,
+    /// Thousands of files, and one large file, into a directory, beside dpkg
+    Many,
     /// From a push to the page that a running machine serves
     Activation,
     /// Chunking, decoding, reading trees
@@ -74,16 +78,29 @@ enum Inner {
     /// Run a program and write what it used to a file
     #[command(hide = true)]
     Measured {
+        /// Also say how long the workload's files here were a mixture
+        #[arg(long)]
+        watch: Option<PathBuf>,
         usage: PathBuf,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Apply a bundle to a directory, as the agent does
+    #[command(hide = true)]
+    Engine { bundle: PathBuf, dir: PathBuf, key: PathBuf },
+    /// Replace the files of a directory one by one, each made durable
+    #[command(hide = true)]
+    FsyncEach { from: PathBuf, to: PathBuf },
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let result = match &args.inner {
-        Some(Inner::Measured { usage, command }) => measured::child(usage, command),
+        Some(Inner::Measured { watch, usage, command }) => {
+            measured::child(usage, watch.as_deref(), command)
+        }
+        Some(Inner::Engine { bundle, dir, key }) => many::engine(bundle, dir, key),
+        Some(Inner::FsyncEach { from, to }) => many::fsync_each(from, to),
         None => run(&args),
     };
     match result {
@@ -107,6 +124,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     if wanted(Part::Live) {
         sections.push(live::measure(&bench)?);
+    }
+    if wanted(Part::Many) {
+        sections.extend(many::measure(&bench)?);
     }
     if wanted(Part::Activation) {
         sections.push(activation::measure(&bench)?);

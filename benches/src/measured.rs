@@ -16,6 +16,16 @@ use nix::sys::time::TimeValLike as _;
 use serde::{Deserialize, Serialize};
 use vireo_testkit::Run;
 
+use crate::window::Watch;
+
+/// A command line from words of any kind: `argv!["cp", &from, &to]`.
+macro_rules! argv {
+    ($($word:expr),* $(,)?) => {
+        vec![$(std::ffi::OsString::from($word)),*]
+    };
+}
+pub(crate) use argv;
+
 /// Longest for one measured program.
 const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -27,6 +37,8 @@ pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     /// Resident memory of the largest of its processes, at its peak.
     pub(crate) peak_bytes: u64,
+    /// How long what was watched was neither as before nor as after; only where it was watched.
+    pub(crate) window_ms: Option<u64>,
 }
 
 /// Where the second process writes its answer.
@@ -46,6 +58,17 @@ impl Meter {
         let own = std::env::current_exe().context("cannot find the running program")?;
         let stub = [own.into(), "measured".into(), self.file.clone().into(), "--".into()];
         Ok(stub.into_iter().chain(argv).collect())
+    }
+
+    /// [`Meter::wrap`], with the directory `dir` watched.
+    pub(crate) fn wrap_watching(
+        &self,
+        dir: &str,
+        argv: Vec<OsString>,
+    ) -> anyhow::Result<Vec<OsString>> {
+        let mut wrapped = self.wrap(argv)?;
+        wrapped.splice(2..2, argv!["--watch", dir]);
+        Ok(wrapped)
     }
 
     /// What the program used that ran last.
@@ -79,8 +102,13 @@ pub(crate) fn run(dir: &Path, argv: Vec<OsString>) -> anyhow::Result<String> {
 }
 
 /// The second process: runs `command`, writes what it used to `usage`.
-pub(crate) fn child(usage: &Path, command: &[OsString]) -> anyhow::Result<()> {
+pub(crate) fn child(
+    usage: &Path,
+    watched: Option<&Path>,
+    command: &[OsString],
+) -> anyhow::Result<()> {
     let (program, args) = command.split_first().context("no program to be measured")?;
+    let watch = watched.map(Watch::start).transpose()?;
     let started = Instant::now();
     let status: ExitStatus = Command::new(program)
         .args(args)
@@ -90,6 +118,7 @@ pub(crate) fn child(usage: &Path, command: &[OsString]) -> anyhow::Result<()> {
     if !status.success() {
         bail!("{} failed: {status}", program.display());
     }
+    let window = watch.map(Watch::end).transpose()?;
     let used = getrusage(UsageWho::RUSAGE_CHILDREN).context("cannot ask what children used")?;
     let cpu = used.user_time() + used.system_time();
     let found = Usage {
@@ -97,15 +126,8 @@ pub(crate) fn child(usage: &Path, command: &[OsString]) -> anyhow::Result<()> {
         cpu_seconds: cpu.num_microseconds() as f64 / 1e6,
         // The kernel counts it in KiB: getrusage(2).
         peak_bytes: u64::try_from(used.max_rss()).unwrap_or(0) << 10,
+        window_ms: window.map(|window| u64::try_from(window.as_millis()).unwrap_or(u64::MAX)),
     };
     fs::write(usage, serde_json::to_vec(&found)?)
         .with_context(|| format!("cannot write {}", usage.display()))
 }
-
-/// A command line from words of any kind: `argv!["cp", &from, &to]`.
-macro_rules! argv {
-    ($($word:expr),* $(,)?) => {
-        vec![$(std::ffi::OsString::from($word)),*]
-    };
-}
-pub(crate) use argv;

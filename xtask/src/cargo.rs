@@ -40,6 +40,15 @@ pub(crate) fn metadata() -> anyhow::Result<Value> {
     serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")
 }
 
+/// The machine that this is built on, as the compiler calls it.
+pub(crate) fn host() -> anyhow::Result<String> {
+    let mut command = cargo(&["--version", "--verbose"]);
+    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("cargo does not say which machine this is")
+}
+
 /// Builds all programs and gives their paths by name. The whole workspace, because cargo compiles
 /// dependencies anew for every other choice of packages.
 pub(crate) fn build() -> anyhow::Result<BTreeMap<String, PathBuf>> {

@@ -6,6 +6,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod faults;
+mod fuzz;
 mod layers;
 mod setup;
 mod steps;
@@ -25,6 +26,8 @@ enum Command {
     Demo(demo::Args),
     /// Run every check and every test; needs root
     Test,
+    /// Fuzz everything that reads what others wrote
+    Fuzz(fuzz::Args),
     /// Check the dependencies between crates against the design
     Layers,
     /// Kill updates, cut their power, fill their disks, at many more points than the tests; needs root
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Demo(args) => demo::run(&args),
         Command::Test => test::run(),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Layers => layers::run(),
         Command::Faults(args) => faults::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use vireo_testkit::{Cache, leaks};
 
-use crate::{cargo, layers, setup};
+use crate::{cargo, fuzz, layers, setup};
 
 /// Time for the kernel to give back what the last test used.
 const LEAK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long each fuzz target runs, in seconds: what once crashed is tried again, and a little more.
+const FUZZ_SECONDS: u32 = 4;
 
 /// One kind of test: what it is called and how cargo is asked for it.
 struct Tier {
@@ -63,6 +66,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         for tier in TIERS {
             tallies.push(run_tier(tier)?);
         }
+        tallies.push(check("fuzz targets", || fuzz::run(&fuzz::Args::all(FUZZ_SECONDS))));
         tallies.push(check("nothing left behind", no_leaks));
     }
     summarize(&tallies)

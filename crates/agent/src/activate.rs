@@ -1,6 +1,6 @@
 //! Executes a plan and proves it.
 //!
-//! Order: tools, the manager, reloads, restarts. Then the processes are looked at again: a unit
+//! Order: removed units end, tools, the manager, reloads, restarts, new units start. Then the processes are looked at again: a unit
 //! that was reloaded and still holds a replaced file is restarted, once. What still holds one
 //! after that is pending; nothing here is remembered, all of it is seen.
 
@@ -68,13 +68,19 @@ pub fn activate(
         units.map(|unit| unit.unit.clone()).collect()
     };
     let mut run = Run { replaced, system, services, patience, reports: Vec::new() };
+    // As long as the manager remembers the units whose files are gone.
+    run.jobs(Job::Stop, &wanted(Action::Stop));
     if before.manager {
         run.tools(plan);
         run.manager(plan.system.manager);
     }
     let reloaded = run.jobs(Job::Reload, &wanted(Action::Reload));
-    let mut acted = run.jobs(Job::Restart, &wanted(Action::Restart));
+    let mut restarts = wanted(Action::Restart);
+    // A socket does not restart while its service runs: the service's job comes first.
+    restarts.sort_by_key(|unit| unit.kind() == "socket");
+    let mut acted = run.jobs(Job::Restart, &restarts);
     acted.extend(reloaded.iter().cloned());
+    acted.extend(run.jobs(Job::Start, &wanted(Action::Start)));
     let mut after = run.settle(&acted, plan)?;
     let stale: Vec<Unit> = reloaded.into_iter().filter(|unit| holds(&after, unit)).collect();
     if !stale.is_empty() {
@@ -178,6 +184,8 @@ impl Run<'_> {
             } else if holds(after, &unit) {
                 report.result = ActionResult::Unproven;
                 report.detail = Some("it still holds replaced files".to_owned());
+            } else if report.action == Job::Stop.as_str() {
+                // Its job ended well, and there is nothing left to look at.
             } else if report.subject != "system" && !is_active(after, &unit) {
                 report.result = ActionResult::Failed;
                 report.detail = Some(state_of(after, &unit));

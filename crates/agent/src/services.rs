@@ -66,6 +66,10 @@ pub enum Job {
     Reload,
     /// Their processes are replaced.
     Restart,
+    /// They start: new units that are enabled.
+    Start,
+    /// They end: units that the update removes.
+    Stop,
 }
 
 impl Job {
@@ -75,6 +79,8 @@ impl Job {
         match self {
             Self::Reload => "reload",
             Self::Restart => "restart",
+            Self::Start => "start",
+            Self::Stop => "stop",
         }
     }
 }

@@ -35,6 +35,8 @@ impl Services for Systemctl {
         let verb = match job {
             Job::Reload => "try-reload-or-restart",
             Job::Restart => "try-restart",
+            Job::Start => "start",
+            Job::Stop => "stop",
         };
         let run = |unit: &Unit| systemctl(&[verb, "--", unit.as_str()], JOB_DEADLINE).map(drop);
         // One thread each: all jobs are queued before the first is done. Its exit status would

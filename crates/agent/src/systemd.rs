@@ -147,6 +147,8 @@ async fn run_jobs(job: Job, units: &[Unit]) -> Result<Vec<Result<(), ServiceErro
     let method = match job {
         Job::Reload => "ReloadOrTryRestartUnit",
         Job::Restart => "TryRestartUnit",
+        Job::Start => "StartUnit",
+        Job::Stop => "StopUnit",
     };
     let named = |unit: &Unit| format!("{} {unit}", job.as_str());
     let mut outcomes: Vec<Option<Result<(), ServiceError>>> = Vec::new();

@@ -79,6 +79,19 @@ impl Machine {
         let Some(facts) = self.facts.units.get_mut(unit) else {
             return Err(ServiceError::new(what, "no such unit"));
         };
+        match job {
+            Job::Start => {
+                facts.active = ActiveState::Active;
+                return Ok(());
+            }
+            Job::Stop => {
+                facts.active = ActiveState::Inactive;
+                let of_unit = Owner::Unit(unit.clone());
+                self.facts.processes.retain(|process| process.owner != of_unit);
+                return Ok(());
+            }
+            Job::Reload | Job::Restart => {}
+        }
         if !facts.active.is_up() {
             return Ok(());
         }

@@ -13,6 +13,13 @@ const SECTOR: u64 = 512;
 /// Most logical partitions followed in an MBR's extended partition; a loop ends there.
 const MAX_LOGICAL: u32 = 64;
 
+/// Most entries of a GUID partition table; tools make 128.
+const MAX_GPT_ENTRIES: u32 = 1024;
+/// Length of an entry, in bytes: the only one that the crate `gpt` reads.
+const GPT_ENTRY_LEN: u32 = 128;
+/// Length of a table's header, in bytes (UEFI specification, 5.3.2).
+const GPT_HEADER_LEN: usize = 92;
+
 const MBR_EXTENDED: [u8; 3] = [0x05, 0x0F, 0x85];
 const MBR_PROTECTIVE: u8 = 0xEE;
 
@@ -151,7 +158,7 @@ fn partitions(image: &File, path: &Path, len: u64) -> Result<Vec<Partition>, Ima
     }
     let entries = mbr_entries(&sector);
     let list = if entries.iter().any(|entry| entry.kind == MBR_PROTECTIVE) {
-        gpt(image, path)?
+        gpt(image, path, len)?
     } else {
         mbr(image, &entries)
             .map_err(|error| ImageError::io("read the partition table of", path, error))?
@@ -165,7 +172,7 @@ fn clip(mut partition: Partition, len: u64) -> Partition {
     partition
 }
 
-fn gpt(image: &File, path: &Path) -> Result<Vec<Partition>, ImageError> {
+fn gpt(image: &File, path: &Path, len: u64) -> Result<Vec<Partition>, ImageError> {
     use gpt::partition_types::{
         LINUX_ROOT_ARM_32, LINUX_ROOT_ARM_64, LINUX_ROOT_X64, LINUX_ROOT_X86,
     };
@@ -173,6 +180,10 @@ fn gpt(image: &File, path: &Path) -> Result<Vec<Partition>, ImageError> {
         let message = format!("{} has a damaged GUID partition table: {error}", path.display());
         ImageError::new(ErrorKind::NotAnImage, message)
     };
+    if !has_plain_entries(image, len).map_err(|error| ImageError::io("read", path, error))? {
+        let most = format!("{MAX_GPT_ENTRIES} of {GPT_ENTRY_LEN} bytes");
+        return Err(bad(format!("it has other entries than at most {most}")));
+    }
     let device = image.try_clone().map_err(|error| ImageError::io("read", path, error))?;
     let size = gpt::disk::LogicalBlockSize::Lb512;
     let disk = gpt::GptConfig::new()
@@ -188,6 +199,27 @@ fn gpt(image: &File, path: &Path) -> Result<Vec<Partition>, ImageError> {
         list.push(Partition { layout: Layout::Gpt, number: *number, offset, len, is_root_type });
     }
     Ok(list)
+}
+
+/// Whether the entries that the table's headers announce, the first and its copy at the end, can be
+/// read: the crate `gpt` panics over entries of another length, and reads as many as it is told.
+fn has_plain_entries(image: &File, len: u64) -> io::Result<bool> {
+    for sector in [1, (len / SECTOR).saturating_sub(1)] {
+        let mut header = [0; GPT_HEADER_LEN];
+        match image.read_exact_at(&mut header, sector * SECTOR) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) => return Err(error),
+        }
+        let u32_at = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        let is_plain = u32_at(80) <= MAX_GPT_ENTRIES && u32_at(84) == GPT_ENTRY_LEN;
+        if header.starts_with(b"EFI PART") && !is_plain {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[derive(Clone, Copy)]
@@ -347,6 +379,23 @@ mod tests {
             .expect("written");
         let found = find(&file, RootPartition::Number(6)).expect("found");
         assert_eq!(found.offset, (4096 + 64) * 512);
+    }
+
+    #[test]
+    fn a_guid_table_with_odd_entries_is_refused_wherever_its_header_is() {
+        for sector in [1, (64 << 20) / 512 - 1] {
+            for (count, len) in [(128_u32, 64_u32), (u32::MAX, 128)] {
+                let (_dir, file) = image(&mbr_sector(&[(0xEE, 1, 9)]), &[]);
+                let mut header = [0; GPT_HEADER_LEN];
+                header[..8].copy_from_slice(b"EFI PART");
+                header[80..84].copy_from_slice(&count.to_le_bytes());
+                header[84..88].copy_from_slice(&len.to_le_bytes());
+                file.write_all_at(&header, sector * 512).expect("written");
+                let (kind, message) = find(&file, RootPartition::Find).expect_err("odd");
+                assert_eq!(kind, ErrorKind::NotAnImage);
+                assert!(message.contains("other entries"), "{message}");
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("dpkg", "dpkg-deb"),
     ("e2fsprogs", "mke2fs"),
     ("fdisk", "sfdisk"),
+    // The fuzzing engine is C++ source.
+    ("g++", "g++"),
     ("gcc", "gcc"),
     ("gdisk", "sgdisk"),
     ("iproute2", "ip"),

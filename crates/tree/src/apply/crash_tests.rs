@@ -1,7 +1,10 @@
 //! Every step of an apply, an undo and a recovery as a crash point.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use rustix::io::Errno;
 use vireo_model::{Digest, Tree};
@@ -19,13 +22,15 @@ fn temp() -> tempfile::TempDir {
 
 /// The pair of trees that everything is tried on.
 struct World {
-    _base: tempfile::TempDir,
-    _target: tempfile::TempDir,
-    /// The base, and the base after the update: what each try starts from.
-    starts: [PathBuf; 2],
-    _updated: tempfile::TempDir,
+    base: tempfile::TempDir,
     digests: [Digest; 2],
     file: Vec<u8>,
+}
+
+/// One thread that tries.
+struct Tester<'w> {
+    world: &'w World,
+    /// One thread, whose steps have an order.
     pool: rayon::ThreadPool,
 }
 
@@ -38,28 +43,55 @@ enum Work {
 
 impl World {
     fn new() -> Self {
-        let (base, target, updated) = (temp(), temp(), temp());
+        let (base, target) = (temp(), temp());
         populate(base.path(), 1);
         populate(target.path(), 2);
         let file = bundle(base.path(), target.path());
-        let starts = [base.path().to_owned(), updated.path().to_owned()];
         let digests = [read(base.path()).digest(), read(target.path()).digest()];
-        // On one thread, whose steps have an order.
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
-        let world =
-            Self { _base: base, _target: target, starts, _updated: updated, digests, file, pool };
-        copy_tree(&world.starts[0], &world.starts[1]);
-        world.run(Work::Apply, &world.starts[1]).expect("applies");
-        world
+        Self { base, digests, file }
     }
 
+    fn tester(&self) -> Tester<'_> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+        Tester { world: self, pool }
+    }
+
+    /// Tries all `points`, on all processors.
+    fn campaign<P: Sync>(
+        &self,
+        name: &str,
+        points: &[P],
+        try_one: impl Fn(&Tester<'_>, &P, &mut Tally) + Sync,
+    ) -> Tally {
+        let (next, sum) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
+        let work = || {
+            let (tester, mut tally) = (self.tester(), Tally::default());
+            while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
+                try_one(&tester, point, &mut tally);
+            }
+            sum.lock().expect("nobody panicked").join(tally);
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+        let tally = sum.into_inner().expect("nobody panicked");
+        tally.report(name);
+        tally
+    }
+
+    /// How many steps `work` has.
+    fn steps(&self, work: Work, which: Which) -> usize {
+        self.tester().faulty(work, which, Fault::None, 0, true).2
+    }
+}
+
+impl Tester<'_> {
     /// A machine to be tried on. Inode numbers are new, so an undo needs an update of its own.
     fn machine(&self, work: Work) -> tempfile::TempDir {
         let machine = temp();
         let tree = machine.path().join("tree");
         fs::create_dir(&tree).expect("made");
         fs::create_dir(machine.path().join("side")).expect("made");
-        copy_tree(&self.starts[0], &tree);
+        copy_tree(self.world.base.path(), &tree);
         if work == Work::Undo {
             self.run(Work::Apply, &tree).expect("applies");
         }
@@ -69,7 +101,7 @@ impl World {
     fn run(&self, work: Work, tree: &Path) -> Result<(), TreeError> {
         let root = Root::open(tree)?;
         match work {
-            Work::Apply => stage(&root, &verified(&self.file), &ApplyOptions::default())?
+            Work::Apply => stage(&root, &verified(&self.world.file), &ApplyOptions::default())?
                 .commit()
                 .and_then(Committed::finish),
             Work::Undo => {
@@ -111,11 +143,15 @@ impl World {
         let tree = machine.path().join("tree");
         recover_all(&tree).map_err(|error| error.to_string())?;
         let found = read(&tree);
-        if self.digests.contains(&found.digest()) { Ok(found) } else { Err("a mixture".into()) }
+        if self.world.digests.contains(&found.digest()) {
+            Ok(found)
+        } else {
+            Err("a mixture".into())
+        }
     }
 
     fn is_mixed(&self, machine: &tempfile::TempDir) -> bool {
-        !self.digests.contains(&read(&machine.path().join("tree")).digest())
+        !self.world.digests.contains(&read(&machine.path().join("tree")).digest())
     }
 }
 
@@ -144,15 +180,21 @@ impl Tally {
         }
     }
 
+    fn join(&mut self, other: Self) {
+        self.points += other.points;
+        self.mixed += other.mixed;
+        self.bad.extend(other.bad);
+    }
+
     fn report(&self, name: &str) {
         let Self { points, mixed, bad } = self;
         println!("{name}: {points} points, {mixed} mixed before recovery, {} bad after", bad.len());
     }
 
-    fn assert_good(&self, name: &str) {
-        self.report(name);
+    fn assert_good(&self) {
         let some: Vec<&String> = self.bad.iter().take(5).collect();
         assert!(self.bad.is_empty(), "{} of {}: {some:#?}", self.bad.len(), self.points);
+        assert!(self.mixed > 0, "the harness does not see the window");
     }
 }
 
@@ -160,46 +202,47 @@ impl Tally {
 fn killed_at_any_step_it_is_the_base_or_the_target() {
     let world = World::new();
     for work in [Work::Apply, Work::Undo] {
-        let mut tally = Tally::default();
-        let (_, _, steps) = world.faulty(work, Which::Changes, Fault::None, 0, true);
-        for at in 0..steps {
-            let (machine, result, _) = world.faulty(work, Which::Changes, Fault::Kill, at, true);
-            let mixed = world.is_mixed(&machine);
-            let verdict = world.judge(&machine).map(drop);
+        let points: Vec<usize> = (0..world.steps(work, Which::Changes)).collect();
+        let name = format!("kill -9 at every step, {work:?}");
+        let tally = world.campaign(&name, &points, |tester, at, tally| {
+            let kill = Fault::Kill;
+            let (machine, result, _) = tester.faulty(work, Which::Changes, kill, *at, true);
+            let mixed = tester.is_mixed(&machine);
+            let verdict = tester.judge(&machine).map(drop);
             tally.add(|| format!("{work:?} step {at} ({result:?})"), mixed, verdict);
+        });
+        tally.assert_good();
+    }
+}
+
+/// Kills `work` at step `at`, then recovery at each of its steps.
+fn kill_recovery(tester: &Tester<'_>, work: Work, at: usize, tally: &mut Tally) {
+    for recovery_at in 0.. {
+        let (machine, ..) = tester.faulty(work, Which::Changes, Fault::Kill, at, true);
+        let (_, count) =
+            tester.interrupt(&machine, Which::Changes, Fault::Kill, recovery_at, true, |tree| {
+                recover_all(tree).is_ok()
+            });
+        if count <= recovery_at {
+            break;
         }
-        tally.assert_good(&format!("kill {work:?}"));
-        assert!(tally.mixed > 0, "the harness does not see the window");
+        let mixed = tester.is_mixed(&machine);
+        let verdict = tester.judge(&machine).map(drop);
+        tally.add(|| format!("{work:?} {at}, recovery {recovery_at}"), mixed, verdict);
     }
 }
 
 #[test]
 fn recovery_killed_at_any_step_is_completed_by_the_next() {
     let world = World::new();
-    let mut tally = Tally::default();
     for work in [Work::Apply, Work::Undo] {
-        let (_, _, steps) = world.faulty(work, Which::Changes, Fault::None, 0, true);
-        // Every other step of the work, and of each recovery every third, shifted.
-        for at in (0..steps).step_by(2) {
-            let mut recovery_at = at % 3;
-            loop {
-                let (machine, ..) = world.faulty(work, Which::Changes, Fault::Kill, at, true);
-                let kill = Fault::Kill;
-                let (_, count) =
-                    world.interrupt(&machine, Which::Changes, kill, recovery_at, true, |tree| {
-                        recover_all(tree).is_ok()
-                    });
-                if count <= recovery_at {
-                    break;
-                }
-                let mixed = world.is_mixed(&machine);
-                let verdict = world.judge(&machine).map(drop);
-                tally.add(|| format!("{work:?} {at}, recovery {recovery_at}"), mixed, verdict);
-                recovery_at += 3;
-            }
-        }
+        let points: Vec<usize> = (0..world.steps(work, Which::Changes)).collect();
+        let name = format!("kill -9 at every step of recovery from a kill at every step, {work:?}");
+        let tally = world.campaign(&name, &points, |tester, at, tally| {
+            kill_recovery(tester, work, *at, tally);
+        });
+        tally.assert_good();
     }
-    tally.assert_good("kill recovery");
 }
 
 #[test]
@@ -207,74 +250,70 @@ fn an_error_at_any_step_leaves_the_base_or_the_target() {
     let world = World::new();
     let errors = [Errno::NOSPC, Errno::IO, Errno::DQUOT, Errno::ROFS, Errno::MFILE, Errno::PERM];
     for work in [Work::Apply, Work::Undo] {
-        let mut tally = Tally::default();
-        let (_, _, steps) = world.faulty(work, Which::All, Fault::None, 0, true);
-        for at in 0..steps {
-            let error = errors[at % errors.len()];
-            let second = errors[(at + 1) % errors.len()];
-            for error in [error, second] {
-                let fault = Fault::Fail(error);
-                let (machine, result, _) = world.faulty(work, Which::All, fault, at, true);
-                let mixed = world.is_mixed(&machine);
-                let verdict = match &result {
-                    Ok(()) if mixed => Err("success with a mixture".to_owned()),
-                    _ => world.judge(&machine).map(drop),
-                };
-                tally.add(|| format!("{work:?} {error:?} at {at} ({result:?})"), mixed, verdict);
-            }
-        }
-        tally.assert_good(&format!("error {work:?}"));
+        let steps = 0..world.steps(work, Which::All);
+        let points: Vec<(usize, Errno)> =
+            steps.flat_map(|at| errors.map(|error| (at, error))).collect();
+        let name = format!("each of {} errors at every step, {work:?}", errors.len());
+        let tally = world.campaign(&name, &points, |tester, (at, error), tally| {
+            let fault = Fault::Fail(*error);
+            let (machine, result, _) = tester.faulty(work, Which::All, fault, *at, true);
+            let mixed = tester.is_mixed(&machine);
+            let verdict = match &result {
+                Ok(()) if mixed => Err("success with a mixture".to_owned()),
+                _ => tester.judge(&machine).map(drop),
+            };
+            tally.add(|| format!("{work:?} {error:?} at {at} ({result:?})"), mixed, verdict);
+        });
+        tally.assert_good();
     }
 }
 
 /// Power cuts per step; each leaves another part of what was not yet on the disk.
-const CUTS: u64 = 6;
+const CUTS: u64 = 24;
 
-fn power_cuts(world: &World, work: Work, barriers: bool) -> Tally {
-    let mut tally = Tally::default();
-    let (_, _, steps) = world.faulty(work, Which::Changes, Fault::None, 0, true);
-    for at in 0..steps {
-        for cut in 0..CUTS {
-            let seed = (at as u64) << 8 | cut;
-            let fault = Fault::PowerCut(seed);
-            let (machine, result, _) = world.faulty(work, Which::Changes, fault, at, barriers);
-            let mixed = world.is_mixed(&machine);
-            let verdict = world.judge(&machine).map(drop);
-            tally.add(|| format!("{work:?} step {at}, seed {seed} ({result:?})"), mixed, verdict);
-        }
-    }
-    tally
+fn power_cuts(name: &str, world: &World, work: Work, barriers: bool) -> Tally {
+    let steps = 0..world.steps(work, Which::Changes);
+    let points: Vec<(usize, u64)> =
+        steps.flat_map(|at| (0..CUTS).map(move |cut| (at, (at as u64) << 8 | cut))).collect();
+    world.campaign(name, &points, |tester, (at, seed), tally| {
+        let fault = Fault::PowerCut(*seed);
+        let (machine, result, _) = tester.faulty(work, Which::Changes, fault, *at, barriers);
+        let mixed = tester.is_mixed(&machine);
+        let verdict = tester.judge(&machine).map(drop);
+        tally.add(|| format!("{work:?} step {at}, seed {seed} ({result:?})"), mixed, verdict);
+    })
 }
 
 #[test]
 fn cut_from_power_at_any_step_it_is_the_base_or_the_target() {
     let world = World::new();
     for work in [Work::Apply, Work::Undo] {
-        let tally = power_cuts(&world, work, true);
-        tally.assert_good(&format!("power cut {work:?}"));
-        assert!(tally.mixed > 0, "the harness does not see the window");
+        let name = format!("{CUTS} power cuts at every step, {work:?}");
+        power_cuts(&name, &world, work, true).assert_good();
     }
 }
 
 #[test]
 fn without_barriers_the_same_harness_finds_bad_states() {
-    let tally = power_cuts(&World::new(), Work::Apply, false);
-    tally.report("power cut without barriers");
+    let tally = power_cuts("the same without barriers, Apply", &World::new(), Work::Apply, false);
     assert!(tally.bad.len() > 10, "the harness would not see missing barriers");
 }
 
 #[test]
 fn errors_read_as_absence_are_found_by_the_same_harness() {
     let world = World::new();
-    let mut bad = 0;
-    let (_, _, steps) = world.faulty(Work::Apply, Which::All, Fault::None, 0, true);
-    for at in 0..steps {
+    let points: Vec<usize> = (0..world.steps(Work::Apply, Which::All)).collect();
+    let name = "every failure reported as absence, Apply";
+    let tally = world.campaign(name, &points, |tester, at, tally| {
         // What a program sees that takes any failure of stat(2) for "there is nothing".
         let fault = Fault::Fail(Errno::NOENT);
-        let (machine, result, _) = world.faulty(Work::Apply, Which::All, fault, at, true);
-        let mixed = world.is_mixed(&machine);
-        bad += usize::from((result.is_ok() && mixed) || world.judge(&machine).is_err());
-    }
-    println!("errors read as absence: {bad} bad of {steps}");
-    assert!(bad > 0, "the harness would not see errors taken for absence");
+        let (machine, result, _) = tester.faulty(Work::Apply, Which::All, fault, *at, true);
+        let mixed = tester.is_mixed(&machine);
+        let verdict = match &result {
+            Ok(()) if mixed => Err("success with a mixture".to_owned()),
+            _ => tester.judge(&machine).map(drop),
+        };
+        tally.add(|| format!("step {at} ({result:?})"), mixed, verdict);
+    });
+    assert!(!tally.bad.is_empty(), "the harness would not see errors taken for absence");
 }

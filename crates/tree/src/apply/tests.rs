@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys};
@@ -102,7 +102,7 @@ pub(super) fn populate(dir: &Path, edition: u8) {
         fs::write(at("srv/becomes-file"), "file now").expect("written");
         fs::hard_link(at("usr/bin/tool"), at("srv/linked")).expect("linked");
         let sparse = fs::File::create(at("srv/sparse")).expect("made");
-        std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 8 << 20).expect("written");
+        std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 2 << 20).expect("written");
         fs::set_permissions(at("etc/nginx"), fs::Permissions::from_mode(0o750)).expect("set");
     }
 }
@@ -189,9 +189,53 @@ fn a_file_that_changes_after_staging_stops_the_commit() {
 }
 
 /// What the state directory and the tree look like, to copy a state for each crash point.
+/// Makes `to`, an empty directory, like `from`: links, modes and times are kept.
 pub(super) fn copy_tree(from: &Path, to: &Path) {
-    let status = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
-    assert!(status.expect("cp runs").success());
+    copy_dir(from, to, &mut BTreeMap::new());
+}
+
+fn copy_dir(from: &Path, to: &Path, copied: &mut BTreeMap<u64, PathBuf>) {
+    for entry in fs::read_dir(from).expect("readable") {
+        let entry = entry.expect("readable");
+        let (at, metadata) = (to.join(entry.file_name()), entry.metadata().expect("there"));
+        if metadata.is_dir() {
+            fs::create_dir(&at).expect("made");
+            copy_dir(&entry.path(), &at, copied);
+            continue;
+        }
+        if let Some(first) = copied.get(&metadata.ino()) {
+            fs::hard_link(first, &at).expect("linked");
+            continue;
+        }
+        if metadata.is_symlink() {
+            symlink(fs::read_link(entry.path()).expect("readable"), &at).expect("linked");
+        } else {
+            fs::copy(entry.path(), &at).expect("copied");
+        }
+        let time =
+            rustix::fs::Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() as _ };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(rustix::fs::CWD, &at, &times, flags).expect("set");
+        copied.insert(metadata.ino(), at);
+    }
+    let metadata = fs::metadata(from).expect("there");
+    fs::set_permissions(to, metadata.permissions()).expect("set");
+    let dir = fs::File::open(to).expect("opens");
+    dir.set_modified(metadata.modified().expect("known")).expect("set");
+}
+
+#[test]
+fn a_copied_tree_is_the_same_tree() {
+    let (base, target, copy) = (temp(), temp(), temp());
+    populate(base.path(), 1);
+    populate(target.path(), 2);
+    for dir in [&base, &target] {
+        let copy = copy.path().join(if dir.path() == base.path() { "base" } else { "target" });
+        fs::create_dir(&copy).expect("made");
+        copy_tree(dir.path(), &copy);
+        assert_eq!(read(&copy), read(dir.path()));
+    }
 }
 
 #[test]
