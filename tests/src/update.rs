@@ -69,13 +69,6 @@ impl Update {
                 fixture::change_to_target(&kinds)?;
             }
         }
-        if system == FileSystem::Xfs {
-            // XFS lists each ACL a second time, as `trusted.SGI_ACL_FILE` or `trusted.SGI_ACL_DEFAULT`:
-            // a tree with ACLs is not the same tree there.
-            for name in ["base", "target"] {
-                Run::new("setfacl").args(["-R", "-P", "-b"]).arg(update.tree(name)).text()?;
-            }
-        }
         vireo(["key", "generate", "--out", &update.arg("keys")])?.ok()?;
         let tree = |name: &str| update.tree(name).display().to_string();
         let key = update.arg("keys/vireo.key");

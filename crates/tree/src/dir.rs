@@ -17,6 +17,9 @@ use vireo_model::{DeviceKind, Node, Timestamp, Xattrs};
 
 use crate::fault::{Op, hit};
 
+/// XFS lists each ACL a second time in its own form.
+const XFS_ACL: &[u8] = b"trusted.SGI_ACL_";
+
 /// First try for attribute lists and values; grown when the kernel says that it is too small.
 const XATTR_BUFFER_LEN: usize = 1 << 10;
 
@@ -246,7 +249,8 @@ impl Dir {
             Err(Errno::OPNOTSUPP) => return Ok(xattrs),
             Err(error) => return Err(error),
         };
-        for key in list.split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
+        let keys = list.split(|byte| *byte == 0);
+        for key in keys.filter(|key| !key.is_empty() && !key.starts_with(XFS_ACL)) {
             match growing(|buffer| lgetxattr(os(&path), os(key), buffer)) {
                 Ok(value) => {
                     xattrs.insert(key.to_vec(), value);

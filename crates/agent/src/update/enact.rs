@@ -66,6 +66,7 @@ impl Agent {
         plan.wire_bytes = outlook.wire_len;
         plan.disk_bytes = disk_bytes(outlook.changes);
         plan.drift = drift::shown(outlook.settled);
+        let plan = only_what_is_done(plan);
         Ok(Prepared { changes, replaced, plan })
     }
 
@@ -91,7 +92,7 @@ impl Agent {
         say("the files are in place, activating");
         // Processes may have come since: the plan is made again from what is true now.
         let facts = self.system.facts(&prepared.replaced)?;
-        let plan = plan(&prepared.changes, &facts, &self.policy);
+        let plan = only_what_is_done(plan(&prepared.changes, &facts, &self.policy));
         let plan = with_header_of(plan, &obligation.plan);
         self.finish(committed, Obligation { plan, ..obligation }, &facts, watch, false)
     }
@@ -211,6 +212,25 @@ impl Agent {
             _ => Ok(()),
         }
     }
+}
+
+/// Units that connections survive the reload of.
+const KEEPS_CONNECTIONS: [&str; 2] = ["ssh.service", "sshd.service"];
+
+/// The plan without what the agent cannot do: it runs no checks before the commit and arms no
+/// watch, so what would need a watch is held, and no promise of one is shown.
+fn only_what_is_done(mut plan: Plan) -> Plan {
+    plan.checks.clear();
+    let Some(watch) = plan.system.dead_man.take() else { return plan };
+    for unit in &mut plan.units {
+        let name = unit.unit.as_str();
+        let is_watched = watch.because.iter().any(|because| because == name);
+        if is_watched && !KEEPS_CONNECTIONS.contains(&name) && unit.action != Action::Refuse {
+            unit.action = Action::Hold;
+            unit.reason = Some("it could cut this machine off; do it by hand".to_owned());
+        }
+    }
+    plan
 }
 
 /// The plan with what does not depend on facts: versions, sizes, local edits.
