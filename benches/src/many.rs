@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
@@ -20,6 +21,9 @@ use crate::report::Section;
 
 const MAKE: &str = include_str!("../recipes/many-make.sh");
 const MANY: &str = include_str!("../recipes/many.sh");
+
+/// When the files were made, in whole seconds, which is what packages know: this and the edition.
+const EDITIONS_SECS: u64 = 1_700_000_000;
 
 /// Files in one directory.
 const PER_DIR: usize = 100;
@@ -126,7 +130,7 @@ impl Workload {
                 let dir = top.join(format!("usr/lib/many/d{}", number / PER_DIR));
                 fs::create_dir_all(&dir).context("cannot make a directory")?;
                 let path = dir.join(format!("f{number}"));
-                write_bytes(&path, number as u64 * 2 + edition, *len)
+                write_bytes(&path, number as u64, edition, *len)
                     .with_context(|| format!("cannot write {}", path.display()))?;
             }
         }
@@ -156,11 +160,16 @@ impl Workload {
     }
 }
 
-/// Bytes of which two hundred are different in each file, and which no compressor makes smaller.
-fn write_bytes(path: &Path, seed: u64, len: usize) -> std::io::Result<()> {
+/// Bytes that no compressor makes smaller, with a time by which the editions can be told.
+fn write_bytes(path: &Path, number: u64, edition: u64, len: usize) -> std::io::Result<()> {
     let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    fs::write(path, bytes)
+    let seed = [number, edition].map(u64::to_le_bytes).concat();
+    blake3::Hasher::new().update(&seed).finalize_xof().fill(&mut bytes);
+    fs::write(path, bytes)?;
+    File::options()
+        .write(true)
+        .open(path)?
+        .set_modified(UNIX_EPOCH + Duration::from_secs(EDITIONS_SECS + edition))
 }
 
 fn apply(

@@ -47,13 +47,12 @@ pub struct Update {
 }
 
 impl Update {
-    /// The package of [`write_package`] and the fixture with every kind of node that `system` shows as
-    /// ext4 does.
+    /// The package of [`write_package`] and the fixture with every kind of node.
     ///
     /// # Errors
     ///
     /// The host lacks something, or making it failed.
-    pub fn new(system: FileSystem) -> anyhow::Result<Self> {
+    pub fn new() -> anyhow::Result<Self> {
         crate::require_host()?;
         let trees = Ext4::new(TREES_BYTES)?;
         let dir = tempfile::tempdir().context("cannot make a temporary directory")?;

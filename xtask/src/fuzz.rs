@@ -109,7 +109,7 @@ fn targets() -> anyhow::Result<Vec<String>> {
 
 /// Builds all targets; gives the directory of their programs.
 fn build() -> anyhow::Result<PathBuf> {
-    let mut command = cargo::cargo(&["build", "--release", "--locked", "--bins", "--target-dir"]);
+    let mut command = cargo::cargo(&["build", "--release", "--bins", "--target-dir"]);
     // The variable replaces the flags of .cargo/config.toml: these programs are not static.
     command.arg(place()).current_dir(source()).env("RUSTFLAGS", FLAGS);
     let status = command.status().context("cannot run cargo")?;

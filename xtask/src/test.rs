@@ -60,7 +60,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         cargo::run(&["build", "--release", "--workspace", "--all-targets"])
     })];
     if tallies.iter().all(|tally| tally.failed == 0) {
-        tallies.push(check("format", || cargo::run(&["fmt", "--all", "--check"])));
+        tallies.push(check("format", format));
         tallies.push(check("lints", lints));
         tallies.push(check("layers", layers::run));
         for tier in TIERS {
@@ -70,6 +70,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
         tallies.push(check("nothing left behind", no_leaks));
     }
     summarize(&tallies)
+}
+
+fn format() -> anyhow::Result<()> {
+    cargo::run(&["fmt", "--all", "--check"])?;
+    cargo::run(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])
 }
 
 fn lints() -> anyhow::Result<()> {

@@ -7,9 +7,10 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, StatxAttributes, StatxFlags, Timespec,
-    Timestamps, UTIME_OMIT, XattrFlags, chmodat, chownat, fchmod, fchown, fstat, futimens,
-    lgetxattr, linkat, llistxattr, lremovexattr, lsetxattr, makedev, mkdirat, mknodat, openat,
-    readlinkat, renameat, renameat_with, statat, statx, symlinkat, syncfs, unlinkat, utimensat,
+    Timestamps, UTIME_OMIT, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr,
+    fremovexattr, fsetxattr, fstat, futimens, lgetxattr, linkat, llistxattr, lremovexattr,
+    lsetxattr, makedev, mkdirat, mknodat, openat, readlinkat, renameat, renameat_with, statat,
+    statx, symlinkat, syncfs, unlinkat, utimensat,
 };
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
@@ -217,7 +218,16 @@ impl Dir {
         }
         fchmod(file, Mode::from_bits_truncate(node.mode))?;
         // A security module or a default ACL of the stage may have given it some.
-        self.set_xattrs(name, &node.xattrs)?;
+        let present = read_xattrs(
+            |buffer| flistxattr(file, buffer),
+            |key, buffer| fgetxattr(file, os(key), buffer),
+        )?;
+        change_xattrs(
+            &present,
+            &node.xattrs,
+            |key| fremovexattr(file, os(key)),
+            |key, value| fsetxattr(file, os(key), value, XattrFlags::empty()),
+        )?;
         futimens(file, &mtime(node.mtime))
     }
 
@@ -230,37 +240,21 @@ impl Dir {
     /// Makes the entry's extended attributes exactly `wanted`.
     fn set_xattrs(&self, name: &[u8], wanted: &Xattrs) -> Result<(), Errno> {
         let path = self.proc_path(name);
-        let present = self.xattrs(name)?;
-        for key in present.keys().filter(|key| !wanted.contains_key(*key)) {
-            lremovexattr(os(&path), os(key))?;
-        }
-        for (key, value) in wanted.iter().filter(|(key, value)| present.get(*key) != Some(value)) {
-            lsetxattr(os(&path), os(key), value, XattrFlags::empty())?;
-        }
-        Ok(())
+        change_xattrs(
+            &self.xattrs(name)?,
+            wanted,
+            |key| lremovexattr(os(&path), os(key)),
+            |key, value| lsetxattr(os(&path), os(key), value, XattrFlags::empty()),
+        )
     }
 
     /// The entry's extended attributes; none on file systems that have none.
     pub(crate) fn xattrs(&self, name: &[u8]) -> Result<Xattrs, Errno> {
         let path = self.proc_path(name);
-        let mut xattrs = Xattrs::new();
-        let list = match growing(|buffer| llistxattr(os(&path), buffer)) {
-            Ok(list) => list,
-            Err(Errno::OPNOTSUPP) => return Ok(xattrs),
-            Err(error) => return Err(error),
-        };
-        let keys = list.split(|byte| *byte == 0);
-        for key in keys.filter(|key| !key.is_empty() && !key.starts_with(XFS_ACL)) {
-            match growing(|buffer| lgetxattr(os(&path), os(key), buffer)) {
-                Ok(value) => {
-                    xattrs.insert(key.to_vec(), value);
-                }
-                // Gone between the two calls.
-                Err(Errno::NODATA) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(xattrs)
+        read_xattrs(
+            |buffer| llistxattr(os(&path), buffer),
+            |key, buffer| lgetxattr(os(&path), os(key), buffer),
+        )
     }
 
     /// Makes the names in this directory durable.
@@ -291,6 +285,47 @@ fn mtime(time: Timestamp) -> Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: secs, tv_nsec: nanos.into() },
     }
+}
+
+/// Extended attributes, by the call that lists their names and the one that reads a value.
+fn read_xattrs(
+    list: impl Fn(&mut Vec<u8>) -> Result<usize, Errno>,
+    get: impl Fn(&[u8], &mut Vec<u8>) -> Result<usize, Errno>,
+) -> Result<Xattrs, Errno> {
+    let mut xattrs = Xattrs::new();
+    let list = match growing(list) {
+        Ok(list) => list,
+        Err(Errno::OPNOTSUPP) => return Ok(xattrs),
+        Err(error) => return Err(error),
+    };
+    let keys = list.split(|byte| *byte == 0);
+    for key in keys.filter(|key| !key.is_empty() && !key.starts_with(XFS_ACL)) {
+        match growing(|buffer| get(key, buffer)) {
+            Ok(value) => {
+                xattrs.insert(key.to_vec(), value);
+            }
+            // Gone between the two calls.
+            Err(Errno::NODATA) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(xattrs)
+}
+
+/// Makes `present` extended attributes `wanted`.
+fn change_xattrs(
+    present: &Xattrs,
+    wanted: &Xattrs,
+    remove: impl Fn(&[u8]) -> Result<(), Errno>,
+    set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    for key in present.keys().filter(|key| !wanted.contains_key(*key)) {
+        remove(key)?;
+    }
+    for (key, value) in wanted.iter().filter(|(key, value)| present.get(*key) != Some(value)) {
+        set(key, value)?;
+    }
+    Ok(())
 }
 
 /// Calls `read` with a buffer that grows until what it reads fits.

@@ -79,7 +79,7 @@ const FAULTS: &[Fault] = &[
         one_in: 4,
         must_survive: true,
         run: |count, seed| {
-            let update = Update::new(FileSystem::Ext4)?;
+            let update = Update::new()?;
             let record = |with| update.record_recovery(FileSystem::Ext4, with);
             cut_each(count, seed, &recover_vireo, &record)
         },
@@ -88,13 +88,13 @@ const FAULTS: &[Fault] = &[
         name: "vireo apply, kill -9 before every changing call",
         one_in: 1,
         must_survive: true,
-        run: |_, _| Ok(Update::new(FileSystem::Ext4)?.kill_apply(usize::MAX)?.into()),
+        run: |_, _| Ok(Update::new()?.kill_apply(usize::MAX)?.into()),
     },
     Fault {
         name: "recovery, kill -9 before every changing call",
         one_in: 1,
         must_survive: true,
-        run: |_, _| Ok(Update::new(FileSystem::Ext4)?.kill_recovery(usize::MAX)?.into()),
+        run: |_, _| Ok(Update::new()?.kill_recovery(usize::MAX)?.into()),
     },
     Fault {
         name: "dpkg -i, power cut on ext4, dpkg --configure -a",
@@ -110,7 +110,7 @@ const FAULTS: &[Fault] = &[
         must_survive: false,
         run: |count, seed| {
             let recording =
-                Update::new(FileSystem::Ext4)?.record_plain_renames(FileSystem::Ext4)?;
+                Update::new()?.record_plain_renames(FileSystem::Ext4)?;
             Ok(recording.replay(count, seed, &recover_nothing)?.into())
         },
     },
@@ -119,7 +119,7 @@ const FAULTS: &[Fault] = &[
         one_in: 10,
         must_survive: false,
         run: |count, seed| {
-            let update = Update::new(FileSystem::Ext4)?;
+            let update = Update::new()?;
             let recording = update.record_without_barriers(FileSystem::Ext4)?;
             Ok(recording.replay(count, seed, &recover_vireo)?.into())
         },
@@ -130,7 +130,7 @@ const FAULTS: &[Fault] = &[
         must_survive: false,
         run: |count, seed| {
             let recording =
-                Update::new(FileSystem::Ext4)?.record(FileSystem::Ext4, Neighbour::Busy)?;
+                Update::new()?.record(FileSystem::Ext4, Neighbour::Busy)?;
             Ok(recording.without_barriers().replay(count, seed, &recover_vireo)?.into())
         },
     },
@@ -138,7 +138,7 @@ const FAULTS: &[Fault] = &[
 
 /// An update by Vireo.
 fn cut_vireo(system: FileSystem, count: usize, seed: u64) -> anyhow::Result<Outcome> {
-    let update = Update::new(system)?;
+    let update = Update::new()?;
     cut_each(count, seed, &recover_vireo, &|with| update.record(system, with))
 }
 

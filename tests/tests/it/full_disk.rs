@@ -38,7 +38,7 @@ struct Small {
 
 impl Small {
     fn new() -> anyhow::Result<Self> {
-        let update = Update::new(FileSystem::Ext4)?;
+        let update = Update::new()?;
         let dir = scratch()?;
         let image = dir.path().join("small.img");
         File::create_new(&image)?.set_len(IMAGE_BYTES)?;

@@ -20,7 +20,7 @@ const SEED: u64 = 1;
 
 /// Half of `points` with nothing but the update on the disk, half beside a busy neighbour.
 fn campaign(system: FileSystem, points: usize) -> anyhow::Result<Tally> {
-    let update = Update::new(system)?;
+    let update = Update::new()?;
     let mut all = Tally::default();
     for neighbour in [Neighbour::None, Neighbour::Busy] {
         let recording = update.record(system, neighbour)?;
@@ -47,7 +47,7 @@ fn root_a_power_cut_on_btrfs_leaves_base_or_target() -> anyhow::Result<()> {
 
 #[test]
 fn root_a_power_cut_in_a_recovery_leaves_the_target() -> anyhow::Result<()> {
-    let update = Update::new(FileSystem::Ext4)?;
+    let update = Update::new()?;
     let recording = update.record_recovery(FileSystem::Ext4, Neighbour::Busy)?;
     let tally = recording.replay(40, SEED, &recover_vireo)?;
     eprintln!("in a recovery: {tally}");
@@ -59,7 +59,7 @@ fn root_a_power_cut_in_a_recovery_leaves_the_target() -> anyhow::Result<()> {
 
 #[test]
 fn root_plain_renames_without_barriers_are_found_out() -> anyhow::Result<()> {
-    let recording = Update::new(FileSystem::Ext4)?.record_plain_renames(FileSystem::Ext4)?;
+    let recording = Update::new()?.record_plain_renames(FileSystem::Ext4)?;
     let tally = recording.replay(30, SEED, &recover_nothing)?;
     eprintln!("plain renames: {tally}");
     ensure!(!tally.bad.is_empty(), "the harness does not see a mixture: {tally}");
@@ -68,7 +68,7 @@ fn root_plain_renames_without_barriers_are_found_out() -> anyhow::Result<()> {
 
 #[test]
 fn root_an_update_whose_barriers_do_nothing_is_found_out() -> anyhow::Result<()> {
-    let recording = Update::new(FileSystem::Ext4)?.record_without_barriers(FileSystem::Ext4)?;
+    let recording = Update::new()?.record_without_barriers(FileSystem::Ext4)?;
     let tally = recording.replay(30, SEED, &recover_vireo)?;
     eprintln!("without barriers: {tally}");
     ensure!(!tally.bad.is_empty(), "the harness does not see a missing barrier: {tally}");
@@ -77,7 +77,7 @@ fn root_an_update_whose_barriers_do_nothing_is_found_out() -> anyhow::Result<()>
 
 #[test]
 fn root_a_disk_that_takes_flushes_for_nothing_is_found_out() -> anyhow::Result<()> {
-    let recording = Update::new(FileSystem::Ext4)?
+    let recording = Update::new()?
         .record(FileSystem::Ext4, Neighbour::None)?
         .without_barriers();
     let tally = recording.replay(30, SEED, &recover_vireo)?;
@@ -97,14 +97,14 @@ fn root_the_same_update_by_dpkg_stays_a_mixture_after_some_cuts() -> anyhow::Res
 
 #[test]
 fn root_an_update_killed_at_its_calls_leaves_base_or_target() -> anyhow::Result<()> {
-    let kills = Update::new(FileSystem::Ext4)?.kill_apply(200)?;
+    let kills = Update::new()?.kill_apply(200)?;
     eprintln!("apply: {kills}");
     kills.all_whole()
 }
 
 #[test]
 fn root_a_recovery_killed_at_its_calls_is_completed_by_the_next() -> anyhow::Result<()> {
-    let kills = Update::new(FileSystem::Ext4)?.kill_recovery(100)?;
+    let kills = Update::new()?.kill_recovery(100)?;
     eprintln!("recovery: {kills}");
     kills.all_whole()
 }

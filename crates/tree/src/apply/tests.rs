@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys};
+use vireo_delta::{Bundle, BundleWriter, SecretKey, Statement, TrustedKeys, permits_needed};
 use vireo_model::{ChangeSet, Ignore, Tree};
 
 use super::*;
@@ -41,12 +41,10 @@ pub(super) fn bundle(base: &Path, target: &Path) -> Vec<u8> {
         }
     }
     let mut file = Vec::new();
-    let statement = Statement {
-        changes: &changes,
-        ignore: &Ignore::default(),
-        permits: Permits::NONE,
-        base_paths: read(base).len() as u64,
-    };
+    let base_paths = read(base).len() as u64;
+    let permits = permits_needed(&changes, base_paths);
+    let statement =
+        Statement { changes: &changes, ignore: &Ignore::default(), permits, base_paths };
     writer.finish(&statement, &key(), &mut file).expect("written");
     file
 }
