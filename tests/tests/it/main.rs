@@ -16,5 +16,6 @@ mod live_update;
 mod property;
 mod repository;
 mod repository_killed;
+mod swapped;
 mod vm;
 mod vm_recover;
