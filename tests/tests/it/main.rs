@@ -18,5 +18,6 @@ mod power_cut;
 mod property;
 mod repository;
 mod repository_killed;
+mod swapped;
 mod vm;
 mod vm_recover;

@@ -145,6 +145,17 @@ mod tests {
     const NOW: Duration = Duration::from_secs(2_000_000_000);
 
     #[test]
+    fn a_transaction_that_is_not_there_is_refused_by_its_number() {
+        let list = [past(9, 1, 0), past(8, 2, 0)];
+        assert_eq!(undoable(&list, None).ok(), Some(9));
+        assert_eq!(undoable(&list, Some(8)).ok(), Some(8));
+        let error = undoable(&list, Some(7)).expect_err("not there");
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("no transaction 7"), "{error}");
+        assert_eq!(undoable(&[], None).expect_err("nothing").kind(), ErrorKind::Refused);
+    }
+
+    #[test]
     fn the_newest_stays_and_what_is_old_large_or_many_goes() {
         assert_eq!(surplus(&[], NOW), None);
         assert_eq!(surplus(&[past(9, 400, u64::MAX)], NOW), None, "the newest always stays");
