@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -246,7 +245,7 @@ fn replace(from: &Path, to: &Path) -> std::io::Result<()> {
     let metadata = fs::metadata(from)?;
     let mode = metadata.mode() & 0o7777;
     let mut file = File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
-    file.write_all(&fs::read(from)?)?;
+    std::io::copy(&mut File::open(from)?, &mut file)?;
     let time = Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() as _ };
     let times = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, &temporary, &times, AtFlags::empty())?;
