@@ -239,8 +239,11 @@ mod tests {
             (vec![added("/.vireo/x", fifo())], "/.vireo/x is the state"),
             (vec![added("/a", fifo()), added("/a/b", fifo())], "/a/b lies below /a"),
             (
-                vec![added("/a", fifo()), added("/b", Node::hard_link(path("/a")))],
-                "/b links to /a, which is no regular file",
+                vec![
+                    added("/a", Node::new(NodeKind::Dir, 0o700)),
+                    added("/b", Node::hard_link(path("/a"))),
+                ],
+                "/b links to /a, which is no first name of a file",
             ),
             (
                 vec![

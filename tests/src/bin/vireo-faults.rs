@@ -109,8 +109,7 @@ const FAULTS: &[Fault] = &[
         one_in: 10,
         must_survive: false,
         run: |count, seed| {
-            let recording =
-                Update::new()?.record_plain_renames(FileSystem::Ext4)?;
+            let recording = Update::new()?.record_plain_renames(FileSystem::Ext4)?;
             Ok(recording.replay(count, seed, &recover_nothing)?.into())
         },
     },
@@ -129,8 +128,7 @@ const FAULTS: &[Fault] = &[
         one_in: 10,
         must_survive: false,
         run: |count, seed| {
-            let recording =
-                Update::new()?.record(FileSystem::Ext4, Neighbour::Busy)?;
+            let recording = Update::new()?.record(FileSystem::Ext4, Neighbour::Busy)?;
             Ok(recording.without_barriers().replay(count, seed, &recover_vireo)?.into())
         },
     },

@@ -193,10 +193,9 @@ fn root_a_full_disk_of_the_host_leaves_no_output() -> anyhow::Result<()> {
     let out = small.path().join("out.img").display().to_string();
     let says = ["out.img", "No space left", "make room"];
     vireo(scene.apply("update.vireo", "base.img", &["-o", &out]))?.fails(1, &says)?;
-    let free = small.script("df --output=avail -B1 . | tail -1", &[])?;
     let out = small.path().join("out.vireo").display().to_string();
-    let used: u64 = free.trim().parse().context("a number of bytes")?;
-    fs::write(small.path().join("filler"), vec![1; used.saturating_sub(20_000) as usize])?;
+    // To the last block, what is reserved for root included: a bundle can be very small.
+    small.script("cat /dev/zero > filler || true; sync", &[])?;
     vireo(capture(&scene, &scene.arg("keys/vireo.key"), &out))?
         .fails(1, &["out.vireo", "No space left", "make room"])?;
     let left = small.script("ls -A", &[])?;
@@ -243,7 +242,10 @@ fn root_who_is_not_root_is_told_so() -> anyhow::Result<()> {
     nobody(&scene.apply("update.vireo", "base.img", &[]))?.fails(1, &["base.img", root])?;
     let copy = scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img")]);
     nobody(&copy)?.fails(1, &["out.img", root])?;
-    nobody(&["digest".to_owned(), scene.arg("base.img")])?.fails(1, &["base.img", root])?;
+    // Reading an image needs no mount.
+    let digest = ["digest".to_owned(), scene.arg("base.img")];
+    let (by_nobody, by_root) = (nobody(&digest)?.ok()?, vireo(digest.clone())?.ok()?);
+    ensure!(by_nobody.output().stdout == by_root.output().stdout);
     nobody(&capture(&scene, &scene.arg("keys/vireo.key"), &scene.arg("x.vireo")))?
         .fails(1, &["read the key", "vireo.key", "Permission denied"])?;
     before.unchanged()

@@ -51,6 +51,16 @@ fn edit(guest: &dyn Guest, path: &str, expression: &str) -> anyhow::Result<()> {
     shell(guest, &format!("sed -i '{expression}' {path} && {reload}")).map(drop)
 }
 
+/// Waits until nginx answers with that header: a reload is over before its old workers are gone.
+fn becomes(guest: &dyn Guest, name: &str, value: &str) -> anyhow::Result<()> {
+    let until = Instant::now() + Duration::from_secs(5);
+    while header(guest, name)? != value {
+        ensure!(Instant::now() < until, "{name} does not become {value}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 fn header(guest: &dyn Guest, name: &str) -> anyhow::Result<String> {
     let page = guest.http_get("/")?;
     Ok(page.header(name).with_context(|| format!("no {name}: {page:?}"))?.to_owned())
@@ -81,7 +91,8 @@ fn live_an_edit_of_another_line_is_merged_and_both_are_served() -> anyhow::Resul
     let world = World::edited(BASE, NEW_SITE)?;
     let (server, guest) = pushed(&world)?;
     edit(&guest, SITE, "s/X-First base/X-First mine/")?;
-    ensure!(header(&guest, "x-first")? == "mine" && header(&guest, "x-last")? == "base");
+    becomes(&guest, "x-first", "mine")?;
+    becomes(&guest, "x-last", "base")?;
     ensure!(causes(&guest)? == [[SITE, "edit"]].map(|it| it.map(str::to_owned)));
 
     // A plan says what will come of it, and touches nothing: not a time, not an inode.
@@ -93,12 +104,14 @@ fn live_an_edit_of_another_line_is_merged_and_both_are_served() -> anyhow::Resul
 
     let receipt = applied(agent(&guest, &["apply"])?)?;
     ensure!(drift(&receipt["plan"])? == [SITE, "merged", ""], "{receipt}");
-    ensure!(header(&guest, "x-first")? == "mine" && header(&guest, "x-last")? == "target");
+    becomes(&guest, "x-last", "target")?;
+    becomes(&guest, "x-first", "mine")?;
     ensure!(causes(&guest)? == [[SITE, "edit-merged"]].map(|it| it.map(str::to_owned)));
 
     // The way back leads to the edit, not past it.
     applied(agent(&guest, &["undo"])?)?;
-    ensure!(header(&guest, "x-first")? == "mine" && header(&guest, "x-last")? == "base");
+    becomes(&guest, "x-first", "mine")?;
+    becomes(&guest, "x-last", "base")?;
     drop((guest, server));
     world.finish()
 }
@@ -149,7 +162,7 @@ fn live_a_changed_program_refuses_the_update_and_nothing_is_changed() -> anyhow:
     shell(&guest, &format!("cp /usr/bin/true {TOOL}.part; touch -r {TOOL} {TOOL}.part"))?;
     shell(&guest, &format!("mv {TOOL}.part {TOOL}"))?;
     applied(agent(&guest, &["apply"])?)?;
-    ensure!(header(&guest, "x-last")? == "target");
+    becomes(&guest, "x-last", "target")?;
     agent(&guest, &["verify"])?.ok()?;
     drop((guest, server));
     world.finish()
@@ -186,7 +199,7 @@ fn live_a_package_manager_at_work_is_waited_for_or_keeps_the_update_out() -> any
         shell(&guest, "systemctl stop holder")?;
         applied(waiting.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??).map(drop)
     })?;
-    ensure!(header(&guest, "x-last")? == "target");
+    becomes(&guest, "x-last", "target")?;
     // And dpkg's lock is free again.
     agent(&guest, &["undo"])?.ok()?;
     drop(guest);

@@ -77,9 +77,7 @@ fn root_an_update_whose_barriers_do_nothing_is_found_out() -> anyhow::Result<()>
 
 #[test]
 fn root_a_disk_that_takes_flushes_for_nothing_is_found_out() -> anyhow::Result<()> {
-    let recording = Update::new()?
-        .record(FileSystem::Ext4, Neighbour::None)?
-        .without_barriers();
+    let recording = Update::new()?.record(FileSystem::Ext4, Neighbour::None)?.without_barriers();
     let tally = recording.replay(30, SEED, &recover_vireo)?;
     eprintln!("without flushes: {tally}");
     ensure!(!tally.bad.is_empty(), "the harness does not see a lost flush: {tally}");

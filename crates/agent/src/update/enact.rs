@@ -11,7 +11,7 @@ use vireo_tree::{ErrorKind as TreeErrorKind, Root};
 use super::changed::{changed_files, disk_bytes};
 use super::watch::Watch;
 use super::{Agent, Applied, Say, drift};
-use crate::activate::activate;
+use crate::activate::{OWN_UNIT, activate};
 use crate::error::AgentError;
 use crate::packages::PackageLock;
 use crate::receipt::{Outcome, Receipt};
@@ -214,8 +214,8 @@ impl Agent {
     }
 }
 
-/// Units that connections survive the reload of.
-const KEEPS_CONNECTIONS: [&str; 2] = ["ssh.service", "sshd.service"];
+/// Units that connections survive the reload of, and the agent, which comes last of all.
+const KEEPS_CONNECTIONS: [&str; 3] = ["ssh.service", "sshd.service", OWN_UNIT];
 
 /// The plan without what the agent cannot do: it runs no checks before the commit and arms no
 /// watch, so what would need a watch is held, and no promise of one is shown.
