@@ -18,16 +18,12 @@ const TAIL_LEN: usize = 12;
 /// What stands as the kind of file in that entry.
 const TAIL_KIND: u8 = 0xDE;
 
-/// One name in a directory.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Name {
-    pub(crate) bytes: Box<[u8]>,
-    pub(crate) inode: u32,
-}
+/// Takes a name and the number of its inode.
+pub(crate) type Found<'a> = dyn FnMut(&[u8], u32) -> Result<(), Ext4Error> + 'a;
 
-/// Adds the names in `block` to `names`, without `.` and `..`. `inodes` is how many the file
-/// system has.
-pub(crate) fn parse(block: &[u8], inodes: u32, names: &mut Vec<Name>) -> Result<(), Ext4Error> {
+/// Calls `found` with each name in `block` and its inode, but for `.` and `..`. `inodes` is how
+/// many the file system has.
+pub(crate) fn parse(block: &[u8], inodes: u32, found: &mut Found<'_>) -> Result<(), Ext4Error> {
     let bad = |at: usize| Ext4Error::damaged(format!("it has a broken entry at byte {at}"));
     let mut at = 0_usize;
     while at < block.len() {
@@ -44,7 +40,7 @@ pub(crate) fn parse(block: &[u8], inodes: u32, names: &mut Vec<Name>) -> Result<
             return Err(bad(at));
         }
         if inode != 0 && name != b"." && name != b".." {
-            names.push(Name { bytes: name.into(), inode });
+            found(name, inode)?;
         }
         at = end;
     }
@@ -131,8 +127,11 @@ mod tests {
 
     fn names(block: &[u8]) -> Result<Vec<String>, Ext4Error> {
         let mut names = Vec::new();
-        parse(block, 100, &mut names)?;
-        Ok(names.iter().map(|n| String::from_utf8_lossy(&n.bytes).into_owned()).collect())
+        parse(block, 100, &mut |name, _| {
+            names.push(String::from_utf8_lossy(name).into_owned());
+            Ok(())
+        })?;
+        Ok(names)
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::compare::Known;
 use crate::content::BUFFER_LEN;
 use crate::inode::{Inode, InodeKind};
 use crate::reader::{Identity, Reader};
-use crate::walk::{FileState, Item, Walk};
+use crate::walk::{FileState, Item, Place, Walk};
 
 /// Most bytes of all files together, holes included, that are read unless the caller says
 /// otherwise: half an hour of hashing. A sparse file can claim any length.
@@ -59,7 +59,7 @@ struct Draft {
 
 /// A regular file.
 struct Job {
-    inode: usize,
+    inode: Place,
     state: FileState,
     /// First block, for the order of reading.
     first: u64,
@@ -87,65 +87,59 @@ impl Reader {
     /// `Limit` beyond 8 million names, a depth of 512 or [`ScanOptions::max_content_len`].
     pub fn scan(&self, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, Ext4Error> {
         let budget = self.budget(options.max_content_len);
-        let walk = Walk::new(self, ignore, &budget)?;
-        let mut drafts = self.drafts(&walk, options, &budget)?;
+        let mut walk = Walk::new(self, ignore, &budget)?;
+        let items = std::mem::take(&mut walk.items);
+        let mut drafts = self.drafts(&walk, items, options, &budget)?;
         let (hashed, hashed_len) = self.hash(&walk, &mut drafts, &budget)?;
-        let (mut files, mut dir_times) = (BTreeMap::new(), BTreeMap::new());
-        let mut tree = Tree::new();
-        for Draft { path, mut node, file } in drafts {
-            if node.is_dir() {
-                dir_times.insert(path.clone(), node.mtime);
-            }
+        // All in path order, so that each map is built in one pass.
+        let dirs = drafts.iter().filter(|draft| draft.node.is_dir());
+        let dir_times = dirs.map(|draft| (draft.path.clone(), draft.node.mtime)).collect();
+        let state = |draft: &Draft| Some((draft.path.clone(), draft.file.as_ref()?.state));
+        let files = drafts.iter().filter_map(state).collect();
+        let node = |Draft { path, mut node, file }: Draft| {
             if let Some(Job { state, digest: Some(content), .. }) = file {
                 node.kind = NodeKind::File { len: state.len, content };
-                files.insert(path.clone(), state);
             }
-            tree.insert(path, node);
-        }
+            (path, node)
+        };
+        let tree = drafts.into_iter().map(node).collect();
         Ok(Scan { identity: self.identity(), tree, files, dir_times, hashed, hashed_len })
     }
 
     fn drafts(
         &self,
         walk: &Walk,
+        items: Vec<Item>,
         options: &ScanOptions<'_>,
         budget: &Budget,
     ) -> Result<Vec<Draft>, Ext4Error> {
-        let items = walk.in_order();
-        let leaders = leaders(walk, &items);
+        let leaders = leaders(walk, &items)?;
         let known = options.known.map(|known| known.usable_for(&self.identity()));
-        let draft =
-            |(item, leader): (&&Item, &Option<ImagePath>)| -> Result<Option<Draft>, Ext4Error> {
-                let path = item.path.clone();
-                if let Some(leader) = leader {
-                    let node = Node::hard_link(leader.clone());
-                    return Ok(Some(Draft { path, node, file: None }));
-                }
-                let Some(inode) = walk.inode(item) else {
-                    return Ok(None);
+        let draft = |(item, leader): (Item, Option<ImagePath>)| -> Result<Draft, Ext4Error> {
+            let path = item.path;
+            if let Some(leader) = leader {
+                return Ok(Draft { path, node: Node::hard_link(leader), file: None });
+            }
+            let inode = walk.inode(item.inode)?;
+            let node = self.node(inode, budget).map_err(|error| error.within(&path))?;
+            let mut file = None;
+            if inode.kind == InodeKind::File {
+                let (state, first) =
+                    FileState::of(self, inode, budget).map_err(|error| error.within(&path))?;
+                let digest = if state.len == 0 {
+                    Some(Digest::of(b""))
+                } else {
+                    known.as_ref().and_then(|known| known.digest(&state))
                 };
-                let node = self.node(inode, budget).map_err(|error| error.within(&path))?;
-                let mut file = None;
-                if inode.kind == InodeKind::File {
-                    let (state, first) =
-                        FileState::of(self, inode, budget).map_err(|error| error.within(&path))?;
-                    let digest = if state.len == 0 {
-                        Some(Digest::of(b""))
-                    } else {
-                        known.as_ref().and_then(|known| known.digest(&state))
-                    };
-                    file = Some(Job { inode: item.inode, state, first, digest });
-                }
-                Ok(Some(Draft { path, node, file }))
-            };
-        let mut drafts = Vec::new();
-        if let Some(root) = walk.inodes.first() {
-            let node = self.node(root, budget).map_err(|error| error.within("/"))?;
-            drafts.push(Draft { path: ImagePath::root(), node, file: None });
-        }
-        let below: Vec<Option<Draft>> =
-            items.par_iter().zip(leaders.par_iter()).map(draft).collect::<Result<_, _>>()?;
-        drafts.extend(below.into_iter().flatten());
+                file = Some(Job { inode: item.inode, state, first, digest });
+            }
+            Ok(Draft { path, node, file })
+        };
+        let root = self.node(&walk.root, budget).map_err(|error| error.within("/"))?;
+        let mut drafts = vec![Draft { path: ImagePath::root(), node: root, file: None }];
+        let below: Vec<Draft> =
+            items.into_par_iter().zip(leaders).map(draft).collect::<Result<_, _>>()?;
+        drafts.extend(below);
         Ok(drafts)
     }
 
@@ -192,12 +186,9 @@ impl Reader {
         jobs.par_iter_mut().try_for_each_init(
             || vec![0; BUFFER_LEN],
             |buffer, (path, job)| {
-                let inode = walk.inodes.get(job.inode);
-                let digest = inode
-                    .map(|inode| self.content(inode)?.digest(buffer))
-                    .transpose()
-                    .map_err(|error| error.within(path))?;
-                job.digest = digest;
+                let content = walk.inode(job.inode).and_then(|inode| self.content(inode));
+                let digest = content.and_then(|content| content.digest(buffer));
+                job.digest = Some(digest.map_err(|error| error.within(path))?);
                 Ok::<(), Ext4Error>(())
             },
         )?;
@@ -206,14 +197,14 @@ impl Reader {
 }
 
 /// For each name, the first name of its inode, if that is another.
-fn leaders(walk: &Walk, items: &[&Item]) -> Vec<Option<ImagePath>> {
-    let mut first: HashMap<usize, &ImagePath> = HashMap::new();
+fn leaders(walk: &Walk, items: &[Item]) -> Result<Vec<Option<ImagePath>>, Ext4Error> {
+    let mut first: HashMap<Place, &ImagePath> = HashMap::new();
     let mut leaders = Vec::with_capacity(items.len());
-    for item in items.iter().copied() {
-        let has_several =
-            walk.inode(item).is_some_and(|inode| inode.links > 1 && inode.kind != InodeKind::Dir);
+    for item in items {
+        let inode = walk.inode(item.inode)?;
+        let has_several = inode.links > 1 && inode.kind != InodeKind::Dir;
         let leader = has_several.then(|| *first.entry(item.inode).or_insert(&item.path));
         leaders.push(leader.filter(|leader| **leader != item.path).cloned());
     }
-    leaders
+    Ok(leaders)
 }

@@ -8,15 +8,16 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use rayon::prelude::*;
-use vireo_model::{Digest, Hasher, Ignore, ImagePath, Timestamp};
+use vireo_model::{Digest, Ignore, ImagePath, Timestamp};
 
 use crate::budget::Budget;
 use crate::bytes::{part, to_usize};
-use crate::dir::{self, Name};
+use crate::dir::Found;
+
 use crate::extent::Extent;
 use crate::inode::{BLOCK_FIELD_LEN, Inode, InodeKind};
 use crate::reader::Reader;
-use crate::{Ext4Error, xattr};
+use crate::{Ext4Error, dir, xattr};
 
 /// Deepest directory that is read, as `vireo-tree` reads mounted ones.
 const MAX_DEPTH: usize = 512;
@@ -29,21 +30,33 @@ const MAX_INODE_GAP: u32 = 32;
 /// Longest run of inodes read at a time.
 const MAX_INODE_RUN: u32 = 2048;
 
-/// What the walk found. The root directory is the first inode and the first listing.
+/// A name and the number of its inode.
+type Child = (ImagePath, u32);
+
+/// What the walk found.
 #[derive(Debug)]
 pub(crate) struct Walk {
-    pub(crate) inodes: Vec<Inode>,
-    listings: Vec<Vec<Item>>,
+    pub(crate) root: Inode,
+    /// The inodes, as they were read.
+    runs: Vec<Vec<Inode>>,
+    /// The names in path order, without the root.
+    pub(crate) items: Vec<Item>,
 }
 
 /// One name.
 #[derive(Debug)]
 pub(crate) struct Item {
     pub(crate) path: ImagePath,
-    /// Index of its inode.
-    pub(crate) inode: usize,
+    pub(crate) inode: Place,
     /// Index of its listing, for a directory.
     listing: Option<usize>,
+}
+
+/// Where an inode stands in a [`Walk`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    run: usize,
+    at: usize,
 }
 
 impl Walk {
@@ -55,64 +68,66 @@ impl Walk {
     ) -> Result<Self, Ext4Error> {
         let root = reader.root()?;
         let mut state = State {
-            seen: HashMap::from([(root.number, 0)]),
             entered: HashSet::from([root.number]),
-            walk: Self { inodes: vec![root], listings: vec![Vec::new()] },
-            names: 1,
+            runs: vec![vec![root.clone()]],
+            ..State::default()
         };
-        let mut level = vec![Open { path: ImagePath::root(), inode: 0, listing: 0 }];
+        state.listings.push(Vec::new());
+        let mut level = vec![Open { path: ImagePath::root(), inode: Place::default(), listing: 0 }];
         let mut depth = 0_usize;
-        while !level.is_empty() {
+        while let Some(first) = level.first() {
             if depth > MAX_DEPTH {
-                let message = format!(
-                    "{}: directories are nested deeper than {MAX_DEPTH}",
-                    level_name(&level)
-                );
+                let message =
+                    format!("{}: directories are nested deeper than {MAX_DEPTH}", first.path);
                 return Err(Ext4Error::limit(message));
             }
             level = state.level(reader, ignore, budget, level)?;
             depth = depth.saturating_add(1);
         }
-        Ok(state.walk)
+        Ok(Self { root, runs: state.runs, items: in_order(state.listings) })
     }
 
-    /// The names in the order of paths, without the root itself.
-    pub(crate) fn in_order(&self) -> Vec<&Item> {
-        let mut items = Vec::new();
-        let mut open = vec![self.listings.first().map(|items| items.iter()).unwrap_or_default()];
-        while let Some(listing) = open.last_mut() {
-            let Some(item) = listing.next() else {
-                open.pop();
-                continue;
-            };
-            items.push(item);
-            if let Some(below) = item.listing.and_then(|index| self.listings.get(index)) {
-                open.push(below.iter());
-            }
-        }
-        items
-    }
-
-    pub(crate) fn inode(&self, item: &Item) -> Option<&Inode> {
-        self.inodes.get(item.inode)
+    pub(crate) fn inode(&self, place: Place) -> Result<&Inode, Ext4Error> {
+        inode(&self.runs, place)
     }
 }
 
-fn level_name(level: &[Open]) -> String {
-    level.first().map(|open| open.path.to_string()).unwrap_or_default()
+fn inode(runs: &[Vec<Inode>], place: Place) -> Result<&Inode, Ext4Error> {
+    let inode = runs.get(place.run).and_then(|run| run.get(place.at));
+    // Every place comes from the walk itself.
+    inode.ok_or_else(|| Ext4Error::damaged("an inode was lost"))
+}
+
+/// The names of all listings in path order: what a directory holds comes right behind it.
+fn in_order(mut listings: Vec<Vec<Item>>) -> Vec<Item> {
+    let mut take = |index: usize| listings.get_mut(index).map(std::mem::take).unwrap_or_default();
+    let mut items = Vec::new();
+    let mut open = vec![take(0).into_iter()];
+    while let Some(listing) = open.last_mut() {
+        match listing.next() {
+            None => drop(open.pop()),
+            Some(item) => {
+                open.extend(item.listing.map(|index| take(index).into_iter()));
+                items.push(item);
+            }
+        }
+    }
+    items
 }
 
 /// A directory that is still to be read.
 struct Open {
     path: ImagePath,
-    inode: usize,
+    inode: Place,
     listing: usize,
 }
 
+#[derive(Default)]
 struct State {
-    walk: Walk,
-    /// Where the inodes that were read stand, by number.
-    seen: HashMap<u32, usize>,
+    runs: Vec<Vec<Inode>>,
+    listings: Vec<Vec<Item>>,
+    /// Where inodes with several names stand, by number; of others nobody asks again.
+    several: HashMap<u32, Place>,
     /// Directories that have a place; a second one would be a loop.
     entered: HashSet<u32>,
     names: usize,
@@ -127,146 +142,165 @@ impl State {
         budget: &Budget,
         level: Vec<Open>,
     ) -> Result<Vec<Open>, Ext4Error> {
-        let found: Vec<Vec<(ImagePath, u32)>> = level
+        let found: Vec<Vec<Child>> = level
             .par_iter()
-            .map(|open| match self.walk.inodes.get(open.inode) {
-                Some(inode) => children(reader, inode, &open.path, ignore, budget),
-                None => Ok(Vec::new()),
+            .map(|open| {
+                children(reader, inode(&self.runs, open.inode)?, &open.path, ignore, budget)
             })
             .collect::<Result<_, _>>()?;
-        self.load(reader, found.iter().flatten().map(|(_, number)| *number))?;
+        self.names = found.iter().fold(self.names, |sum, list| sum.saturating_add(list.len()));
+        if self.names > MAX_NAMES {
+            return Err(Ext4Error::limit(format!("there are more than {MAX_NAMES} names")));
+        }
+        let mut places = self.load(reader, &found)?.into_iter();
         let mut next = Vec::new();
         for (open, children) in level.iter().zip(found) {
-            let items = self.items(children, &mut next)?;
-            if let Some(listing) = self.walk.listings.get_mut(open.listing) {
+            let items = self.items(children, &mut places, &mut next)?;
+            if let Some(listing) = self.listings.get_mut(open.listing) {
                 *listing = items;
             }
         }
         Ok(next)
     }
 
-    /// Reads the inodes that were not read yet.
-    fn load(
-        &mut self,
-        reader: &Reader,
-        numbers: impl Iterator<Item = u32>,
-    ) -> Result<(), Ext4Error> {
-        let mut numbers: Vec<u32> =
-            numbers.filter(|number| !self.seen.contains_key(number)).collect();
-        numbers.sort_unstable();
+    /// Reads the inodes of all children, but for those of several names that were read already.
+    /// Gives their places in the order of the children.
+    fn load(&mut self, reader: &Reader, found: &[Vec<Child>]) -> Result<Vec<Place>, Ext4Error> {
+        let numbers = found.iter().flatten().map(|(_, number)| *number);
+        let mut wanted: Vec<(u32, usize)> = numbers.zip(0..).collect();
+        wanted.sort_unstable();
+        let mut numbers: Vec<u32> = wanted.iter().map(|(number, _)| *number).collect();
         numbers.dedup();
-        let runs = runs(&numbers, reader.superblock.inodes_per_group);
-        let loaded: Vec<Vec<Inode>> = runs
+        numbers.retain(|number| !self.several.contains_key(number));
+        let base = self.runs.len();
+        let loaded: Vec<Vec<Inode>> = runs(&numbers, reader.superblock.inodes_per_group)
             .into_par_iter()
-            .map(|run| load_run(reader, numbers.get(run).unwrap_or(&[])))
+            .map_init(Vec::new, |table, run| {
+                load_run(reader, numbers.get(run).unwrap_or(&[]), table)
+            })
             .collect::<Result<_, _>>()?;
-        for inode in loaded.into_iter().flatten() {
-            self.seen.insert(inode.number, self.walk.inodes.len());
-            self.walk.inodes.push(inode);
+
+        let mut places = vec![Place::default(); wanted.len()];
+        let place = |run: usize, at| Place { run: base.saturating_add(run), at };
+        let mut inodes = loaded.iter().enumerate().flat_map(|(run, inodes)| {
+            inodes.iter().enumerate().map(move |(at, inode)| (place(run, at), inode))
+        });
+        let mut here: Option<(Place, &Inode)> = None;
+        // Both are sorted, so one pass finds all.
+        for (number, position) in wanted {
+            let known = self.several.get(&number).copied();
+            while known.is_none() && here.is_none_or(|(_, inode)| inode.number < number) {
+                here = inodes.next();
+                if here.is_none() {
+                    break;
+                }
+            }
+            if let (Some(to), Some(place)) = (places.get_mut(position), known.or(here.map(|h| h.0)))
+            {
+                *to = place;
+            }
         }
-        Ok(())
+        for (run, inodes) in loaded.iter().enumerate() {
+            for (at, inode) in inodes.iter().enumerate() {
+                if inode.links > 1 && inode.kind != InodeKind::Dir {
+                    self.several.insert(inode.number, place(run, at));
+                }
+            }
+        }
+        self.runs.extend(loaded);
+        Ok(places)
     }
 
+    /// Turns one directory's children into items, and opens the directories among them.
     fn items(
         &mut self,
-        children: Vec<(ImagePath, u32)>,
+        children: Vec<Child>,
+        places: &mut impl Iterator<Item = Place>,
         next: &mut Vec<Open>,
     ) -> Result<Vec<Item>, Ext4Error> {
-        self.names = self.names.saturating_add(children.len());
-        if self.names > MAX_NAMES {
-            return Err(Ext4Error::limit(format!("there are more than {MAX_NAMES} names")));
-        }
         let mut items = Vec::with_capacity(children.len());
-        for (path, number) in children {
-            let Some(index) = self.seen.get(&number).copied() else {
-                continue;
-            };
-            let kind = self.walk.inodes.get(index).map(|inode| inode.kind);
+        for ((path, number), place) in children.into_iter().zip(places) {
             let mut listing = None;
-            if kind == Some(InodeKind::Dir) {
+            if inode(&self.runs, place)?.kind == InodeKind::Dir {
                 if !self.entered.insert(number) {
                     let message = format!("{path} is a directory that stands elsewhere too");
                     return Err(Ext4Error::damaged(message));
                 }
-                let at = self.walk.listings.len();
-                self.walk.listings.push(Vec::new());
-                next.push(Open { path: path.clone(), inode: index, listing: at });
+                let at = self.listings.len();
+                self.listings.push(Vec::new());
+                next.push(Open { path: path.clone(), inode: place, listing: at });
                 listing = Some(at);
             }
-            items.push(Item { path, inode: index, listing });
+            items.push(Item { path, inode: place, listing });
         }
         Ok(items)
     }
 }
 
-/// The sorted names in one directory, joined to its path, without ignored ones.
+/// The children of one directory in the order of their names, without ignored ones.
 fn children(
     reader: &Reader,
     inode: &Inode,
     path: &ImagePath,
     ignore: &Ignore,
     budget: &Budget,
-) -> Result<Vec<(ImagePath, u32)>, Ext4Error> {
-    let mut names =
-        names(reader, inode, budget).map_err(|error| error.within(format!("directory {path}")))?;
-    names.sort_unstable_by(|a, b| a.bytes.cmp(&b.bytes));
-    let mut children = Vec::with_capacity(names.len());
-    let mut before: Option<Box<[u8]>> = None;
-    for name in names {
-        if before.as_deref() == Some(&*name.bytes) {
-            let message = format!("directory {path} has a name twice");
-            return Err(Ext4Error::damaged(message));
-        }
-        let child = path.join(&name.bytes).map_err(|error| {
-            let message = format!("directory {path} holds a name that cannot be carried: {error}");
-            Ext4Error::damaged(message)
+) -> Result<Vec<Child>, Ext4Error> {
+    let mut children = Vec::new();
+    let mut add = |name: &[u8], number: u32| {
+        let child = path.join(name).map_err(|error| {
+            Ext4Error::damaged(format!("it holds a name that cannot be carried: {error}"))
         })?;
         if !ignore.matches(&child) {
-            children.push((child, name.inode));
+            children.push((child, number));
         }
-        before = Some(name.bytes);
+        if children.len() > MAX_NAMES {
+            return Err(Ext4Error::limit(format!("it has more than {MAX_NAMES} names")));
+        }
+        Ok(())
+    };
+    names(reader, inode, budget, &mut add)
+        .map_err(|error| error.within(format!("directory {path}")))?;
+    // They differ in their last component only, so the order of bytes is that of names.
+    children.sort_unstable_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+    let mut pairs = children.iter().zip(children.iter().skip(1));
+    if let Some(((twice, _), _)) = pairs.find(|(a, b)| a.0 == b.0) {
+        return Err(Ext4Error::damaged(format!("{twice} stands in its directory twice")));
     }
     Ok(children)
 }
 
-fn names(reader: &Reader, inode: &Inode, budget: &Budget) -> Result<Vec<Name>, Ext4Error> {
+fn names(
+    reader: &Reader,
+    inode: &Inode,
+    budget: &Budget,
+    found: &mut Found<'_>,
+) -> Result<(), Ext4Error> {
     let inodes = reader.superblock.inodes;
-    let mut names = Vec::new();
     if inode.has_inline_data() {
         // Four bytes with the parent, then entries; those that do not fit go on in the attribute.
-        dir::parse(
-            part(&inode.block_field, 4, BLOCK_FIELD_LEN.saturating_sub(4)),
-            inodes,
-            &mut names,
-        )?;
+        let first = part(&inode.block_field, 4, BLOCK_FIELD_LEN.saturating_sub(4));
+        dir::parse(first, inodes, found)?;
         if inode.len > u64::try_from(BLOCK_FIELD_LEN).unwrap_or(u64::MAX) {
-            dir::parse(&xattr::inline_rest(inode)?, inodes, &mut names)?;
+            dir::parse(&xattr::inline_rest(inode)?, inodes, found)?;
         }
-        return Ok(names);
+        return Ok(());
     }
     let block_len = reader.block_len();
     let blocks = inode.len.checked_div(block_len).unwrap_or(0);
     budget.take_blocks(blocks)?;
     let mut next = 0;
     for extent in reader.extents_within(inode, budget)? {
-        if extent.logical >= blocks {
-            break;
-        }
-        if extent.logical != next || extent.unwritten {
+        if extent.logical >= blocks || extent.logical != next || extent.unwritten {
             break;
         }
         next = extent.logical.saturating_add(extent.len).min(blocks);
-        read_extent(
-            reader,
-            inode,
-            &Extent { len: next.saturating_sub(extent.logical), ..extent },
-            &mut names,
-        )?;
+        let len = next.saturating_sub(extent.logical);
+        read_extent(reader, inode, &Extent { len, ..extent }, found)?;
     }
     if next < blocks || blocks.saturating_mul(block_len) != inode.len || blocks == 0 {
         return Err(Ext4Error::damaged("it has holes, or a length that is not one of blocks"));
     }
-    Ok(names)
+    Ok(())
 }
 
 /// Adds the names in one run of blocks.
@@ -274,7 +308,7 @@ fn read_extent(
     reader: &Reader,
     inode: &Inode,
     extent: &Extent,
-    names: &mut Vec<Name>,
+    found: &mut Found<'_>,
 ) -> Result<(), Ext4Error> {
     let superblock = &reader.superblock;
     let seed = superblock.has_checksums().then(|| inode.checksum_seed(superblock));
@@ -290,10 +324,7 @@ fn read_extent(
             if let Some(seed) = seed {
                 dir::check(block, seed, inode.is_indexed())?;
             }
-            dir::parse(block, superblock.inodes, names)?;
-        }
-        if names.len() > MAX_NAMES {
-            return Err(Ext4Error::limit(format!("it has more than {MAX_NAMES} names")));
+            dir::parse(block, superblock.inodes, found)?;
         }
         at = at.saturating_add(len);
     }
@@ -321,17 +352,22 @@ fn runs(numbers: &[u32], per_group: u32) -> Vec<Range<usize>> {
     runs
 }
 
-fn load_run(reader: &Reader, numbers: &[u32]) -> Result<Vec<Inode>, Ext4Error> {
+/// Reads and parses one run; `table` is what it is read into.
+fn load_run(
+    reader: &Reader,
+    numbers: &[u32],
+    table: &mut Vec<u8>,
+) -> Result<Vec<Inode>, Ext4Error> {
     let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else {
         return Ok(Vec::new());
     };
     let inode_len = to_usize(reader.superblock.inode_len);
     let count = to_usize(last.saturating_sub(*first)).saturating_add(1);
-    let mut table = vec![0; count.saturating_mul(inode_len)];
-    reader.read_table(*first, &mut table)?;
+    table.resize(count.saturating_mul(inode_len), 0);
+    reader.read_table(*first, table)?;
     let parse = |number: &u32| {
         let at = to_usize(number.saturating_sub(*first)).saturating_mul(inode_len);
-        reader.parse_inode(*number, part(&table, at, inode_len))
+        reader.parse_inode(*number, part(table, at, inode_len))
     };
     numbers.iter().map(parse).collect()
 }
@@ -373,22 +409,21 @@ impl FileState {
         inode: &Inode,
         budget: &Budget,
     ) -> Result<(Self, u64), Ext4Error> {
-        let mut hasher = Hasher::new();
-        hasher.update(&inode.storage_flags().to_le_bytes());
+        let mut map = inode.storage_flags().to_le_bytes().to_vec();
         let (mut first, mut sparse) = (0, false);
         if inode.kind == InodeKind::File && !inode.has_inline_data() {
             let content = reader.content_within(inode, budget)?;
             for extent in content.extents() {
-                for number in
-                    [extent.logical, extent.physical, extent.len, u64::from(extent.unwritten)]
-                {
-                    hasher.update(&number.to_le_bytes());
+                let unwritten = u64::from(extent.unwritten);
+                for number in [extent.logical, extent.physical, extent.len, unwritten] {
+                    map.extend_from_slice(&number.to_le_bytes());
                 }
             }
             first = content.extents().first().map_or(0, |extent| extent.physical);
             sparse = content.is_sparse();
         } else {
-            hasher.update(&inode.block_field).update(&inode.xattrs);
+            map.extend_from_slice(&inode.block_field);
+            map.extend_from_slice(&inode.xattrs);
         }
         let state = Self {
             ino: inode.number,
@@ -396,7 +431,7 @@ impl FileState {
             len: inode.len,
             mtime: inode.mtime,
             ctime: inode.ctime,
-            map: hasher.finish(),
+            map: Digest::of(&map),
             sparse,
         };
         Ok((state, first))
@@ -413,18 +448,15 @@ impl Reader {
     /// 512.
     pub fn walk_metadata(&self, ignore: &Ignore) -> Result<Vec<Entry>, Ext4Error> {
         let budget = self.budget(u64::MAX);
-        let walk = Walk::new(self, ignore, &budget)?;
-        let items = walk.in_order();
-        let entry = |item: &&Item| -> Result<Option<Entry>, Ext4Error> {
-            let Some(inode) = walk.inode(item) else {
-                return Ok(None);
-            };
+        let mut walk = Walk::new(self, ignore, &budget)?;
+        let items = std::mem::take(&mut walk.items);
+        let entry = |Item { path, inode, .. }: Item| -> Result<Entry, Ext4Error> {
+            let inode = walk.inode(inode)?;
             let (state, _) =
-                FileState::of(self, inode, &budget).map_err(|error| error.within(&item.path))?;
-            Ok(Some(Entry { path: item.path.clone(), kind: inode.kind, state }))
+                FileState::of(self, inode, &budget).map_err(|error| error.within(&path))?;
+            Ok(Entry { path, kind: inode.kind, state })
         };
-        let entries: Vec<Option<Entry>> = items.par_iter().map(entry).collect::<Result<_, _>>()?;
-        Ok(entries.into_iter().flatten().collect())
+        items.into_par_iter().map(entry).collect()
     }
 }
 

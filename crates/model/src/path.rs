@@ -87,7 +87,8 @@ impl ImagePath {
         if name.contains(&b'/') {
             return Err(ImagePathError::NotNormal);
         }
-        let mut bytes = self.0.to_vec();
+        let mut bytes = Vec::with_capacity(self.0.len() + 1 + name.len());
+        bytes.extend_from_slice(&self.0);
         if !self.is_root() {
             bytes.push(b'/');
         }

@@ -19,11 +19,8 @@ impl Tree {
 
     /// Puts `node` at `path`, in place of what stood there. A directory's time is cleared:
     /// it is no part of a version.
-    pub fn insert(&mut self, path: ImagePath, mut node: Node) {
-        if node.is_dir() {
-            node.mtime = Timestamp::default();
-        }
-        self.0.insert(path, node);
+    pub fn insert(&mut self, path: ImagePath, node: Node) {
+        self.0.insert(path, without_dir_time(node));
     }
 
     /// Takes what stands at `path` away.
@@ -107,13 +104,18 @@ impl Tree {
     }
 }
 
+fn without_dir_time(mut node: Node) -> Node {
+    if node.is_dir() {
+        node.mtime = Timestamp::default();
+    }
+    node
+}
+
 impl FromIterator<(ImagePath, Node)> for Tree {
     fn from_iter<I: IntoIterator<Item = (ImagePath, Node)>>(nodes: I) -> Self {
-        let mut tree = Self::new();
-        for (path, node) in nodes {
-            tree.insert(path, node);
-        }
-        tree
+        // Sorting what is sorted already and building the map in one go beats searching the place
+        // of each.
+        Self(nodes.into_iter().map(|(path, node)| (path, without_dir_time(node))).collect())
     }
 }
 

@@ -103,7 +103,7 @@ fn mutate(image: &mut [u8], blocks: &[usize], random: &mut Random) {
             _ => blocks[random.below(blocks.len())],
         };
         // Few structures begin in the second half of what they stand in.
-        let at = block * 1024 + (random.below(1024) / (1 + random.below(4)) & !random.below(4));
+        let at = block * 1024 + ((random.below(1024) / (1 + random.below(4))) & !random.below(4));
         match random.below(7) {
             0 => image[at] ^= 1 << random.below(8),
             1 => image[at] = random.below(256) as u8,
