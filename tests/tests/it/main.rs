@@ -19,5 +19,6 @@ mod property;
 mod repository;
 mod repository_killed;
 mod swapped;
+mod unmounted;
 mod vm;
 mod vm_recover;
