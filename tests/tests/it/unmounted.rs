@@ -15,7 +15,7 @@ use vireo_image::{Access, DiskImage, RootPartition, unmounted};
 use vireo_model::{Ignore, Tree};
 use vireo_testkit::Run;
 use vireo_testkit::image::{Table, clone_image, partitioned};
-use vireo_tests::{Ext4, Random, mutate_tree, require_host, write_tree};
+use vireo_tests::{Ext4, Random, mutate_tree, require_host, wait_until_free, write_tree};
 
 /// Length of the images, in bytes; most of it is never written.
 const IMAGE_BYTES: u64 = 192 << 20;
@@ -100,6 +100,8 @@ fn same_tree(kernel: &Tree, ours: &Tree) -> anyhow::Result<()> {
 }
 
 fn same_view(image: &Path) -> anyhow::Result<Scan> {
+    // A child that another thread is just starting may hold the mount a moment longer.
+    wait_until_free(image)?;
     let ours = read(image, Unfinished::Refuse, None)?;
     let kernel = seen_by_the_kernel(image)?;
     ensure!(ours.tree.len() > 10, "only {} paths", ours.tree.len());
@@ -241,7 +243,8 @@ fn filled(image: &Path, kind: &[&str]) -> anyhow::Result<()> {
     fs::create_dir(&random)?;
     write_tree(&random, &mut Random::new(7))?;
     mutate_tree(&random, &mut Random::new(8))?;
-    Ok(())
+    drop(disk);
+    wait_until_free(image)
 }
 
 #[test]
