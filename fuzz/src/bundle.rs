@@ -59,7 +59,8 @@ pub fn signed(input: &[u8]) {
     }
 }
 
-/// A signed bundle of `input`: the length of the manifest (u32), the manifest, the frames.
+/// A signed bundle of `input`: the length of the manifest before compression (u32), that manifest,
+/// the frames.
 #[must_use]
 pub fn sign(input: &[u8]) -> Option<Vec<u8>> {
     let (len, rest) = input.split_first_chunk::<4>()?;
@@ -85,30 +86,38 @@ pub fn sign(input: &[u8]) -> Option<Vec<u8>> {
 /// A bundle taken apart again, for a seed.
 #[must_use]
 pub fn unseal(file: &[u8]) -> Option<Vec<u8>> {
-    let len: [u8; 8] = file.get(16..24)?.try_into().ok()?;
-    let len = u32::try_from(u64::from_le_bytes(len)).ok()?;
-    Some([&len.to_le_bytes(), file.get(HEADER_LEN..)?].concat())
+    let number = |at: usize| -> Option<usize> {
+        let bytes: [u8; 8] = file.get(at..at + 8)?.try_into().ok()?;
+        usize::try_from(u64::from_le_bytes(bytes)).ok()
+    };
+    let end = HEADER_LEN.checked_add(number(16)?)?;
+    let plain = zstd::bulk::decompress(file.get(HEADER_LEN..end)?, number(160)?).ok()?;
+    let len = u32::try_from(plain.len()).ok()?;
+    Some([&len.to_le_bytes(), plain.as_slice(), file.get(end..)?].concat())
 }
 
-/// Puts the fixed head before `manifest` and `frames`: docs/format/bundle.md.
-fn seal(manifest: &[u8], frames: &[u8]) -> Vec<u8> {
+/// Compresses `plain`, a manifest, and puts the fixed head before it and `frames`:
+/// docs/format/bundle.md.
+fn seal(plain: &[u8], frames: &[u8]) -> Vec<u8> {
+    let manifest = zstd::bulk::compress(plain, 1).unwrap_or_default();
     let key = SigningKey::from_bytes(&SECRET);
     let mut head = Vec::with_capacity(HEADER_LEN + manifest.len() + frames.len());
     head.extend_from_slice(b"\x89VIR\r\n\x1a\n");
-    head.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
+    head.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]);
     head.extend_from_slice(&(manifest.len() as u64).to_le_bytes());
     head.extend_from_slice(&(frames.len() as u64).to_le_bytes());
     for text in ENDS {
         head.extend_from_slice(Digest::of(text).as_bytes());
     }
-    head.extend_from_slice(Digest::of(manifest).as_bytes());
+    head.extend_from_slice(Digest::of(&manifest).as_bytes());
     head.extend_from_slice(key.verifying_key().as_bytes());
-    head.extend_from_slice(&[0; 24]);
+    head.extend_from_slice(&(plain.len() as u64).to_le_bytes());
+    head.extend_from_slice(&[0; 16]);
     let check = Digest::of(&head);
     head.extend_from_slice(&check.as_bytes()[..8]);
     let message = [b"vireo bundle header v1\0", &head[..]].concat();
     head.extend_from_slice(&key.sign(&message).to_bytes());
-    head.extend_from_slice(manifest);
+    head.extend_from_slice(&manifest);
     head.extend_from_slice(frames);
     head
 }
