@@ -9,11 +9,14 @@
 //!
 //! - Files change wholly or not at all, whatever interrupts (`vireo-tree`). What was still to be
 //!   activated is on disk before the files change, so an interrupted activation is resumed.
-//! - No unit is touched that was not running or that the policy holds; only `try-` verbs are used.
+//! - No unit is reloaded or restarted that was not running or that the policy holds: `try-` verbs
+//!   alone do that. A unit starts only if the update adds it enabled, and ends only if the update
+//!   removes it.
 //! - A reload that is not proven by what the unit's processes hold is followed by one restart;
 //!   what is not proven after that is *pending*, and said so. No exit status is believed alone.
-//! - An update for another base, by an unknown signer, or against local edits of the same files
-//!   changes nothing.
+//! - An update for another base, by an unknown signer, beyond what its signer permitted, or against
+//!   local edits that the policy does not settle changes nothing.
+//! - What an update replaced is kept, inode and all, so that it can be undone.
 //!
 //! # Not here
 //!

@@ -27,7 +27,7 @@ pub enum OnDrift {
     Merge,
     /// The update is refused, with the list of such files.
     Refuse,
-    /// The update's file takes its place; the local edit is lost.
+    /// The update's file takes its place; the local one is kept beside it as `NAME.vireo-local`.
     Take,
 }
 
@@ -37,7 +37,7 @@ pub enum OnDrift {
 pub enum OnConflict {
     /// The local file stays; the update's is put beside it as `NAME.vireo-new`.
     Keep,
-    /// The update's file takes its place; the local edit is lost.
+    /// The update's file takes its place; the local one is kept beside it as `NAME.vireo-local`.
     Take,
     /// The update is refused.
     Refuse,
