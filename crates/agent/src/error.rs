@@ -111,7 +111,10 @@ impl From<vireo_tree::TreeError> for AgentError {
                 ErrorKind::Refused,
                 "refused; put the files back as they are expected, then try again",
             ),
-            Tree::Corrupt => (ErrorKind::Refused, "the update is refused; fetch it again"),
+            Tree::Corrupt => (
+                ErrorKind::Refused,
+                "refused: the bundle, or the record of an earlier update, is damaged",
+            ),
             Tree::Forbidden => (ErrorKind::Refused, "the update is refused"),
             Tree::Busy => (ErrorKind::Busy, "cannot apply the update now; try again"),
             _ => (ErrorKind::Failed, "cannot apply the update"),

@@ -46,6 +46,15 @@ pub(super) enum Source {
     Present(ImagePath),
 }
 
+impl Draft {
+    /// The regular file that goes, if one does.
+    pub(super) fn replaced(&self) -> Option<Replaced> {
+        let is_file = self.before.as_ref()?.content().is_some();
+        let stamp = self.stamp.filter(|_| is_file && self.how != How::Metadata)?;
+        Some(Replaced { path: self.path.clone(), dev: stamp.dev, ino: stamp.ino })
+    }
+}
+
 /// A tree that can take the update.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
@@ -65,13 +74,7 @@ impl Checked {
 
     /// The regular files that go.
     pub(super) fn replaced(&self) -> Vec<Replaced> {
-        let goes = self.drafts.iter().filter(|draft| draft.how != How::Metadata);
-        goes.filter_map(|draft| {
-            let is_file = matches!(draft.before.as_ref()?.kind, NodeKind::File { .. });
-            let stamp = draft.stamp.filter(|_| is_file)?;
-            Some(Replaced { path: draft.path.clone(), dev: stamp.dev, ino: stamp.ino })
-        })
-        .collect()
+        self.drafts.iter().filter_map(Draft::replaced).collect()
     }
 }
 

@@ -119,7 +119,17 @@ impl<'r> Journal<'r> {
     }
 
     fn lock(root: &'r Root, top: &Dir) -> Result<Self, TreeError> {
-        let dir = top.dir(NAME).map_err(failed(root, "open"))?;
+        let dir = top.dir(NAME).map_err(|error| match error {
+            Errno::NOTDIR | Errno::LOOP => TreeError::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "{} is where updates keep their state and has to be a directory; move what is \
+                     there away; nothing was changed",
+                    root.place(&state_path())
+                ),
+            ),
+            error => failed(root, "open")(error),
+        })?;
         let handle = dir.dir(b".").map_err(failed(root, "open"))?;
         let lock = FileLock::on(File::from(handle.into_fd()))
             .map_err(|error| TreeError::io("lock", root.label(), &state_path(), error))?;

@@ -165,6 +165,25 @@ fn a_symbolic_link_on_the_way_does_not_lead_outside() {
 }
 
 #[test]
+fn what_stands_where_the_state_belongs_is_named_and_left_alone() {
+    let (base, _target, file) = pair();
+    let (state, outside) = (base.path().join(".vireo"), temp());
+    let refused = || {
+        let error = apply(base.path(), &file).expect_err("no directory");
+        assert!(error.to_string().contains(".vireo is where updates keep their state"), "{error}");
+    };
+    fs::write(&state, "mine").expect("written");
+    let before = read(base.path());
+    refused();
+    assert_eq!(fs::read_to_string(&state).expect("readable"), "mine");
+    fs::remove_file(&state).expect("removed");
+    symlink(outside.path(), &state).expect("linked");
+    refused();
+    assert_eq!(fs::read_dir(outside.path()).expect("readable").count(), 0);
+    assert_eq!(read(base.path()), before);
+}
+
+#[test]
 fn one_update_at_a_time() {
     let (base, _target, file) = pair();
     let bundle = verified(&file);

@@ -12,7 +12,7 @@ use super::limits;
 use super::plan::{How, Plan, Step};
 use super::stage::{Places, make, name_of, step};
 use super::standing::stat;
-use super::{Replaced, Staged, random_id, refuse_unfinished, write_stage};
+use super::{Staged, random_id, refuse_unfinished, write_stage};
 use crate::node::{is_dir, len_of, mtime_of};
 use crate::{ErrorKind, Root, TreeError};
 
@@ -56,7 +56,7 @@ pub fn stage_undo<'r>(
     let reverse = Reverse::of(&journal, &undone, options)?;
     let (txn, plan) = reverse.stage(&journal, &undone)?;
     let stamps = reverse.drafts.iter().map(|(draft, _)| draft.stamp).collect();
-    let replaced = replaced(&reverse);
+    let replaced = reverse.drafts.iter().filter_map(|(draft, _)| draft.replaced()).collect();
     Ok(Staged { journal, txn, plan, already: 0, stamps, replaced })
 }
 
@@ -66,16 +66,6 @@ pub(super) fn stage_reverse(
     undone: &[(Txn, Plan)],
 ) -> Result<(Txn, Plan), TreeError> {
     Reverse::of(journal, undone, &UndoOptions::default())?.stage(journal, undone)
-}
-
-fn replaced(reverse: &Reverse<'_>) -> Vec<Replaced> {
-    let goes = reverse.drafts.iter().filter(|(draft, _)| draft.how != How::Metadata);
-    goes.filter_map(|(draft, _)| {
-        let is_file = draft.before.as_ref()?.content().is_some();
-        let stamp = draft.stamp.filter(|_| is_file)?;
-        Some(Replaced { path: draft.path.clone(), dev: stamp.dev, ino: stamp.ino })
-    })
-    .collect()
 }
 
 /// What has to happen, and for each path where the inode is that it gets back.
