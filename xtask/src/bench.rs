@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: the benchmarks' own program, with its arguments.
 
-use crate::{cargo, setup};
+use crate::cargo;
 
 /// Arguments of the benchmarks' program.
 #[derive(Debug, clap::Args)]
@@ -11,9 +11,5 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    setup::run()?;
-    cargo::run(&["build", "--release", "--workspace", "--bins"])?;
-    let mut command = vec!["run", "--release", "-p", "vireo-benches", "--"];
-    command.extend(args.args.iter().map(String::as_str));
-    cargo::run(&command)
+    cargo::run_program(&["-p", "vireo-benches", "--"], &args.args)
 }

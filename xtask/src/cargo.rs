@@ -30,6 +30,19 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Installs what the host lacks, builds the programs, and runs one of ours: `own` says which, `args`
+/// are the user's.
+pub(crate) fn run_program(own: &[&str], args: &[String]) -> anyhow::Result<()> {
+    crate::setup::run()?;
+    run(&["build", "--release", "--workspace", "--bins"])?;
+    let args = args.iter().map(String::as_str);
+    run(&["run", "--release"]
+        .into_iter()
+        .chain(own.iter().copied())
+        .chain(args)
+        .collect::<Vec<_>>())
+}
+
 /// `cargo metadata` of the workspace's own packages.
 pub(crate) fn metadata() -> anyhow::Result<Value> {
     let mut command = cargo(&["metadata", "--format-version=1", "--no-deps"]);

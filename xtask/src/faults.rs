@@ -1,6 +1,6 @@
 //! `cargo xtask faults`: the full-size fault campaign, whose small form is among the tests.
 
-use crate::{cargo, setup};
+use crate::cargo;
 
 /// Arguments of the campaign's program.
 #[derive(Debug, clap::Args)]
@@ -11,11 +11,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    setup::run()?;
-    cargo::run(&["build", "--release", "--workspace", "--bins"])?;
-    let program =
-        ["run", "--release", "-p", "vireo-tests", "--bin", "vireo-faults", "--", "campaign"];
-    let mut command = program.to_vec();
-    command.extend(args.args.iter().map(String::as_str));
-    cargo::run(&command)
+    cargo::run_program(
+        &["-p", "vireo-tests", "--bin", "vireo-faults", "--", "campaign"],
+        &args.args,
+    )
 }

@@ -31,24 +31,8 @@ fn tree(files: &Files) -> Tree {
     files.iter().map(|(name, bytes)| (path(name), node(bytes))).collect()
 }
 
-/// Encodes the way capture does: same content in the base is reused, the rest is chunked.
-fn bundle(base: &Files, target: &Files) -> Vec<u8> {
-    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
-    for (name, bytes) in base {
-        writer.index_base(&path(name), &bytes[..]).expect("memory reads");
-    }
-    for (name, bytes) in target {
-        let digest = Digest::of(bytes);
-        let len = bytes.len() as u64;
-        match base.iter().find(|(_, content)| *content == bytes) {
-            Some((source, _)) => {
-                writer.reuse(digest, len, false, &path(source)).expect("few files");
-            }
-            None => writer.encode(digest, len, false, &bytes[..]).expect("memory reads"),
-        }
-        let _ = name;
-    }
-    let mut file = Vec::new();
+/// The bundle of what was encoded.
+fn finish(writer: BundleWriter<Cursor<Vec<u8>>>, base: &Files, target: &Files) -> Vec<u8> {
     let changes = ChangeSet::between(&tree(base), &tree(target));
     // Not the default list, which may grow without a new format.
     let statement = Statement {
@@ -57,8 +41,28 @@ fn bundle(base: &Files, target: &Files) -> Vec<u8> {
         permits: Permits::NONE,
         base_paths: base.len() as u64,
     };
+    let mut file = Vec::new();
     writer.finish(&statement, &key(), &mut file).expect("memory writes");
     file
+}
+
+/// Encodes the way capture does: same content in the base is reused, the rest is chunked.
+fn bundle(base: &Files, target: &Files) -> Vec<u8> {
+    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in base {
+        writer.index_base(&path(name), &bytes[..]).expect("memory reads");
+    }
+    for bytes in target.values() {
+        let digest = Digest::of(bytes);
+        let len = bytes.len() as u64;
+        match base.iter().find(|(_, content)| *content == bytes) {
+            Some((source, _)) => {
+                writer.reuse(digest, len, false, &path(source)).expect("few files");
+            }
+            None => writer.encode(digest, len, false, &bytes[..]).expect("memory reads"),
+        }
+    }
+    finish(writer, base, target)
 }
 
 fn files(list: &[(&str, &[u8])]) -> Files {
@@ -251,16 +255,7 @@ fn paired(base: &Files, target: &Files, effort: Effort) -> Vec<u8> {
         })
     };
     writer.encode_pairs(&pairs, read).expect("memory reads");
-    let changes = ChangeSet::between(&tree(base), &tree(target));
-    let statement = Statement {
-        changes: &changes,
-        ignore: &Ignore::nothing(),
-        permits: Permits::NONE,
-        base_paths: base.len() as u64,
-    };
-    let mut file = Vec::new();
-    writer.finish(&statement, &key(), &mut file).expect("memory writes");
-    file
+    finish(writer, base, target)
 }
 
 fn assert_decodes(file: &[u8], base: &Files, target: &Files) {
