@@ -17,6 +17,7 @@ mod image;
 mod key;
 mod log;
 mod push;
+mod record;
 mod show;
 
 type Outcome = Result<Box<dyn Report>, Failure>;
@@ -33,6 +34,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Image(image::Command),
     Push(push::Args),
+    Record(record::Args),
     Log(log::Args),
 }
 
@@ -47,6 +49,7 @@ impl Command {
             Self::Diff(args) => Box::new(diff::run(args, context)?),
             Self::Image(command) => return command.run(context),
             Self::Push(args) => Box::new(push::run(args, context)?),
+            Self::Record(args) => Box::new(record::run(args, context)?),
             Self::Log(args) => Box::new(log::run(args)?),
         })
     }

@@ -5,6 +5,7 @@
 //! - [`map_sealed`]: memory maps of files that nobody writes any more.
 //! - [`durable`]: writes that survive power loss whole or not at all.
 //! - [`copy`]: reflink or sparse copies of large files.
+//! - [`fanotify`]: who opens what on a whole file system.
 //! - [`lock`], [`lease`]: who else uses a file.
 //!
 //! # Not here
@@ -26,6 +27,7 @@
 pub mod copy;
 pub mod detached;
 pub mod durable;
+pub mod fanotify;
 pub mod lease;
 pub mod lock;
 pub mod loopdev;
