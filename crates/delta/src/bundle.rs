@@ -20,6 +20,12 @@ pub struct Verified<'a> {
     frames: Frames<'a>,
 }
 
+/// What a bundle's bytes are in, if it can take memory back: a memory map.
+pub trait Release: std::fmt::Debug + Sync {
+    /// These bytes of the bundle were read and are not needed soon. They stay readable.
+    fn release(&self, bytes: &[u8]);
+}
+
 /// A bundle over its file's bytes (a memory map, mostly), in state `S`.
 ///
 /// [`open`](Self::open) gives a `Bundle<Unverified>`, which can be looked at and forwarded;
@@ -28,6 +34,7 @@ pub struct Verified<'a> {
 #[derive(Debug)]
 pub struct Bundle<'a, S> {
     bytes: &'a [u8],
+    holder: Option<&'a dyn Release>,
     header: Header,
     state: S,
 }
@@ -88,7 +95,14 @@ impl<'a> Bundle<'a, Unverified> {
         if found > claimed {
             return Err(Detail::Excess { excess: found - claimed }.into());
         }
-        Ok(Self { bytes, header, state: Unverified(()) })
+        Ok(Self { bytes, holder: None, header, state: Unverified(()) })
+    }
+
+    /// Tells `holder` about each frame that was read, so that a bundle of any length takes the
+    /// memory of a few frames.
+    #[must_use]
+    pub fn held_by(self, holder: &'a dyn Release) -> Self {
+        Self { holder: Some(holder), ..self }
     }
 
     /// Checks that a trusted signer signed exactly this bundle and reads its manifest. Frames
@@ -103,9 +117,10 @@ impl<'a> Bundle<'a, Unverified> {
     pub fn verify(self, trusted: &TrustedKeys) -> Result<Bundle<'a, Verified<'a>>, DeltaError> {
         let manifest = read_manifest(&self.header, self.bytes, trusted)?;
         let content = &self.bytes[self.header.head_len() as usize..];
-        let frames = Frames::new(&manifest.frames, content)
+        let frames = Frames::new(&manifest.frames, content, self.holder)
             .ok_or(Detail::Truncated { len: self.bytes.len() as u64, part: "content" })?;
-        Ok(Bundle { bytes: self.bytes, header: self.header, state: Verified { manifest, frames } })
+        let Self { bytes, holder, header, .. } = self;
+        Ok(Bundle { bytes, holder, header, state: Verified { manifest, frames } })
     }
 }
 

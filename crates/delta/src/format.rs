@@ -40,9 +40,9 @@ pub mod limits {
     /// Largest single file, in bytes; a hostile length cannot fill a disk by holes alone.
     pub const MAX_FILE_LEN: u64 = 1 << 42;
     /// Largest frame before compression, in bytes. Decoding holds a few of them in memory.
-    pub const MAX_FRAME_PLAIN_LEN: u64 = 4 << 20;
+    pub const MAX_FRAME_PLAIN_LEN: u64 = 1 << 20;
     /// Largest frame on the wire, in bytes.
-    pub const MAX_FRAME_LEN: u64 = 8 << 20;
+    pub const MAX_FRAME_LEN: u64 = 2 << 20;
     /// Largest extended attribute value (`XATTR_SIZE_MAX` of Linux), in bytes.
     pub const MAX_XATTR_LEN: usize = 64 << 10;
     /// Longest symbolic link target (`PATH_MAX` less its NUL), in bytes.

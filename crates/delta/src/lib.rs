@@ -77,7 +77,7 @@ mod pair;
 mod permits;
 mod spool;
 
-pub use bundle::{Bundle, FrameInfo, Head, Unverified, Verified};
+pub use bundle::{Bundle, FrameInfo, Head, Release, Unverified, Verified};
 pub use chunk::{Chunk, Chunker, chunks};
 pub use content::{BaseRead, ContentSource, MemBase, Piece};
 pub use encode::{BundleWriter, Effort, Finished, Statement};
