@@ -75,6 +75,7 @@ mod manifest;
 pub mod merge;
 mod pair;
 mod permits;
+mod read_map;
 mod spool;
 
 pub use bundle::{Bundle, FrameInfo, Head, Release, Unverified, Verified};
