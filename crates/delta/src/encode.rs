@@ -11,7 +11,7 @@ use crate::chunk::{Chunk, Chunker, chunks};
 use crate::consistency;
 use crate::error::{DeltaError, Detail, io_step};
 use crate::file::{Delta, Search};
-use crate::format::{HEADER_LEN, Header, feature, limits};
+use crate::format::{HEADER_LEN, Header, feature, limit, limits};
 use crate::frames::{Class, Part, StreamId};
 use crate::manifest::Source;
 use crate::manifest::{self, Body, Content, Contents, FileDelta, Manifest, Segment, new_content};
@@ -333,8 +333,8 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     /// # Errors
     ///
     /// As the spool's reads and `out`'s writes, which is then not a bundle; `Io` if a content is
-    /// missing; `Corrupt` if the changes contradict each other or the ignore list; `Limit` if the
-    /// change set is too large.
+    /// missing; `Corrupt` if the changes contradict each other or the ignore list; `Limit` if a reader
+    /// would refuse it for its size.
     pub fn finish(
         self,
         statement: &Statement<'_>,
@@ -372,6 +372,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             signer: key.public(),
             manifest_plain_len: manifest.plain_len,
         };
+        // What its readers would refuse is not written.
+        limit("manifest's plain length", header.manifest_plain_len, header.most_plain_len())?;
+        manifest::decode(&header, &manifest.bytes)?;
         let bytes = header.encode(|message| key.sign(message));
         let failed = io_step("write the bundle");
         out.write_all(&bytes).map_err(&failed)?;
