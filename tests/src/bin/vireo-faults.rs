@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use vireo_tests::{
-    Errors, FileSystem, Kills, Neighbour, Recording, Step, Tally, Update, record_dpkg, recover_dpkg,
-    recover_nothing, recover_tree, recover_vireo,
+    Errors, FileSystem, Kills, Neighbour, Recording, Step, Tally, Update, record_dpkg,
+    recover_dpkg, recover_nothing, recover_tree, recover_vireo,
 };
 
 /// Faults in updates, and what is left of the tree after recovery

@@ -5,8 +5,8 @@ use serde::Serialize;
 use vireo_delta::{Bundle, Release, TrustedKeys, Verified};
 use vireo_image::{PatchOptions, patch_with};
 use vireo_model::Digest;
-use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
 use vireo_sys::{Mapped, map_sealed};
+use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
 use vireo_tree::{Root, ScanOptions, scan};
 
 use super::public_keys;
