@@ -348,8 +348,8 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     /// # Errors
     ///
     /// As the spool's reads and `out`'s writes, which is then not a bundle; `Io` if a content is
-    /// missing; `Corrupt` if the changes contradict each other or the ignore list; `Limit` if the
-    /// change set is too large.
+    /// missing; `Corrupt` if the changes contradict each other or the ignore list; `Limit` if a reader
+    /// would refuse it for its size.
     pub fn finish(
         self,
         statement: &Statement<'_>,
@@ -397,6 +397,10 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             read_map_len,
             read_map_plain_len,
         };
+        // What its readers would refuse is not written.
+        limit("manifest's plain length", header.manifest_plain_len, header.most_plain_len())?;
+        let archive_len = manifest.bytes.len() - read_map_len as usize;
+        manifest::decode(&header, &manifest.bytes[..archive_len])?;
         let bytes = header.encode(|message| key.sign(message));
         let failed = io_step("write the bundle");
         out.write_all(&bytes).map_err(&failed)?;

@@ -33,6 +33,15 @@ pub mod limits {
     pub const MAX_MANIFEST_PLAIN_LEN: u64 = 256 << 20;
     /// Longest read map, in bytes: what a reader allocates for it. 40 services had 0.5 MB.
     pub const MAX_READ_MAP_LEN: u64 = 8 << 20;
+    /// Most bytes that one byte of a compressed manifest may become; real ones become three to ten.
+    /// Without it a bundle of some kilobytes could make its readers allocate all of
+    /// [`MAX_MANIFEST_PLAIN_LEN`].
+    pub const MAX_MANIFEST_RATIO: u64 = 1024;
+    /// Manifests up to this length before compression may have any ratio, in bytes.
+    pub const ANY_RATIO_LEN: u64 = 1 << 20;
+    /// Most memory that a manifest may take once it is read, in bytes, counted item by item before
+    /// it is allocated: two million changed files with names of ordinary length.
+    pub const MAX_MANIFEST_MEMORY_LEN: u64 = 1 << 30;
     /// Most bytes of all paths together; they are stored by what they do not share.
     pub const MAX_PATHS_LEN: u64 = 256 << 20;
     /// Largest content section, in bytes on the wire.
@@ -43,12 +52,23 @@ pub mod limits {
     pub const MAX_SEGMENTS: usize = 16_000_000;
     /// Largest single file, in bytes; a hostile length cannot fill a disk by holes alone.
     pub const MAX_FILE_LEN: u64 = 1 << 42;
+    /// Most bytes of all contents together, in bytes. All are hashed, and copies from the base or
+    /// from one frame cost nothing on the wire: five minutes of one core.
+    pub const MAX_DECODED_LEN: u64 = 1 << 40;
+    /// Most zeros of all contents together that are written as their number, in bytes. Holes are
+    /// hashed like anything else, by their length alone: twenty seconds of one core.
+    pub const MAX_ZEROS_LEN: u64 = 64 << 30;
+    /// Most plain text of all gzip files together, of the base and of the target, in bytes. It is
+    /// inflated and deflated at some 50 MB/s: five minutes of one core.
+    pub const MAX_REPACKED_LEN: u64 = 16 << 30;
     /// Largest frame before compression, in bytes. Decoding holds a few of them in memory.
-    pub const MAX_FRAME_PLAIN_LEN: u64 = 4 << 20;
+    pub const MAX_FRAME_PLAIN_LEN: u64 = 1 << 20;
     /// Largest frame on the wire, in bytes.
-    pub const MAX_FRAME_LEN: u64 = 8 << 20;
+    pub const MAX_FRAME_LEN: u64 = 2 << 20;
     /// Largest extended attribute value (`XATTR_SIZE_MAX` of Linux), in bytes.
     pub const MAX_XATTR_LEN: usize = 64 << 10;
+    /// Most bytes of one node's attribute names, each with a NUL (`XATTR_LIST_MAX` of Linux).
+    pub const MAX_XATTR_NAMES_LEN: u64 = 64 << 10;
     /// Longest symbolic link target (`PATH_MAX` less its NUL), in bytes.
     pub const MAX_LINK_LEN: usize = 4095;
 }
@@ -173,7 +193,7 @@ impl Header {
         }
         limit("manifest length", header.manifest_len, limits::MAX_MANIFEST_LEN)?;
         let plain_len = header.manifest_plain_len;
-        limit("manifest's plain length", plain_len, limits::MAX_MANIFEST_PLAIN_LEN)?;
+        limit("manifest's plain length", plain_len, header.most_plain_len())?;
         limit("content length", header.content_len, limits::MAX_CONTENT_LEN)?;
         let plain_len = u64::from(header.read_map_plain_len);
         limit("length of the read map", plain_len, limits::MAX_READ_MAP_LEN)?;
@@ -203,6 +223,12 @@ impl Header {
             return Err(Detail::Signature { signer }.into());
         }
         Ok(())
+    }
+
+    /// The longest manifest that one of this compressed length may become.
+    pub(crate) fn most_plain_len(&self) -> u64 {
+        let by_ratio = self.manifest_len.saturating_mul(limits::MAX_MANIFEST_RATIO);
+        by_ratio.clamp(limits::ANY_RATIO_LEN, limits::MAX_MANIFEST_PLAIN_LEN)
     }
 
     /// Length of header and manifest together, in bytes.
@@ -323,6 +349,25 @@ mod tests {
         let good = Header { incompat, read_map_len: 80, read_map_plain_len: 9, ..sample() };
         let bytes = good.encode(|message| key().sign(message));
         assert_eq!(Header::decode(&bytes).expect("its own bytes"), good);
+    }
+
+    #[test]
+    fn a_small_manifest_cannot_become_a_large_one() {
+        let decode = |manifest_len, manifest_plain_len| {
+            let header = Header { manifest_len, manifest_plain_len, ..sample() };
+            Header::decode(&header.encode(|message| key().sign(message)))
+        };
+        decode(80, limits::ANY_RATIO_LEN).expect("little, whatever the ratio");
+        decode(16 << 10, 16 << 20).expect("the ratio's limit");
+        decode(1 << 20, limits::MAX_MANIFEST_PLAIN_LEN).expect("the limit");
+        for (manifest_len, plain_len) in [
+            (80, limits::ANY_RATIO_LEN + 1),
+            (16 << 10, (16 << 20) + 1),
+            (1 << 20, limits::MAX_MANIFEST_PLAIN_LEN + 1),
+        ] {
+            let error = decode(manifest_len, plain_len).expect_err("beyond the limit");
+            assert_eq!(error.kind(), ErrorKind::Limit);
+        }
     }
 
     #[test]

@@ -3,7 +3,6 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use vireo_agent::Receipt;
 use vireo_agent::receipt::Outcome;
-use vireo_delta::PublicKey;
 
 use super::{Context, WaitArgs, block_on, trusted};
 use crate::exit::{FAILED, Failure, Output, WAITS};
@@ -16,9 +15,9 @@ use crate::exit::{FAILED, Failure, Output, WAITS};
 pub(crate) struct Args {
     /// Bundle to apply
     bundle: Option<PathBuf>,
-    /// Accept bundles signed by this key, and by no other
+    /// Accept bundles signed by this key, given as text or as a file, and by no other
     #[arg(long, value_name = "KEY", requires = "bundle")]
-    trust: Vec<PublicKey>,
+    trust: Vec<String>,
     #[command(flatten)]
     wait: WaitArgs,
 }
