@@ -1,5 +1,5 @@
 //! What the tests of the whole have in common: running Vireo's programs, fixture images, file
-//! systems to write to, and faults: killing a program at a chosen moment or at every one that counts
+//! systems to write to, a guest with many services ([`zoo`]), and faults: killing a program at a chosen moment or at every one that counts
 //! ([`Moment`], [`kill_everywhere`]), cutting the power of its disk ([`Recording`]).
 //!
 //! The tests themselves are in `tests/it`, named by what they need: `root_*` (loop devices,
@@ -26,6 +26,7 @@ mod server;
 mod snapshot;
 mod update;
 mod world;
+pub mod zoo;
 
 pub use disk::{Disk, FileSystem, wait_until_free};
 pub use ext4::Ext4;
