@@ -32,7 +32,7 @@ pub use round::{Verdict, Zoo};
 pub use score::{Count, Row, Score, TOOLS};
 
 use crate::scene::permissive;
-use crate::{require_host, shell};
+use crate::require_host;
 
 /// Puts the agent in and copies the files that cases change, with all above them.
 const PREPARE: &str = r#"
@@ -148,7 +148,11 @@ impl Ground {
 /// Runs a script in the guest if there is one.
 fn run_script(guest: &dyn Guest, script: Option<&str>) -> anyhow::Result<()> {
     match script {
-        Some(script) => shell(guest, script).map(drop),
+        Some(script) => {
+            let output = guest.exec(&["bash", "-ec", script])?;
+            ensure!(output.success(), "in the guest: {script}\n{}", output.tail());
+            Ok(())
+        }
         None => Ok(()),
     }
 }

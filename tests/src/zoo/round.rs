@@ -112,8 +112,10 @@ impl<'a> Zoo<'a> {
         }
         let all: BTreeSet<String> = needed.iter().flatten().cloned().collect();
         let along: BTreeSet<&str> = round.iter().flat_map(|case| case.along).copied().collect();
-        for problem in applied.side_effects(&all, &along, round[0].kind) {
-            note(0, Err(anyhow::anyhow!("{problem}")));
+        for (unit, problem) in applied.side_effects(&all, &along, round[0].kind) {
+            let concerns = |wants: &BTreeSet<String>| wants.iter().any(|want| unit_of(want) == unit);
+            let at = needed.iter().position(concerns).unwrap_or(0);
+            note(at, Err(anyhow::anyhow!("{unit}: {problem}")));
         }
         for problem in self.unneeded(round, &all, &asked, &applied) {
             note(problem.0, Err(anyhow::anyhow!("not needed: {}", problem.1)));
@@ -300,26 +302,28 @@ impl Applied {
         needed: &BTreeSet<String>,
         along: &BTreeSet<&str>,
         kind: Kind,
-    ) -> Vec<String> {
+    ) -> Vec<(String, String)> {
         let mut problems = Vec::new();
+        let mut note = |unit: &str, problem| problems.push((unit.to_owned(), problem));
         let wants = |verb: &str, unit: &str| needed.contains(&format!("{verb} {unit}"));
         let up: BTreeSet<&str> = self.after.up().collect();
         for unit in self.before.up().filter(|unit| !wants("stop", unit)) {
             if !up.contains(unit) {
-                problems.push(format!("{unit} is down"));
+                note(unit, "is down".to_owned());
                 continue;
             }
             let (pid, now) = (self.before.main_pid(unit), self.after.main_pid(unit));
             let renewed = pid != now;
             let to_be = wants("restart", unit) || along.contains(unit);
             if pid.is_some() && renewed != to_be {
-                problems.push(format!("{unit}: process {pid:?}, now {now:?}"));
+                let should = if to_be { "" } else { "not " };
+                note(unit, format!("process {pid:?}, now {now:?}; it should {should}be another"));
             }
         }
         for (path, unit) in self.after.all_holders() {
             let held = wants("hold", unit.trim_end_matches('!')) || unit == OWN;
             if !held && kind != Kind::Nothing {
-                problems.push(format!("{unit} still holds the former {path}"));
+                note(unit, format!("still holds the former {path}"));
             }
         }
         problems

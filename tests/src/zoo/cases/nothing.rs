@@ -33,6 +33,16 @@ fn content() -> Vec<Case> {
         row("LIB-16").run("chmod 700", "/opt/py/worker.py"),
         row("a script that nobody runs").write("/opt/tools/report.py", "print(1)\n"),
         row("documentation").write("/usr/share/doc/zoo/README", "read me\n"),
+        // A machine's own: no bundle brings it.
+        row("SSH-04")
+            .copy("/opt/next/ssh_host_ed25519_key", "/etc/ssh/ssh_host_ed25519_key")
+            .copy("/opt/next/ssh_host_ed25519_key.pub", "/etc/ssh/ssh_host_ed25519_key.pub")
+            .shows(
+                "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d' ' -f2- | \
+                    grep -cFf - /opt/next/ssh_host_ed25519_key.pub",
+                "0",
+                "0",
+            ),
         row("a script of a socket's connections")
             .replace("/opt/echo/conn.sh", "conn-base", "conn-target")
             .shows("head -1 </dev/tcp/127.0.0.1/7009", "conn-base", "conn-target"),

@@ -36,7 +36,7 @@ fn python() -> Vec<Case> {
             .wants(&["restart pyworker.service"])
             .shows("cat /run/pyworker", "main-base module-base", "main-target module-base"),
         row("a socket's running service")
-            .prepare("echo </dev/tcp/127.0.0.1/7007")
+            .prepare("head -1 </dev/tcp/127.0.0.1/7007")
             .replace("/opt/echo/echo.py", "echo-base", "echo-target")
             .wants(&["restart echo.service"])
             .shows("head -1 </dev/tcp/127.0.0.1/7007", "echo-base", "echo-target"),
