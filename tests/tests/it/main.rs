@@ -15,6 +15,7 @@ mod live_refused;
 mod live_self;
 mod live_undo;
 mod live_update;
+mod live_zoo;
 mod power_cut;
 mod property;
 mod repository;
