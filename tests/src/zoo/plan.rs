@@ -43,8 +43,9 @@ fn planned(plan: &Value) -> BTreeSet<String> {
         let words: Vec<&str> = list(&tool["command"]).map(text).collect();
         format!("run {}", words.join(" "))
     });
-    let managers = list(&system["user_managers"])
-        .map(|manager| format!("daemon-{} in {}", text(&manager["action"]), text(&manager["unit"])));
+    let managers = list(&system["user_managers"]).map(|manager| {
+        format!("daemon-{} in {}", text(&manager["action"]), text(&manager["unit"]))
+    });
     let mut found: BTreeSet<String> = units.chain(tools).chain(managers).collect();
     match text(&system["manager"]) {
         "reload" => drop(found.insert("daemon-reload".to_owned())),

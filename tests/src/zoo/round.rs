@@ -93,8 +93,10 @@ impl<'a> Zoo<'a> {
             note(at, self.probe(case, |probe| probe.base));
         }
         let applied = self.apply(round, !broken)?;
-        let needed: Vec<BTreeSet<String>> =
-            round.iter().map(|case| self.needed(case, &applied.before)).collect::<Result<_, _>>()?;
+        let needed: Vec<BTreeSet<String>> = round
+            .iter()
+            .map(|case| self.needed(case, &applied.before))
+            .collect::<Result<_, _>>()?;
         let asked = match (&applied.receipt, applied.output.code) {
             (Some(receipt), _) => {
                 let mut asked = operations(receipt);
@@ -113,7 +115,8 @@ impl<'a> Zoo<'a> {
         let all: BTreeSet<String> = needed.iter().flatten().cloned().collect();
         let along: BTreeSet<&str> = round.iter().flat_map(|case| case.along).copied().collect();
         for (unit, problem) in applied.side_effects(&all, &along, round[0].kind) {
-            let concerns = |wants: &BTreeSet<String>| wants.iter().any(|want| unit_of(want) == unit);
+            let concerns =
+                |wants: &BTreeSet<String>| wants.iter().any(|want| unit_of(want) == unit);
             let at = needed.iter().position(concerns).unwrap_or(0);
             note(at, Err(anyhow::anyhow!("{unit}: {problem}")));
         }
@@ -262,15 +265,13 @@ impl<'a> Zoo<'a> {
 
     /// Undoes the update and expects the guest as it was.
     fn take_back(&self, round: &[Case], before: &Machine) -> anyhow::Result<()> {
-        let undone = self.guest.exec_with(
-            &["vireo-agent", "undo", "--json"],
-            &[],
-            APPLY_DEADLINE,
-        )?;
+        let undone =
+            self.guest.exec_with(&["vireo-agent", "undo", "--json"], &[], APPLY_DEADLINE)?;
         ensure!(APPLIED.contains(&undone.code), "undo: exit {}\n{}", undone.code, undone.tail());
         for case in round {
             run_script(&self.guest, case.clean).with_context(|| case.id)?;
-            self.probe(case, |probe| probe.undone).with_context(|| format!("{} undone", case.id))?;
+            self.probe(case, |probe| probe.undone)
+                .with_context(|| format!("{} undone", case.id))?;
         }
         let after = Machine::look(&self.guest, [])?;
         let up: BTreeSet<&str> = after.up().collect();
