@@ -10,6 +10,7 @@
 //! guard.json       an update that waits to be confirmed
 //! condemned.json   an update that is being undone because something was ill after it
 //! hold.json        a version that was undone and is not to come back by itself
+//! reads.json       the read map that came with an update last
 //! edits.json       local edits that updates met, and what became of them
 //! incoming/        bundles on their way
 //! lock             held while an update is under way
@@ -298,6 +299,31 @@ impl StateDir {
             Some(position) => self.write("hold.json", position),
             None => self.remove("hold.json"),
         }
+    }
+
+    /// The text of the read map that came with an update last; none if none did.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub fn read_map(&self) -> Result<Option<Vec<u8>>, AgentError> {
+        let path = self.0.join("reads.json");
+        match fs::read(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(AgentError::io("read", &path, error)),
+        }
+    }
+
+    /// Keeps a read map's text.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn set_read_map(&self, text: &[u8]) -> Result<(), AgentError> {
+        self.create()?;
+        let path = self.0.join("reads.json");
+        durable::replace(&path, text).map_err(|error| AgentError::io("write", &path, error))
     }
 
     /// Local edits that updates met.

@@ -62,6 +62,9 @@ pub struct CaptureOptions {
     pub permits: Permits,
     /// How hard to try to make the bundle small.
     pub effort: Effort,
+    /// The read map that travels with the bundle, as `vireo record` writes it; it is not looked
+    /// into here.
+    pub read_map: Option<Vec<u8>>,
 }
 
 /// What was captured.
@@ -124,6 +127,9 @@ pub fn capture(
     let written = |error| CaptureError::io("write", out, error);
     let spool = tempfile::tempfile_in(directory_of(out)).map_err(written)?;
     let mut writer = BundleWriter::new(spool).with_effort(options.effort);
+    if let Some(map) = &options.read_map {
+        writer.set_read_map(map).map_err(|error| CaptureError::delta("write", out, error))?;
+    }
     for (path, time) in dir_times(&before, &after, &changes) {
         writer.set_dir_time(path, time);
     }

@@ -104,7 +104,7 @@ pub use policy::{
     Confirm, Defaults, DriftRule, MAX_POLICY_LEN, OnConflict, OnDisable, OnDrift, OnFailure, Op,
     Policy, PolicyFile, RULE_PACK, StartEnabled, Unclaimed, UnitRule,
 };
-pub use reads::{Phase, ReadMap};
+pub use reads::{MAX_READ_MAP_LEN, MAX_READ_MAP_PATHS, MAX_READ_MAP_UNITS, Phase, ReadMap};
 pub use show::{SHOW_PROPERTIES, parse_show};
 pub use sockets::listening_sockets;
 pub use steps::Step;

@@ -75,9 +75,10 @@ mod manifest;
 pub mod merge;
 mod pair;
 mod permits;
+mod read_map;
 mod spool;
 
-pub use bundle::{Bundle, FrameInfo, Head, Unverified, Verified};
+pub use bundle::{Bundle, FrameInfo, Head, Release, Unverified, Verified};
 pub use chunk::{Chunk, Chunker, chunks};
 pub use content::{BaseRead, ContentSource, MemBase, Piece};
 pub use encode::{BundleWriter, Effort, Finished, Statement};

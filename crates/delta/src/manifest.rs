@@ -6,6 +6,7 @@
 
 mod columns;
 mod read;
+mod weight;
 mod write;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use crate::Permits;
 use crate::frames::{Class, Frame, Span};
 
 pub(crate) use read::decode;
-pub(crate) use write::encode;
+pub(crate) use write::{Packed, encode};
 
 /// A manifest, checked: every index is in range and every sum fits.
 #[derive(Debug, PartialEq, Eq)]
@@ -225,6 +226,8 @@ mod tests {
             target: digest,
             manifest_digest: Digest::of(&packed.bytes),
             signer: SecretKey::generate().expect("random bytes").public(),
+            read_map_len: 0,
+            read_map_plain_len: 0,
         };
         let error = decode(&header, &packed.bytes).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Corrupt);
@@ -331,6 +334,8 @@ mod tests {
             manifest_digest: Digest::of(packed),
             signer: SecretKey::generate().expect("random bytes").public(),
             manifest_plain_len: plain_len,
+            read_map_len: 0,
+            read_map_plain_len: 0,
         }
     }
 
@@ -358,6 +363,134 @@ mod tests {
             }
         }
         assert!(refused > plain.len(), "{refused} of {}", 4 * plain.len());
+    }
+
+    /// What reading says of the sample with these contents instead of its own.
+    fn outcome_of(list: Vec<Content>) -> Result<Manifest, crate::DeltaError> {
+        let mut contents = Contents::default();
+        for (number, content) in list.into_iter().enumerate() {
+            // The first is the one that the sample's change needs.
+            let digest = if number == 0 { b"2".to_vec() } else { number.to_le_bytes().to_vec() };
+            contents.insert(Digest::of(&digest), content);
+        }
+        let packed = encode(&Manifest { contents, ..sample() }).expect("small");
+        decode(&header(&packed.bytes, packed.plain_len), &packed.bytes)
+    }
+
+    fn in_segments(list: Vec<Segment>) -> Content {
+        let len = list.iter().map(Segment::len).sum();
+        let body = Body::Segments(list);
+        Content { len, sparse: true, class: Class::Text, recipe: None, body }
+    }
+
+    #[test]
+    fn contents_cannot_hold_more_zeros_than_can_be_hashed_in_a_moment() {
+        use crate::limits::MAX_ZEROS_LEN;
+        let zeros = |len| in_segments(vec![Segment::Zero { len }]);
+        outcome_of(vec![zeros(MAX_ZEROS_LEN)]).expect("the limit");
+        let beyond = [
+            vec![zeros(MAX_ZEROS_LEN + 1)],
+            // None alone, but all together.
+            (0..65).map(|_| zeros(MAX_ZEROS_LEN / 64)).collect(),
+            vec![in_segments(vec![Segment::Zero { len: MAX_ZEROS_LEN / 2 }; 3])],
+        ];
+        for contents in beyond {
+            let error = outcome_of(contents).expect_err("too many zeros");
+            assert_eq!(error.kind(), ErrorKind::Limit);
+            assert!(error.to_string().contains("number of zeros"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_base_cannot_be_copied_without_end() {
+        use crate::limits::MAX_DECODED_LEN;
+        let copy = |len| in_segments(vec![Segment::Base { source: 0, offset: 0, len }]);
+        outcome_of(vec![copy(MAX_DECODED_LEN / 2), copy(MAX_DECODED_LEN / 2)]).expect("the limit");
+        for contents in [
+            vec![copy(crate::limits::MAX_FILE_LEN)],
+            vec![copy(MAX_DECODED_LEN / 2), copy(MAX_DECODED_LEN / 2), copy(1)],
+            (0..1025).map(|_| copy(MAX_DECODED_LEN / 1024)).collect(),
+        ] {
+            let error = outcome_of(contents).expect_err("too much");
+            assert_eq!(error.kind(), ErrorKind::Limit);
+            assert!(error.to_string().contains("length of all contents"), "{error}");
+        }
+        // Literals come from a frame of ten bytes.
+        let literal = Segment::Literal { class: Class::Text, offset: 0, len: 10 };
+        let error = outcome_of(vec![in_segments(vec![literal; 200]), copy(MAX_DECODED_LEN)]);
+        assert_eq!(error.expect_err("too much").kind(), ErrorKind::Limit);
+    }
+
+    #[test]
+    fn gzip_files_cannot_be_packed_and_unpacked_without_end() {
+        let span = |start, len| Span { start, len };
+        let packed = || Content {
+            len: 9,
+            recipe: Some(span(0, 0)),
+            ..in_segments(vec![Segment::Base {
+                source: 0,
+                offset: 0,
+                len: crate::gzip::MAX_PLAIN_LEN,
+            }])
+        };
+        let most = crate::limits::MAX_REPACKED_LEN / crate::gzip::MAX_PLAIN_LEN;
+        outcome_of((0..most).map(|_| packed()).collect()).expect("the limit");
+        let error = outcome_of((0..=most).map(|_| packed()).collect()).expect_err("too much");
+        assert_eq!(error.kind(), ErrorKind::Limit);
+        assert!(error.to_string().contains("plain length of all gzip files"), "{error}");
+    }
+
+    #[test]
+    fn deltas_cannot_share_a_script() {
+        let delta = |start, len| {
+            let (control, none) = (Span { start, len }, Span::default());
+            let (patch, diff, extra, refs) = (none, none, none, none);
+            let body = Body::Delta(FileDelta {
+                source: 0,
+                plain_len: 1,
+                control,
+                patch,
+                diff,
+                extra,
+                refs,
+            });
+            Content { len: 1, sparse: false, class: Class::Text, recipe: None, body }
+        };
+        outcome_of(vec![delta(0, 5), delta(5, 5)]).expect("its stream has ten bytes");
+        let error = outcome_of(vec![delta(0, 6), delta(4, 6)]).expect_err("shared");
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("share spans of a stream"), "{error}");
+    }
+
+    #[test]
+    fn memory_is_counted_before_it_is_taken() {
+        let mut with_attributes = Node::new(NodeKind::Dir, 0o700);
+        for number in 0..5000_u16 {
+            with_attributes.xattrs.insert(format!("user.{number}").into_bytes(), Vec::new());
+        }
+        let changes = ChangeSet { changes: vec![added("/a", with_attributes)], ..sample().changes };
+        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() });
+        let packed = packed.expect("small");
+        let header = header(&packed.bytes, packed.plain_len);
+        decode(&header, &packed.bytes).expect("a megabyte");
+        let error = read::decode_within(&header, &packed.bytes, 256 << 10);
+        assert_eq!(error.expect_err("more than that").kind(), ErrorKind::Limit);
+        assert!(packed.plain_len < 128 << 10, "{}", packed.plain_len);
+    }
+
+    #[test]
+    fn a_node_cannot_have_more_attributes_than_linux_can_list() {
+        let mut node = Node::new(NodeKind::Dir, 0o700);
+        for number in 0..300 {
+            node.xattrs.insert(format!("user.{number:0>249}").into_bytes(), Vec::new());
+        }
+        let changes = ChangeSet { changes: vec![added("/a", node)], ..sample().changes };
+        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() });
+        let packed = packed.expect("small");
+        let error = decode(&header(&packed.bytes, packed.plain_len), &packed.bytes);
+        let error = error.expect_err("75 KiB of names");
+        assert_eq!(error.kind(), ErrorKind::Limit);
+        assert!(error.to_string().contains("attribute names"), "{error}");
     }
 
     #[test]

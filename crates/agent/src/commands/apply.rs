@@ -4,7 +4,6 @@ use serde_json::json;
 use vireo_agent::receipt::Outcome;
 use vireo_agent::{Agent, Receipt};
 use vireo_classify::Confirm;
-use vireo_delta::PublicKey;
 
 use super::{Context, WaitArgs, block_on, trusted};
 use crate::exit::{FAILED, Failure, Output, UNDONE, WAITS};
@@ -18,9 +17,9 @@ use crate::exit::{FAILED, Failure, Output, UNDONE, WAITS};
 pub(crate) struct Args {
     /// Bundle to apply
     bundle: Option<PathBuf>,
-    /// Accept bundles signed by this key, and by no other
+    /// Accept bundles signed by this key, given as text or as a file, and by no other
     #[arg(long, value_name = "KEY", requires = "bundle")]
-    trust: Vec<PublicKey>,
+    trust: Vec<String>,
     /// Do not undo the update by itself if it cuts this machine off: somebody sits beside it
     #[arg(long)]
     no_guard: bool,

@@ -169,9 +169,10 @@ impl Context {
 }
 
 /// The keys given on the command line, or else those of the enrolment.
-fn trusted(given: &[PublicKey], context: &Context) -> Result<TrustedKeys, Failure> {
+fn trusted(given: &[String], context: &Context) -> Result<TrustedKeys, Failure> {
     if !given.is_empty() {
-        return Ok(given.iter().copied().collect());
+        let keys: Vec<TrustedKeys> = given.iter().map(|key| keys(key)).collect::<Result<_, _>>()?;
+        return Ok(keys.iter().flat_map(TrustedKeys::iter).collect());
     }
     match context.state.enrolment()? {
         Some(enrolment) => Ok(enrolment.trusted_keys()),
@@ -179,6 +180,17 @@ fn trusted(given: &[PublicKey], context: &Context) -> Result<TrustedKeys, Failur
             "no key is trusted: this machine is not enrolled; say whose bundles to accept with --trust KEY",
         )),
     }
+}
+
+/// A key, or the keys in a file.
+fn keys(given: &str) -> Result<TrustedKeys, Failure> {
+    let text = if PublicKey::is_meant_by(given) {
+        given.to_owned()
+    } else {
+        std::fs::read_to_string(given)
+            .map_err(|error| Failure::new(format!("cannot read the public key {given}: {error}")))?
+    };
+    text.parse().map_err(|error| Failure::new(format!("cannot use --trust {given}: {error}")))
 }
 
 /// Runs network code to its end.

@@ -127,9 +127,15 @@ fn prepared(agent: &Agent, staged: &Staged<'_>) -> Prepared {
     let (changes, view) = (staged.changes(), staged.view().expect("staged"));
     let contents = |path: &ImagePath, most| view.read(path, most).expect("readable");
     let (replaced, settled) = (staged.replaced(), staged.settled());
-    let outlook =
-        Outlook { changes: &changes, replaced, settled, contents: &contents, wire_len: 0 };
-    agent.prepare(Policy::default(), &outlook).expect("planned")
+    let outlook = Outlook {
+        changes: &changes,
+        replaced,
+        settled,
+        contents: &contents,
+        reads: vireo_classify::ReadMap::new(),
+        wire_len: 0,
+    };
+    agent.prepare(Policy::default(), outlook).expect("planned")
 }
 
 #[test]

@@ -136,9 +136,10 @@ impl Agent {
             replaced: staged.replaced(),
             settled: staged.settled(),
             contents: &contents,
+            reads: self.read_map(None)?,
             wire_len: 0,
         };
-        let prepared = self.prepare(policy, &outlook)?;
+        let prepared = self.prepare(policy, outlook)?;
         watch.lap("plan");
         say(&summary(&prepared.plan));
         let position = self.state.version_of(changes.target)?;

@@ -14,6 +14,7 @@ use super::columns::{
     KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, Number, PACKED, SEGMENT_BASE,
     SEGMENT_LITERAL, SEGMENT_ZERO, SPANS, SPARSE,
 };
+use super::weight::{self, Weight};
 use super::write::known_lens;
 use super::{Body, Content, Contents, FileDelta, Manifest, Segment, Source, new_content};
 use crate::error::{DeltaError, Detail};
@@ -26,19 +27,27 @@ const NANOS: u64 = 1_000_000_000;
 
 /// Reads and checks the manifest of the bundle with this `header`, whose digest `bytes` have.
 pub(crate) fn decode(header: &Header, bytes: &[u8]) -> Result<Manifest, DeltaError> {
-    // The header's limit bounds what is allocated here.
-    let plain = zstd::bulk::decompress(bytes, header.manifest_plain_len as usize)
+    decode_within(header, bytes, limits::MAX_MANIFEST_MEMORY_LEN)
+}
+
+/// The same into at most `most_memory_len` bytes, counted before they are allocated.
+pub(super) fn decode_within(
+    header: &Header,
+    bytes: &[u8],
+    most_memory_len: u64,
+) -> Result<Manifest, DeltaError> {
+    // The header's limits bound what is allocated here.
+    let mut plain = AlignedVec::<16>::new();
+    plain.resize(header.manifest_plain_len as usize, 0);
+    let len = zstd::bulk::decompress_to_buffer(bytes, &mut plain[..])
         .map_err(|_| invalid("it cannot be decompressed"))?;
-    if plain.len() as u64 != header.manifest_plain_len {
+    if len as u64 != header.manifest_plain_len {
         return Err(invalid("it has another length than the header says"));
     }
-    let mut aligned = AlignedVec::<16>::with_capacity(plain.len());
-    aligned.extend_from_slice(&plain);
-    drop(plain);
-    let columns = rkyv::access::<ArchivedColumns, RancorError>(&aligned)
+    let columns = rkyv::access::<ArchivedColumns, RancorError>(&plain)
         .map_err(|_| invalid("its structure is damaged"))?;
     check_counts(columns)?;
-    let mut reader = Reader::new(columns);
+    let mut reader = Reader::new(columns, Weight::new(most_memory_len));
     let ignore = reader.ignore(columns.ignore_lens.iter())?;
     let changes = reader.changes(columns.before_kinds.len())?;
     consistency::check(&changes, &ignore).map_err(|what| invalid(&what))?;
@@ -103,11 +112,12 @@ macro_rules! reader {
             frame_digests: Iter<'a, [u8; 32]>,
             last_path: Vec<u8>,
             paths_len: u64,
+            weight: Weight,
             $($column: Column<'a, $number>,)*
         }
 
         impl<'a> Reader<'a> {
-            fn new(columns: &'a ArchivedColumns) -> Self {
+            fn new(columns: &'a ArchivedColumns, weight: Weight) -> Self {
                 Self {
                     names: &columns.names,
                     texts: &columns.texts,
@@ -115,6 +125,7 @@ macro_rules! reader {
                     frame_digests: columns.frame_digests.iter(),
                     last_path: Vec::new(),
                     paths_len: 0,
+                    weight,
                     $($column: Column(columns.$column.iter()),)*
                 }
             }
@@ -170,6 +181,7 @@ impl<'a> Reader<'a> {
         self.last_path.extend_from_slice(name);
         self.paths_len += self.last_path.len() as u64;
         limit("length of all paths", self.paths_len, limits::MAX_PATHS_LEN)?;
+        self.weight.memory(weight::of_bytes(self.last_path.len()))?;
         parse_path(&self.last_path)
     }
 
@@ -188,6 +200,7 @@ impl<'a> Reader<'a> {
     }
 
     fn dir_times(&mut self, count: usize) -> Result<Vec<(ImagePath, Timestamp)>, DeltaError> {
+        self.weight.memory(weight::of_items::<(ImagePath, Timestamp)>(count))?;
         let mut times = Vec::with_capacity(count);
         for _ in 0..count {
             let path = self.path()?;
@@ -201,6 +214,7 @@ impl<'a> Reader<'a> {
     }
 
     fn changes(&mut self, count: usize) -> Result<Vec<Change>, DeltaError> {
+        self.weight.memory(weight::of_items::<Change>(count))?;
         let mut changes: Vec<Change> = Vec::with_capacity(count);
         for _ in 0..count {
             let path = self.path()?;
@@ -247,6 +261,7 @@ impl<'a> Reader<'a> {
             (KIND_SAME, Some(before)) => before.kind.clone(),
             _ => self.kind(path, kind)?,
         };
+        self.weight.memory(weight::of_kind(&kind))?;
         Ok(Some(Node { kind, mode, uid, gid, mtime, xattrs }))
     }
 
@@ -291,10 +306,16 @@ impl<'a> Reader<'a> {
 
     fn xattrs(&mut self, path: &ImagePath) -> Result<Xattrs, DeltaError> {
         let mut xattrs = Xattrs::new();
-        for _ in 0..self.xattr_counts.next()? {
+        let count = self.xattr_counts.next()?;
+        self.weight.memory(weight::of_xattrs(count))?;
+        let mut names_len = 0;
+        for _ in 0..count {
             let (name_len, value_len) = (self.xattr_lens.next()?, self.xattr_lens.next()?);
             limit("attribute length", value_len, limits::MAX_XATTR_LEN as u64)?;
+            names_len += name_len + 1;
+            limit("length of attribute names", names_len, limits::MAX_XATTR_NAMES_LEN)?;
             let (name, value) = (self.text(name_len)?, self.text(value_len)?);
+            self.weight.memory(weight::of_bytes(name.len()) + weight::of_bytes(value.len()))?;
             let good_name = !name.is_empty() && name.len() <= 255 && !name.contains(&0);
             if !good_name || xattrs.insert(name.to_vec(), value.to_vec()).is_some() {
                 return Err(invalid(&format!(
@@ -306,13 +327,16 @@ impl<'a> Reader<'a> {
     }
 
     fn sources(&mut self, count: usize, changes: &[Change]) -> Result<Vec<Source>, DeltaError> {
+        self.weight.memory(weight::of_items::<Source>(count))?;
         let mut sources = Vec::with_capacity(count);
         for _ in 0..count {
             let path = match self.source_changes.next_u32()? {
                 ELSEWHERE => self.path()?,
                 number => {
                     let change = changes.get(number as usize);
-                    change.ok_or_else(|| invalid("a base file is missing"))?.path.clone()
+                    let path = &change.ok_or_else(|| invalid("a base file is missing"))?.path;
+                    self.weight.memory(weight::of_bytes(path.as_bytes().len()))?;
+                    path.clone()
                 }
             };
             let (packed_len, plain_len) = (self.source_packed.next()?, self.source_plain.next()?);
@@ -324,6 +348,7 @@ impl<'a> Reader<'a> {
     }
 
     fn frames(&mut self, count: usize, content_len: u64) -> Result<Vec<Frame>, DeltaError> {
+        self.weight.memory(weight::of_frames(count))?;
         let mut frames = Vec::with_capacity(count);
         let mut sum = 0_u64;
         for _ in 0..count {
@@ -360,6 +385,7 @@ impl<'a> Reader<'a> {
             span_ends: [[0; SPANS]; CLASSES],
             recipe_ends: [0; CLASSES],
         };
+        self.weight.memory(weight::of_contents(count))?;
         let mut contents = Contents::default();
         for _ in 0..count {
             let number = self.content_digests.next()?;
@@ -367,6 +393,7 @@ impl<'a> Reader<'a> {
             let known = known.get(&digest).copied().unwrap_or(0);
             let len = self.content_lens.next()?.wrapping_add(known);
             let content = self.content(len, &mut bounds)?;
+            self.weight.content(&content, sources, &bounds.streams)?;
             if contents.insert(digest, content) {
                 return Err(invalid("a content is there twice"));
             }
@@ -441,6 +468,7 @@ impl<'a> Reader<'a> {
         if count > self.segment_kinds.0.len() {
             return Err(invalid("a content's segments are missing"));
         }
+        self.weight.memory(weight::of_items::<Segment>(count))?;
         let mut segments = Vec::with_capacity(count);
         let mut sum = 0_u64;
         for _ in 0..count {
