@@ -24,6 +24,7 @@ use crate::services::Services;
 use crate::state::{Position, StateDir};
 use crate::system::SystemView;
 
+mod aftermath;
 mod bundle;
 mod changed;
 mod drift;

@@ -126,7 +126,16 @@ impl Agent {
         let policy = self.current_policy()?;
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
-        let staged = stage_undo(&root, number, options)?;
+        let staged = match stage_undo(&root, number, options) {
+            // What stayed for the running kernel is in the way: it gets its place by the undo.
+            Err(error)
+                if error.kind() == vireo_tree::ErrorKind::Drift && self.state.kept()?.is_some() =>
+            {
+                self.drop_modules(&root, true)?;
+                stage_undo(&root, number, options)?
+            }
+            other => other?,
+        };
         watch.lap("stage");
         let changes = staged.changes();
         let view = staged.view()?;
