@@ -126,7 +126,16 @@ impl Agent {
         let policy = self.current_policy()?;
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
-        let staged = stage_undo(&root, number, options)?;
+        let staged = match stage_undo(&root, number, options) {
+            // What stayed for the running kernel is in the way: it gets its place by the undo.
+            Err(error)
+                if error.kind() == vireo_tree::ErrorKind::Drift && self.state.kept()?.is_some() =>
+            {
+                self.drop_modules(&root, true)?;
+                stage_undo(&root, number, options)?
+            }
+            other => other?,
+        };
         watch.lap("stage");
         let changes = staged.changes();
         let view = staged.view()?;
@@ -136,9 +145,10 @@ impl Agent {
             replaced: staged.replaced(),
             settled: staged.settled(),
             contents: &contents,
+            reads: self.read_map(None)?,
             wire_len: 0,
         };
-        let prepared = self.prepare(policy, &outlook)?;
+        let prepared = self.prepare(policy, outlook)?;
         watch.lap("plan");
         say(&summary(&prepared.plan));
         let position = self.state.version_of(changes.target)?;
