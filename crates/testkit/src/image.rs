@@ -30,6 +30,7 @@ const ZOO_PACKAGES: &[&str] = &[
     "gunicorn",
     "libcap2-bin",
     "libnginx-mod-mail",
+    "libnss-systemd",
     "libpam-systemd",
     "logrotate",
     "mariadb-server",
@@ -137,8 +138,7 @@ impl BaseImage {
         let content = work.path().join("web");
         web::write_base(&content)?;
         let run = Run::script("image.sh", RECIPE).arg(archive).arg(out);
-        let run =
-            run.arg(format!("{}k", bytes >> 10)).arg(work.path()).arg(public).arg(&content);
+        let run = run.arg(format!("{}k", bytes >> 10)).arg(work.path()).arg(public).arg(&content);
         let run = match &self.agent {
             Some(agent) => run.arg(&agent.program).args(&agent.units),
             None => run,

@@ -175,7 +175,12 @@ impl Case {
 
     /// The same where undoing leaves it: what a tool has made stays made.
     #[must_use]
-    pub fn leaves(mut self, script: &'static str, base: &'static str, target: &'static str) -> Self {
+    pub fn leaves(
+        mut self,
+        script: &'static str,
+        base: &'static str,
+        target: &'static str,
+    ) -> Self {
         self.probes.push(Probe { script, base: Some(base), target, undone: None });
         self
     }

@@ -91,7 +91,8 @@ impl Edit {
 /// The place of `path` below `root`; with a `*` in its last component, the one file that matches.
 pub(super) fn resolve(root: &Path, path: &str) -> anyhow::Result<PathBuf> {
     let whole = root.join(path.trim_start_matches('/'));
-    let Some((before, after)) = path.rsplit('/').next().and_then(|name| name.split_once('*')) else {
+    let Some((before, after)) = path.rsplit('/').next().and_then(|name| name.split_once('*'))
+    else {
         return Ok(whole);
     };
     let dir = whole.parent().context("a directory")?;

@@ -31,8 +31,8 @@ pub use edit::Edit;
 pub use round::{Verdict, Zoo};
 pub use score::{Count, Row, Score, TOOLS};
 
-use crate::scene::permissive;
 use crate::require_host;
+use crate::scene::permissive;
 
 /// Puts the agent in and copies the files that cases change, with all above them.
 const PREPARE: &str = r#"
@@ -112,7 +112,8 @@ impl Ground {
 
     /// A bundle that makes `round`'s changes, in the guest as `/run/update.vireo`.
     fn deliver(&self, guest: &dyn Guest, round: &[Case]) -> anyhow::Result<()> {
-        let (base, target, out) = (self.path("base"), self.path("target"), self.path("update.vireo"));
+        let (base, target, out) =
+            (self.path("base"), self.path("target"), self.path("update.vireo"));
         if target.exists() {
             fs::remove_dir_all(&target)?;
         }
@@ -123,11 +124,8 @@ impl Ground {
         capture(&Root::open(&base)?, &Root::open(&target)?, &permissive(), &self.key, &out)?;
         let bundle = fs::read(&out)?;
         fs::remove_file(&out)?;
-        let put = guest.exec_with(
-            &["sh", "-c", "cat > /run/update.vireo"],
-            &bundle,
-            APPLY_DEADLINE,
-        )?;
+        let put =
+            guest.exec_with(&["sh", "-c", "cat > /run/update.vireo"], &bundle, APPLY_DEADLINE)?;
         ensure!(put.success(), "{}", put.tail());
         Ok(())
     }

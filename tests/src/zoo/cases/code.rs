@@ -18,7 +18,11 @@ fn programs() -> Vec<Case> {
     vec![
         rebuilt("NGX-03", "/usr/sbin/nginx", "restart nginx.service"),
         rebuilt("SSH-03", "/usr/sbin/sshd", "reload ssh.service"),
-        rebuilt("PG-05", "/usr/lib/postgresql/15/bin/postgres", "restart postgresql@15-main.service"),
+        rebuilt(
+            "PG-05",
+            "/usr/lib/postgresql/15/bin/postgres",
+            "restart postgresql@15-main.service",
+        ),
         rebuilt("RED-02", "/usr/bin/redis-check-rdb", "restart redis-server.service"),
         rebuilt("CRN-03", "/usr/sbin/cron", "restart cron.service"),
         rebuilt("apache2, the program", "/usr/sbin/apache2", "restart apache2.service"),
@@ -36,23 +40,14 @@ fn programs() -> Vec<Case> {
 /// By way of links, rights, or an interpreter.
 fn chosen() -> Vec<Case> {
     vec![
-        rebuilt(
-            "NGX-06",
-            "/usr/lib/nginx/modules/ngx_mail_module.so",
-            "restart nginx.service",
-        ),
-        rebuilt(
-            "PY-09",
-            "/usr/lib/python3/dist-packages/yaml/_yaml.*.so",
-            "restart app.service",
-        ),
+        rebuilt("NGX-06", "/usr/lib/nginx/modules/ngx_mail_module.so", "restart nginx.service"),
+        rebuilt("PY-09", "/usr/lib/python3/dist-packages/yaml/_yaml.*.so", "restart app.service"),
         rebuilt(
             "java, its library",
             "/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so",
             "restart javaapp.service",
         ),
-        row("java, its modules")
-            .rebuild("/usr/lib/jvm/java-17-openjdk-amd64/lib/jrt-fs.jar"),
+        row("java, its modules").rebuild("/usr/lib/jvm/java-17-openjdk-amd64/lib/jrt-fs.jar"),
         row("a program's rights")
             .run("setcap cap_net_bind_service+ep", "/usr/local/bin/capsvc")
             .wants(&["restart capsvc.service"]),

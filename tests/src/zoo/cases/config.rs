@@ -35,10 +35,11 @@ fn web() -> Vec<Case> {
                 "subject=CN = base",
                 "subject=CN = target",
             ),
-        row("DEL-01")
-            .remove("/etc/nginx/conf.d/release.conf")
-            .wants(&[NGINX])
-            .shows("curl -sI localhost | grep -ci x-release", "1", "0"),
+        row("DEL-01").remove("/etc/nginx/conf.d/release.conf").wants(&[NGINX]).shows(
+            "curl -sI localhost | grep -ci x-release",
+            "1",
+            "0",
+        ),
         row("nginx, a site linked")
             .link("/etc/nginx/conf.d/linked.conf", "/etc/zoo/linked")
             .wants(&[NGINX])
@@ -102,9 +103,7 @@ fn login_and_mail() -> Vec<Case> {
 fn databases() -> Vec<Case> {
     let psql = |what| match what {
         "work_mem" => "runuser -u postgres -- psql -XtAc 'show work_mem'",
-        _ => {
-            "PGPASSWORD=x psql -h 127.0.0.1 -U zoo postgres -c '' 2>&1 | grep -q rejects; echo $?"
-        }
+        _ => "PGPASSWORD=x psql -h 127.0.0.1 -U zoo postgres -c '' 2>&1 | grep -q rejects; echo $?",
     };
     vec![
         row("PG-01")
@@ -157,7 +156,11 @@ fn own() -> Vec<Case> {
         row("an instance's argument")
             .write("/etc/zoo/foo-a.conf", "target\n")
             .wants(&["restart foo@a.service"])
-            .shows("cat /run/foo-a /run/foo-b", "base hello\nbase hello", "target hello\nbase hello"),
+            .shows(
+                "cat /run/foo-a /run/foo-b",
+                "base hello\nbase hello",
+                "target hello\nbase hello",
+            ),
         row("an environment file")
             .write("/etc/zoo/env", "WORD=env-target\n")
             .wants(&["restart cred.service"])

@@ -13,22 +13,26 @@ fn row(id: &'static str) -> Case {
 
 fn content() -> Vec<Case> {
     vec![
-        row("NGX-05")
-            .write("/var/www/html/v.html", "page-target\n")
-            .shows("curl -s localhost/v.html", "page-base", "page-target"),
-        row("APA-05")
-            .replace("/var/www/html/a/.htaccess", "zoo/base", "zoo/target")
-            .shows(
-                "curl -so /dev/null -w '%{redirect_url}' localhost:8080/a/go",
-                "http://zoo/base",
-                "http://zoo/target",
-            ),
-        row("PHP-04")
-            .replace("/var/www/html/v.php", "php-base", "php-target")
-            .shows("curl -sk https://localhost:8443/v.php | cut -d' ' -f1", "php-base", "php-target"),
-        row("PY-04")
-            .write("/opt/app/template.txt", "template-target\n")
-            .shows("curl -s localhost:8000 | cut -d' ' -f4", "template-base", "template-target"),
+        row("NGX-05").write("/var/www/html/v.html", "page-target\n").shows(
+            "curl -s localhost/v.html",
+            "page-base",
+            "page-target",
+        ),
+        row("APA-05").replace("/var/www/html/a/.htaccess", "zoo/base", "zoo/target").shows(
+            "curl -so /dev/null -w '%{redirect_url}' localhost:8080/a/go",
+            "http://zoo/base",
+            "http://zoo/target",
+        ),
+        row("PHP-04").replace("/var/www/html/v.php", "php-base", "php-target").shows(
+            "curl -sk https://localhost:8443/v.php | cut -d' ' -f1",
+            "php-base",
+            "php-target",
+        ),
+        row("PY-04").write("/opt/app/template.txt", "template-target\n").shows(
+            "curl -s localhost:8000 | cut -d' ' -f4",
+            "template-base",
+            "template-target",
+        ),
         row("NEW-01").write("/opt/data/x", "new\n"),
         row("LIB-16").run("chmod 700", "/opt/py/worker.py"),
         row("a script that nobody runs").write("/opt/tools/report.py", "print(1)\n"),
@@ -92,16 +96,20 @@ fn stopped() -> Vec<Case> {
             .write("/etc/zoo/stopped.conf", "target\n")
             .shows("systemctl is-active stopped", "inactive", "inactive")
             .clean("systemctl start stopped.service"),
-        row("SYS-18")
-            .write("/etc/zoo/spare.conf", "target\n")
-            .shows("systemctl is-active spare", "inactive", "inactive"),
+        row("SYS-18").write("/etc/zoo/spare.conf", "target\n").shows(
+            "systemctl is-active spare",
+            "inactive",
+            "inactive",
+        ),
         row("SYS-11")
             .prepare("systemctl stop idle.service")
             .replace("/opt/echo/idle.py", "idle-base", "idle-target")
             .then_shows("head -1 </dev/tcp/127.0.0.1/7008", "idle-target"),
-        row("what ran once")
-            .write("/etc/zoo/once.conf", "target\n")
-            .shows("cat /run/once", "base", "base"),
+        row("what ran once").write("/etc/zoo/once.conf", "target\n").shows(
+            "cat /run/once",
+            "base",
+            "base",
+        ),
     ]
 }
 

@@ -81,7 +81,11 @@ fn others() -> Vec<Case> {
         row("a template's program")
             .replace("/opt/foo/foo", "$word $GREETING", "$word $GREETING!")
             .wants(&["restart foo@a.service", "restart foo@b.service"])
-            .shows("cat /run/foo-a /run/foo-b", "base hello\nbase hello", "base hello!\nbase hello!"),
+            .shows(
+                "cat /run/foo-a /run/foo-b",
+                "base hello\nbase hello",
+                "base hello!\nbase hello!",
+            ),
         row("a supervisor's child")
             .replace("/opt/sup/child.sh", "echo base", "echo target")
             .wants(&["restart supervisor.service"])
