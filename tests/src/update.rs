@@ -124,11 +124,10 @@ impl Update {
     ///
     /// # Errors
     ///
-    /// It has not been built, or the key cannot be read.
+    /// It has not been built.
     pub fn apply_by_agent(&self, to: &Path, state: &Path) -> anyhow::Result<Vec<String>> {
-        let key = fs::read_to_string(self.arg("keys/vireo.pub"))?;
         let mut words = by_agent("apply", to, state)?;
-        words.extend(["--trust".into(), key.trim().into(), self.arg("update.vireo")]);
+        words.extend(["--trust".into(), self.arg("keys/vireo.pub"), self.arg("update.vireo")]);
         Ok(words)
     }
 

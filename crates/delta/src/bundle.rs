@@ -21,10 +21,35 @@ pub struct Verified<'a> {
     read_map: Option<Vec<u8>>,
 }
 
-/// What a bundle's bytes are in, if it can take memory back: a memory map.
-pub trait Release: std::fmt::Debug + Sync {
+/// What a bundle's bytes are in, if it can give memory back: a memory map, or a closure that knows
+/// one.
+pub trait Release: Sync {
     /// These bytes of the bundle were read and are not needed soon. They stay readable.
     fn release(&self, bytes: &[u8]);
+}
+
+impl<F: Fn(&[u8]) + Sync> Release for F {
+    fn release(&self, bytes: &[u8]) {
+        self(bytes);
+    }
+}
+
+/// Who is told, if anybody is.
+#[derive(Clone, Copy)]
+pub(crate) struct Holder<'a>(pub(crate) Option<&'a dyn Release>);
+
+impl Holder<'_> {
+    pub(crate) fn release(self, bytes: &[u8]) {
+        if let Some(holder) = self.0 {
+            holder.release(bytes);
+        }
+    }
+}
+
+impl std::fmt::Debug for Holder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Holder").field(&self.0.is_some()).finish()
+    }
 }
 
 /// A bundle over its file's bytes (a memory map, mostly), in state `S`.
@@ -35,7 +60,7 @@ pub trait Release: std::fmt::Debug + Sync {
 #[derive(Debug)]
 pub struct Bundle<'a, S> {
     bytes: &'a [u8],
-    holder: Option<&'a dyn Release>,
+    holder: Holder<'a>,
     header: Header,
     state: S,
 }
@@ -96,14 +121,14 @@ impl<'a> Bundle<'a, Unverified> {
         if found > claimed {
             return Err(Detail::Excess { excess: found - claimed }.into());
         }
-        Ok(Self { bytes, holder: None, header, state: Unverified(()) })
+        Ok(Self { bytes, holder: Holder(None), header, state: Unverified(()) })
     }
 
     /// Tells `holder` about each frame that was read, so that a bundle of any length takes the
     /// memory of a few frames.
     #[must_use]
     pub fn held_by(self, holder: &'a dyn Release) -> Self {
-        Self { holder: Some(holder), ..self }
+        Self { holder: Holder(Some(holder)), ..self }
     }
 
     /// Checks that a trusted signer signed exactly this bundle and reads its manifest. Frames

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vireo_model::Digest;
 
-use crate::bundle::Release;
+use crate::bundle::Holder;
 use crate::file::varint;
 
 /// Most plain bytes of frames that are kept decoded: files that are staged one after another mostly
@@ -117,7 +117,7 @@ pub(crate) struct Frames<'a> {
     /// For each stream its frames: where they start in it, and their numbers.
     streams: Vec<Vec<(u64, usize)>>,
     cache: Mutex<Cache>,
-    holder: Option<&'a dyn Release>,
+    holder: Holder<'a>,
 }
 
 #[derive(Debug, Default)]
@@ -128,11 +128,7 @@ struct Cache {
 
 impl<'a> Frames<'a> {
     /// `section` is exactly as long as the frames together; the manifest's check saw to that.
-    pub(crate) fn new(
-        frames: &[Frame],
-        section: &'a [u8],
-        holder: Option<&'a dyn Release>,
-    ) -> Option<Self> {
+    pub(crate) fn new(frames: &[Frame], section: &'a [u8], holder: Holder<'a>) -> Option<Self> {
         let mut rest = section;
         let mut list = Vec::with_capacity(frames.len());
         let mut streams = vec![Vec::new(); StreamId::COUNT];
@@ -194,7 +190,7 @@ impl<'a> Frames<'a> {
         }
         let plain = zstd::bulk::decompress(bytes, frame.plain_len as usize)
             .map_err(|error| format!("frame {number} cannot be decompressed: {error}"))?;
-        self.release(bytes);
+        self.holder.release(bytes);
         if plain.len() != frame.plain_len as usize {
             return Err(format!("frame {number} has another length than it says"));
         }
@@ -207,15 +203,9 @@ impl<'a> Frames<'a> {
             if Digest::of(bytes) != frame.digest {
                 return Err(number);
             }
-            self.release(bytes);
+            self.holder.release(bytes);
         }
         Ok(())
-    }
-
-    fn release(&self, bytes: &[u8]) {
-        if let Some(holder) = self.holder {
-            holder.release(bytes);
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Cache> {

@@ -10,6 +10,7 @@ mod images;
 mod interrupted;
 mod live_drift;
 mod live_killed;
+mod live_record;
 mod live_refused;
 mod live_self;
 mod live_undo;

@@ -2,10 +2,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vireo_delta::{Bundle, Release, TrustedKeys, Verified};
+use vireo_delta::{Bundle, TrustedKeys, Verified};
 use vireo_image::{PatchOptions, patch_with};
 use vireo_model::Digest;
-use vireo_sys::{Mapped, map_sealed};
+use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
 use vireo_tree::{Root, ScanOptions, scan};
 
@@ -52,10 +52,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
     let trusted: TrustedKeys = public_keys(&args.trust)?.into_iter().collect();
     let file = File::open(path).map_err(|error| Failure::io("open", path, error))?;
     let map = map_sealed(&file).map_err(|error| Failure::io("map", path, error))?;
-    let map = Holder(map);
+    let release = |bytes: &[u8]| map.release(bytes);
     let unusable = |error| Failure::bundle(path, error);
-    let bundle = Bundle::open(&map.0)
-        .and_then(|bundle| bundle.held_by(&map).verify(&trusted))
+    let bundle = Bundle::open(&map)
+        .and_then(|bundle| bundle.held_by(&release).verify(&trusted))
         .map_err(unusable)?;
     bundle.check().map_err(unusable)?;
     let metadata = fs::metadata(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
@@ -73,16 +73,6 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
                 fs::canonicalize(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
             to_image(args, &image, &image, &bundle, &step)
         }
-    }
-}
-
-/// The bundle's file, mapped: memory of frames that were read goes back to the system.
-#[derive(Debug)]
-struct Holder(Mapped);
-
-impl Release for Holder {
-    fn release(&self, bytes: &[u8]) {
-        self.0.release(bytes);
     }
 }
 
