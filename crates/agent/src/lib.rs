@@ -52,6 +52,7 @@ pub mod activate;
 mod beneath;
 pub mod client;
 mod error;
+mod mapped;
 mod packages;
 pub mod receipt;
 mod root;
