@@ -17,10 +17,12 @@ mod apply;
 mod bench;
 mod capture;
 mod contest;
+mod facts;
 mod live;
 mod many;
 mod measured;
 mod micro;
+mod record;
 mod report;
 mod table;
 mod window;
@@ -69,6 +71,10 @@ enum Part {
     Many,
     /// From a push to the page that a running machine serves
     Activation,
+    /// Who of thousands of processes needs a restart, and the plan for thousands of files
+    Facts,
+    /// What recording costs the machine that is recorded
+    Record,
     /// Chunking, decoding, reading trees
     Micro,
 }
@@ -88,6 +94,17 @@ enum Inner {
     /// Apply a bundle to a directory, as the agent does
     #[command(hide = true)]
     Engine { bundle: PathBuf, dir: PathBuf, key: PathBuf },
+    /// Print how many processes hold one of the files, given as DEVICE:INODE
+    #[command(hide = true)]
+    Holders { files: Vec<String> },
+    /// In a process name space of its own: fill it with processes, let all look at them
+    #[command(hide = true)]
+    Crowd {
+        dir: PathBuf,
+        rounds: usize,
+        #[arg(long)]
+        quick: bool,
+    },
     /// Replace the files of a directory one by one, each made durable
     #[command(hide = true)]
     FsyncEach { from: PathBuf, to: PathBuf },
@@ -100,6 +117,8 @@ fn main() -> ExitCode {
             measured::child(usage, watch.as_deref(), command)
         }
         Some(Inner::Engine { bundle, dir, key }) => many::engine(bundle, dir, key),
+        Some(Inner::Holders { files }) => facts::holders(files),
+        Some(Inner::Crowd { dir, rounds, quick }) => facts::crowd(dir, *rounds, *quick),
         Some(Inner::FsyncEach { from, to }) => many::fsync_each(from, to),
         None => run(&args),
     };
@@ -130,6 +149,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     if wanted(Part::Activation) {
         sections.push(activation::measure(&bench)?);
+    }
+    if wanted(Part::Facts) {
+        sections.extend(facts::measure(&bench)?);
+    }
+    if wanted(Part::Record) {
+        sections.push(record::measure(&bench)?);
     }
     if wanted(Part::Micro) {
         sections.extend(micro::measure(&bench)?);

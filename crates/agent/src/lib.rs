@@ -64,6 +64,7 @@ pub mod client;
 mod error;
 pub mod guard;
 mod host;
+mod mapped;
 mod packages;
 mod policy;
 pub mod receipt;
