@@ -1,5 +1,6 @@
 //! What the tests of the whole have in common: running Vireo's programs, fixture images, file
-//! systems to write to, and faults: killing a program at a chosen moment or at every one that counts
+//! systems to write to, a guest with many services ([`zoo`]), and faults: killing a program at a
+//! chosen moment or at every one that counts
 //! ([`Moment`], [`kill_everywhere`]), errors in place of its calls ([`fail_everywhere`]), cutting the
 //! power of its disk ([`Recording`]).
 //!
@@ -28,6 +29,7 @@ mod server;
 mod snapshot;
 mod update;
 mod world;
+pub mod zoo;
 
 pub use disk::{Disk, FileSystem, wait_until_free};
 pub use errors::{Errors, fail_everywhere};

@@ -2,6 +2,7 @@
 //!
 //! - [`loopdev`]: a loop device in one ioctl, gone when its last user is (`kill -9` leaks nothing).
 //! - [`detached`]: mounts that are in no namespace; closing the handle unmounts.
+//! - [`mounts`]: a view of the mounted file systems for one process alone.
 //! - [`map_sealed`]: memory maps of files that nobody writes any more.
 //! - [`durable`]: writes that survive power loss whole or not at all.
 //! - [`copy`]: reflink or sparse copies of large files.
@@ -33,6 +34,7 @@ pub mod lease;
 pub mod lock;
 pub mod loopdev;
 mod map;
+pub mod mounts;
 pub mod procmap;
 
 pub use map::{Mapped, map_sealed};
