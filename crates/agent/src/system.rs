@@ -29,6 +29,10 @@ use crate::{host, systemctl, witness};
 /// Longest unit file read, in bytes; systemd's own lines may be that long.
 const MAX_UNIT_FILE_LEN: u64 = 1 << 20;
 
+/// Most threads that look at processes side by side: on many processors the kernel's own locks are
+/// what they wait for.
+const MAX_SCANNERS: usize = 4;
+
 /// Where system units stand, in the order of their weight (`systemd.unit(5)`).
 const UNIT_DIRECTORIES: [&str; 5] = [
     "/etc/systemd/system",
@@ -37,10 +41,6 @@ const UNIT_DIRECTORIES: [&str; 5] = [
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 ];
-
-/// Most threads that look at processes side by side: on many processors the kernel's own locks are
-/// what they wait for.
-const MAX_SCANNERS: usize = 4;
 
 /// The running system, as far as a plan depends on it.
 pub trait SystemView: Debug + Send + Sync {
