@@ -111,6 +111,21 @@ impl Content {
         }
     }
 
+    /// The number of the base's file that most of it comes from.
+    pub(crate) fn origin(&self) -> Option<u32> {
+        match &self.body {
+            Body::Delta(delta) => Some(delta.source),
+            Body::Segments(list) => {
+                let base = list.iter().filter_map(|segment| match segment {
+                    Segment::Base { source, len, .. } => Some((*len, *source)),
+                    _ => None,
+                });
+                base.max_by_key(|(len, source)| (*len, u32::MAX - *source))
+                    .map(|(_, source)| source)
+            }
+        }
+    }
+
     /// Length of what the body stands for.
     pub(crate) fn plain_len(&self) -> u64 {
         match &self.body {
@@ -154,6 +169,17 @@ impl Segment {
     pub(crate) fn len(&self) -> u64 {
         match *self {
             Self::Base { len, .. } | Self::Literal { len, .. } | Self::Zero { len } => len,
+        }
+    }
+
+    /// `len` bytes of it from `skip` on, which it has.
+    pub(crate) fn part(&self, skip: u64, len: u64) -> Self {
+        match *self {
+            Self::Base { source, offset, .. } => Self::Base { source, offset: offset + skip, len },
+            Self::Literal { class, offset, .. } => {
+                Self::Literal { class, offset: offset + skip, len }
+            }
+            Self::Zero { .. } => Self::Zero { len },
         }
     }
 
