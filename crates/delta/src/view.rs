@@ -1,6 +1,7 @@
 //! The tree that a bundle makes, read without making it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,10 +46,9 @@ const CACHED_LEN: usize = 128 << 20;
 /// assert_eq!(&word, b"bye");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
-pub struct TargetView<'a, B: ?Sized> {
+pub struct TargetView<'a> {
     bundle: &'a Bundle<'a, Verified<'a>>,
-    base: &'a B,
+    base: &'a dyn BaseRead,
     decoded: Mutex<Decoded>,
 }
 
@@ -58,10 +58,16 @@ struct Decoded {
     len: usize,
 }
 
-impl<'a, B: BaseRead + ?Sized> TargetView<'a, B> {
+impl fmt::Debug for TargetView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TargetView").field("bundle", self.bundle).finish_non_exhaustive()
+    }
+}
+
+impl<'a> TargetView<'a> {
     /// What `bundle` makes of `base`.
     #[must_use]
-    pub fn new(bundle: &'a Bundle<'a, Verified<'a>>, base: &'a B) -> Self {
+    pub fn new(bundle: &'a Bundle<'a, Verified<'a>>, base: &'a dyn BaseRead) -> Self {
         Self { bundle, base, decoded: Mutex::default() }
     }
 
@@ -96,7 +102,7 @@ impl<'a, B: BaseRead + ?Sized> TargetView<'a, B> {
     }
 }
 
-impl<B: BaseRead + ?Sized> BaseRead for TargetView<'_, B> {
+impl BaseRead for TargetView<'_> {
     fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         if self.changed(path)?.is_none() {
             return self.base.read_at(path, offset, buffer);

@@ -264,7 +264,7 @@ fn what_needs_a_permit_needs_one_that_is_given() {
     let writer = BundleWriter::new(Cursor::new(Vec::new())).with_effort(Effort::Fast);
     writer.finish(&statement, &key(), &mut file).expect("memory writes");
     let files = mem(&one("x", b"1"));
-    let mut derive = |permits| {
+    let derive = |permits| {
         let options = Derive { permits, ..Derive::default() };
         let (times, spool) = (BTreeMap::new(), Cursor::new(Vec::new()));
         reverse(&open(&file), &files, &times, &options, &key(), spool, &mut Vec::new())
