@@ -17,13 +17,16 @@ mod apply;
 mod bench;
 mod capture;
 mod contest;
+mod curve;
 mod live;
 mod many;
 mod measured;
 mod micro;
 mod report;
+mod site;
 mod table;
 mod window;
+mod workloads;
 
 use std::ffi::OsString;
 use std::fs;
@@ -36,7 +39,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::Bench;
 use crate::report::{Report, Section};
 
-/// Measure Vireo beside rsync, zstd and xdelta3; needs root
+/// Measure Vireo beside rsync, zstd, xdelta3, casync, borg and ostree; needs root
 #[derive(Debug, Parser)]
 #[command(name = "vireo-benches")]
 struct Args {
@@ -52,6 +55,9 @@ struct Args {
     /// Measure this part alone; can be given several times
     #[arg(long, value_name = "PART")]
     only: Vec<Part>,
+    /// Of the workloads measure this alone; can be given several times
+    #[arg(long, value_name = "WORKLOAD")]
+    workload: Vec<workloads::Workload>,
     #[command(subcommand)]
     inner: Option<Inner>,
 }
@@ -69,6 +75,10 @@ enum Part {
     Many,
     /// From a push to the page that a running machine serves
     Activation,
+    /// Four real changes of a server, beside more tools
+    Workloads,
+    /// What capturing costs as image and change grow
+    Curve,
     /// Chunking, decoding, reading trees
     Micro,
 }
@@ -88,6 +98,9 @@ enum Inner {
     /// Apply a bundle to a directory, as the agent does
     #[command(hide = true)]
     Engine { bundle: PathBuf, dir: PathBuf, key: PathBuf },
+    /// Make a web site its next release
+    #[command(hide = true)]
+    SiteRelease { dir: PathBuf },
     /// Replace the files of a directory one by one, each made durable
     #[command(hide = true)]
     FsyncEach { from: PathBuf, to: PathBuf },
@@ -100,6 +113,7 @@ fn main() -> ExitCode {
             measured::child(usage, watch.as_deref(), command)
         }
         Some(Inner::Engine { bundle, dir, key }) => many::engine(bundle, dir, key),
+        Some(Inner::SiteRelease { dir }) => site::release(dir),
         Some(Inner::FsyncEach { from, to }) => many::fsync_each(from, to),
         None => run(&args),
     };
@@ -130,6 +144,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     if wanted(Part::Activation) {
         sections.push(activation::measure(&bench)?);
+    }
+    if wanted(Part::Workloads) {
+        sections.extend(workloads::measure(&bench, &args.workload)?);
+    }
+    if wanted(Part::Curve) {
+        sections.extend(curve::measure(&bench)?);
     }
     if wanted(Part::Micro) {
         sections.extend(micro::measure(&bench)?);

@@ -10,9 +10,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-/// Directory of the site inside an image, without the leading slash.
-pub(crate) const ROOT: &str = "srv/site";
-
 const DIRS: usize = 120;
 const FILES_PER_DIR: usize = 56;
 const VOCABULARY: usize = 6000;

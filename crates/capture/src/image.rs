@@ -112,10 +112,7 @@ pub(crate) fn of_images<'a>(
     paranoid: bool,
     cache: Option<&DigestCache>,
 ) -> Result<Sides<'a>, CaptureError> {
-    let before = scan(base, ignore, cache.filter(|_| !paranoid))?;
-    let known = (!paranoid).then(|| Known::from_scan(&before));
-    let options = ScanOptions { known: known.as_ref(), ..ScanOptions::default() };
-    let after = unmounted::scan(&target.path, &target.reader, ignore, &options)?;
+    let (before, after) = scan_both(base, target, ignore, cache, paranoid)?;
     // What was read while somebody wrote must not be remembered.
     base.check_settled()?;
     target.check_settled()?;
@@ -136,12 +133,38 @@ pub(crate) fn of_image<'a>(
     ignore: &Ignore,
     cache: Option<&DigestCache>,
 ) -> Result<Snapshot<'a>, CaptureError> {
-    Ok(snapshot(image, scan(image, ignore, cache)?))
+    let known = cache.and_then(|cache| cache.get(&image.reader.identity()));
+    let scan = scan(image, ignore, known.as_ref())?;
+    image.check_settled()?;
+    Ok(snapshot(image, scan))
 }
 
-fn scan(image: &Image, ignore: &Ignore, cache: Option<&DigestCache>) -> Result<Scan, CaptureError> {
-    let known = cache.and_then(|cache| cache.get(&image.reader.identity()));
-    let options = ScanOptions { known: known.as_ref(), ..ScanOptions::default() };
+fn scan_both(
+    base: &Image,
+    target: &Image,
+    ignore: &Ignore,
+    cache: Option<&DigestCache>,
+    paranoid: bool,
+) -> Result<(Scan, Scan), CaptureError> {
+    if paranoid {
+        return Ok((scan(base, ignore, None)?, scan(target, ignore, None)?));
+    }
+    let identity = base.reader.identity();
+    let remembered = cache.and_then(|cache| cache.get(&identity));
+    if remembered.as_ref().is_some_and(|known| *known.identity() == identity) {
+        // All of the base is known already, so that neither has to wait for the other.
+        let known = remembered.as_ref();
+        let (before, after) =
+            rayon::join(|| scan(base, ignore, known), || scan(target, ignore, known));
+        return Ok((before?, after?));
+    }
+    let before = scan(base, ignore, remembered.as_ref())?;
+    let after = scan(target, ignore, Some(&Known::from_scan(&before)))?;
+    Ok((before, after))
+}
+
+fn scan(image: &Image, ignore: &Ignore, known: Option<&Known>) -> Result<Scan, CaptureError> {
+    let options = ScanOptions { known, ..ScanOptions::default() };
     Ok(unmounted::scan(&image.path, &image.reader, ignore, &options)?)
 }
 
@@ -156,17 +179,27 @@ fn snapshot(image: &Image, scan: Scan) -> Snapshot<'_> {
     }
 }
 
+impl ImageFiles<'_> {
+    fn content(&self, path: &ImagePath) -> io::Result<Content<'_>> {
+        let state = self.files.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let reader = &self.image.reader;
+        let inode = reader.inode(state.ino).map_err(io::Error::other)?;
+        reader.content(&inode).map_err(io::Error::other)
+    }
+}
+
 impl Files for ImageFiles<'_> {
     fn label(&self) -> &Path {
         &self.image.path
     }
 
     fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>> {
-        let state = self.files.get(path).ok_or(io::ErrorKind::NotFound)?;
-        let reader = &self.image.reader;
-        let inode = reader.inode(state.ino).map_err(io::Error::other)?;
-        let content = reader.content(&inode).map_err(io::Error::other)?;
-        Ok(Box::new(ContentReader { content, at: 0 }))
+        Ok(Box::new(ContentReader { content: self.content(path)?, at: 0 }))
+    }
+
+    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let read = self.content(path)?.read_at(offset, buffer).map_err(io::Error::other)?;
+        if read < buffer.len() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
     fn check_settled(&self) -> Result<(), CaptureError> {

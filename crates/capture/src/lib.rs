@@ -32,6 +32,7 @@
 //! ```
 
 mod ancestors;
+mod base;
 mod cache;
 mod contents;
 mod error;
@@ -48,6 +49,7 @@ use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Timestamp};
 use vireo_sys::durable::{directory_of, sync_dir};
 use vireo_tree::Root;
 
+pub use base::Base;
 pub use cache::DigestCache;
 pub use error::{CaptureError, ErrorKind};
 pub use image::Image;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use vireo_model::{Ignore, ImagePath, Timestamp, Tree};
@@ -16,6 +17,9 @@ pub(crate) trait Files: Sync {
 
     /// Opens the regular file `path`; of a file with several names the first.
     fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>>;
+
+    /// Fills `buffer` with the bytes of `path` from `offset` on.
+    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
     /// Fails if what was read may have changed meanwhile.
     fn check_settled(&self) -> Result<(), CaptureError>;
@@ -84,6 +88,10 @@ impl Files for &Root {
 
     fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>> {
         Ok(Box::new(self.open_file(path).map_err(io::Error::other)?))
+    }
+
+    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.open_file(path).map_err(io::Error::other)?.read_exact_at(buffer, offset)
     }
 
     /// Each file's content is compared with the digest that was taken before.

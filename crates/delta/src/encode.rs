@@ -13,6 +13,7 @@ use crate::error::{DeltaError, Detail, io_step};
 use crate::file::{Delta, Search};
 use crate::format::{HEADER_LEN, Header, feature, limit, limits};
 use crate::frames::{Class, Part, StreamId};
+use crate::gzip;
 use crate::manifest::Source;
 use crate::manifest::{self, Body, Content, Contents, FileDelta, Manifest, Segment, new_content};
 use crate::pair::{self, Encoded, EncodedBody, Pair, Side};
@@ -45,10 +46,19 @@ impl Effort {
         }
     }
 
+    /// Longest gzip file that is looked into, in bytes: to find out what a long one's compressor did
+    /// takes longer than sending it.
+    pub(crate) fn packed_len(self) -> u64 {
+        match self {
+            Self::Fast => 12 << 10,
+            Self::Default | Self::Max => gzip::MAX_PACKED_LEN,
+        }
+    }
+
     /// How places of the base are looked for.
     pub(crate) fn search(self) -> Search {
         match self {
-            Self::Fast => Search { depth: 4, step: 4 },
+            Self::Fast => Search { depth: 2, step: 16 },
             Self::Default => Search { depth: 32, step: 1 },
             Self::Max => Search { depth: 256, step: 1 },
         }
@@ -351,16 +361,19 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let literal_len = self.spool.plain_len();
         let (contents, sources) = without_unused(self.contents, self.sources);
         let (mut spool, frames, content_len) = self.spool.finish()?;
-        let manifest = manifest::encode(&Manifest {
-            changes: changes.clone(),
-            ignore: ignore.clone(),
-            contents,
-            sources,
-            dir_times: self.dir_times,
-            frames,
-            permits,
-            base_paths,
-        })?;
+        let manifest = manifest::encode(
+            &Manifest {
+                changes: changes.clone(),
+                ignore: ignore.clone(),
+                contents,
+                sources,
+                dir_times: self.dir_times,
+                frames,
+                permits,
+                base_paths,
+            },
+            self.effort.level(),
+        )?;
         let header = Header {
             incompat: feature::LAYOUT_2,
             compat: 0,

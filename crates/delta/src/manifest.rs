@@ -241,7 +241,7 @@ mod tests {
             permits: Permits::NONE,
             base_paths: 1,
         };
-        let packed = encode(&manifest).expect("small");
+        let packed = encode(&manifest, 19).expect("small");
         let header = Header {
             incompat: 0,
             compat: 0,
@@ -363,14 +363,14 @@ mod tests {
 
     #[test]
     fn a_manifest_reads_back_what_it_wrote() {
-        let packed = encode(&sample()).expect("small");
+        let packed = encode(&sample(), 19).expect("small");
         let read = decode(&header(&packed.bytes, packed.plain_len), &packed.bytes);
         assert_eq!(read.expect("its own bytes"), sample());
     }
 
     #[test]
     fn manifests_that_nobody_wrote_never_panic() {
-        let packed = encode(&sample()).expect("small");
+        let packed = encode(&sample(), 19).expect("small");
         let plain = zstd::bulk::decompress(&packed.bytes, packed.plain_len as usize);
         let plain = plain.expect("its own bytes");
         let signer = header(&[], 0);
@@ -395,7 +395,7 @@ mod tests {
             let digest = if number == 0 { b"2".to_vec() } else { number.to_le_bytes().to_vec() };
             contents.insert(Digest::of(&digest), content);
         }
-        let packed = encode(&Manifest { contents, ..sample() }).expect("small");
+        let packed = encode(&Manifest { contents, ..sample() }, 19).expect("small");
         decode(&header(&packed.bytes, packed.plain_len), &packed.bytes)
     }
 
@@ -491,7 +491,7 @@ mod tests {
             with_attributes.xattrs.insert(format!("user.{number}").into_bytes(), Vec::new());
         }
         let changes = ChangeSet { changes: vec![added("/a", with_attributes)], ..sample().changes };
-        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() });
+        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() }, 19);
         let packed = packed.expect("small");
         let header = header(&packed.bytes, packed.plain_len);
         decode(&header, &packed.bytes).expect("a megabyte");
@@ -507,7 +507,7 @@ mod tests {
             node.xattrs.insert(format!("user.{number:0>249}").into_bytes(), Vec::new());
         }
         let changes = ChangeSet { changes: vec![added("/a", node)], ..sample().changes };
-        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() });
+        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() }, 19);
         let packed = packed.expect("small");
         let error = decode(&header(&packed.bytes, packed.plain_len), &packed.bytes);
         let error = error.expect_err("75 KiB of names");
@@ -517,7 +517,7 @@ mod tests {
 
     #[test]
     fn a_manifest_longer_than_the_header_says_is_refused() {
-        let packed = encode(&sample()).expect("small");
+        let packed = encode(&sample(), 19).expect("small");
         for plain_len in [0, packed.plain_len - 1, packed.plain_len + 1] {
             let error = decode(&header(&packed.bytes, plain_len), &packed.bytes);
             assert_eq!(error.expect_err("another length").kind(), ErrorKind::Corrupt);

@@ -1,4 +1,3 @@
-use std::fs;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -9,7 +8,7 @@ use vireo_capture::{
 use vireo_delta::{Effort, Permits, SecretKey};
 use vireo_model::Digest;
 
-use super::bytes;
+use super::{bytes, secret_key};
 use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
@@ -72,16 +71,7 @@ pub(crate) struct Done {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
-    let text = fs::read_to_string(&args.key).map_err(|error| {
-        let absent = error.kind() == std::io::ErrorKind::NotFound;
-        let failure = Failure::io("read the key", &args.key, error);
-        if absent { failure.hint("make one with `vireo key generate`") } else { failure }
-    })?;
-    let key: SecretKey = text.parse().map_err(|error| {
-        Failure::refused(format!("cannot use the key {}", args.key.display()))
-            .caused_by(Box::<dyn std::error::Error>::from(error))
-            .hint("make one with `vireo key generate`")
-    })?;
+    let key = secret_key(&args.key)?;
     let options = CaptureOptions {
         ignore: args.ignore.get()?,
         paranoid: args.paranoid,
