@@ -6,6 +6,11 @@ set -euo pipefail
 size() { stat -c %s "$@" | awk '{sum += $1} END {print sum + 0}'; }
 under() { du -sb --apparent-size "$1" | cut -f1; }
 export BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes BORG_RELOCATED_REPO_ACCESS_IS_OK=yes BORG_BASE_DIR=$PWD/borg-home
+# ostree carries no device nodes, fifos and sockets.
+commit() {
+  find "$1" ! -type f ! -type d ! -type l -printf '/%P\n' > skipped
+  ostree --repo=ostree commit -b "$1" "${@:2}" --skip-list=skipped --tree=dir="$1" >/dev/null
+}
 case $1-$2 in
   whole-prepare) ;;
   whole-make) zstd -q -3 -T0 -f target.img -o whole.zst; size whole.zst ;;
@@ -25,9 +30,9 @@ case $1-$2 in
   borg-make) borg create -C zstd,3 repo::target target; echo $(($(under repo) - $(cat before))) ;;
   borg-apply) rm -rf out; mkdir out; (cd out && borg extract ../repo::target); rm -rf out ;;
 
-  ostree-prepare) rm -rf ostree; ostree --repo=ostree init --mode=archive; ostree --repo=ostree commit -b base --tree=dir=base >/dev/null ;;
+  ostree-prepare) rm -rf ostree; ostree --repo=ostree init --mode=archive; commit base ;;
   ostree-make)
-    ostree --repo=ostree commit -b target --parent="$(ostree --repo=ostree rev-parse base)" --tree=dir=target >/dev/null
+    commit target --parent="$(ostree --repo=ostree rev-parse base)"
     ostree --repo=ostree static-delta generate --min-fallback-size=0 --from=base --to=target >/dev/null
     under ostree/deltas ;;
   ostree-apply)

@@ -32,7 +32,18 @@ fn by_image(bench: &Bench) -> anyhow::Result<Section> {
         let (base, target) = (format!("base-{size}.img"), format!("target-{size}.img"));
         grow(bench, &image, &base, size).with_context(|| base.clone())?;
         clone_image(&bench.path(&base), &bench.path(&target))?;
-        let edit = argv!["unshare", "-m", "bash", "-c", EDIT, "edit", &target, "copy"];
+        let edit = argv![
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "bash",
+            "-c",
+            EDIT,
+            "edit",
+            &target,
+            "copy"
+        ];
         crate::measured::run(bench.dir(), edit)?;
         contestants.push(capture(bench, name, base, target));
     }

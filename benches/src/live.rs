@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use vireo_testkit::image::clone_image;
 
 use crate::bench::Bench;
@@ -13,6 +13,11 @@ use crate::report::Section;
 
 /// Runs one contestant on a mounted, warm tree; see there.
 const LIVE: &str = include_str!("../recipes/live.sh");
+
+/// The packages that the target has newer than the base; run where both are mounted.
+const PACKAGES: &str = "list() { dpkg-query --admindir=\"$1/var/lib/dpkg\" -W \
+    -f '${Package}_${Version}_${Architecture}.deb\\n' | sed 's/:/%3a/' | sort; }; \
+    comm -13 <(list base) <(list target)";
 
 pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Section> {
     Maker::Vireo.ensure(bench)?;
@@ -40,11 +45,17 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Section> {
             synced(bench.rsync(&["-c", "target/", "copy/"])),
         )
         .slow(),
+        // It makes another tree, which is not the target's.
+        Contestant::other("dpkg --unpack of the upgraded packages alone, sync", {
+            let argv = dpkg(bench)?;
+            move |_| apply(bench, argv.clone(), false)
+        }),
     ];
     let (rows, left_out) = hold(bench, contestants)?;
     let about = "Into a mounted tree whose files are in memory, as a running machine's are, and on the disk. \
                  rsync replaces file by file, so that a crash leaves a mixture; Vireo reads the whole tree \
-                 afterwards to prove its digest. Flushes and bytes written are those of the tree's device.";
+                 afterwards to prove its digest. Flushes and bytes written are those of the tree's device. dpkg does \
+                 less: it makes no new page, and configures nothing.";
     Ok(Section { name: "Apply to a directory", about: about.to_owned(), rows, left_out })
 }
 
@@ -57,7 +68,7 @@ fn apply(bench: &Bench, argv: Vec<OsString>, check: bool) -> anyhow::Result<Samp
     let printed = run(bench.dir(), bench.mounted(&mounts, inner))?;
     let words: Vec<&str> = printed.split_whitespace().collect();
     let [flushes, written, digest] = words[..] else {
-        anyhow::bail!("live.sh printed {printed:?}");
+        bail!("live.sh printed {printed:?}");
     };
     if check {
         bench.check_digest("the directory", digest)?;
@@ -68,6 +79,20 @@ fn apply(bench: &Bench, argv: Vec<OsString>, check: bool) -> anyhow::Result<Samp
         bench.meter.read()?,
         [("flushes", number(flushes)?), ("written_bytes", number(written)?)],
     ))
+}
+
+/// dpkg on the packages whose upgrade is a part of the update, as they were downloaded for it.
+fn dpkg(bench: &Bench) -> anyhow::Result<Vec<OsString>> {
+    let mounts = [["ro", "base.img", "base"], ["ro", "target.img", "target"]];
+    let list = run(bench.dir(), bench.mounted(&mounts, argv!["bash", "-c", PACKAGES]))?;
+    let archives = bench.cache.subdir("apt")?.join("apt/archives");
+    let packages: Vec<_> = list.lines().map(|name| archives.join(name)).collect();
+    if let Some(missing) = packages.iter().find(|package| !package.exists()) {
+        bail!("{} is not there any more: remove {archives:?} and the image", missing.display());
+    }
+    let mut argv = argv!["dpkg", "--root=copy", "--log=/dev/null", "--force-depends", "--unpack"];
+    argv.extend(packages.into_iter().map(OsString::from));
+    Ok(synced(argv))
 }
 
 /// `argv`, then the tree on the disk.

@@ -216,7 +216,8 @@ pub(crate) fn engine(bundle: &Path, dir: &Path, key: &Path) -> anyhow::Result<()
     let key: PublicKey = key.trim().parse().context("no key")?;
     let map = vireo_sys::map_sealed(&File::open(bundle).context("cannot open the bundle")?)
         .context("cannot map the bundle")?;
-    let bundle = Bundle::open(&map)?.verify(&TrustedKeys::from_iter([key]))?;
+    let release = |bytes: &[u8]| map.release(bytes);
+    let bundle = Bundle::open(&map)?.held_by(&release).verify(&TrustedKeys::from_iter([key]))?;
     let root = Root::open(dir)?;
     stage(&root, &bundle, &ApplyOptions::default())?.commit().and_then(Committed::finish)?;
     Ok(())

@@ -142,7 +142,7 @@ fn capture_default(bench: &Bench) -> anyhow::Result<String> {
     ))
 }
 
-fn makers<'a>(bench: &'a Bench, workload: Workload) -> anyhow::Result<Vec<Contestant<'a>>> {
+fn makers(bench: &Bench, workload: Workload) -> anyhow::Result<Vec<Contestant<'_>>> {
     let ours = |name: &str, effort: &'static str, cache: &'static [&'static str]| {
         Contestant::ours(name, move |_| {
             let file = format!("w-{effort}.vireo");
@@ -166,7 +166,7 @@ fn makers<'a>(bench: &'a Bench, workload: Workload) -> anyhow::Result<Vec<Contes
                 "--out",
                 &file
             ];
-            argv.extend(cache.iter().map(Into::into));
+            argv.extend(cache.iter().map(std::ffi::OsString::from));
             let (used, _) = bench.meter.run(bench.dir(), argv)?;
             Ok(Sample::of(used, [("wire_bytes", bench.len(&file)?)]))
         })

@@ -1,4 +1,4 @@
-//! Killing a program at a chosen system call.
+//! Killing a program at a chosen system call, or having the call fail.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader};
@@ -85,17 +85,36 @@ impl Moment {
         self.inject(threads.strace(), words)
     }
 
+    /// Runs a command whose call fails with `error` (`EIO`) at this moment, which is counted in each
+    /// of these threads; the call itself is not made.
+    pub(crate) fn fail_command<S: AsRef<OsStr>>(
+        self,
+        words: &[S],
+        threads: Threads,
+        error: &str,
+    ) -> anyhow::Result<Output> {
+        self.tamper(threads.strace(), words, &format!("error={error}"))
+    }
+
     fn inject<S: AsRef<OsStr>>(self, strace: Run, words: &[S]) -> anyhow::Result<Interrupted> {
+        let output = self.tamper(strace, words, "signal=SIGKILL")?;
+        let killed = output.code == KILLED;
+        Ok(if killed { Interrupted::Killed } else { Interrupted::Ended(output) })
+    }
+
+    fn tamper<S: AsRef<OsStr>>(
+        self,
+        strace: Run,
+        words: &[S],
+        how: &str,
+    ) -> anyhow::Result<Output> {
         let Self { call, nth } = self;
         let run = strace.args(["-qq", "-o", "/dev/null"]);
         let run = run.args(["-e", &format!("trace={call}")]);
-        let run = run.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
+        let run = run.args(["-e", &format!("inject={call}:{how}:when={nth}")]);
         let output = run.args(words).output()?;
-        if output.code == KILLED {
-            return Ok(Interrupted::Killed);
-        }
         ensure!(!output.stderr.contains("strace:"), "strace failed: {}", output.stderr);
-        Ok(Interrupted::Ended(output))
+        Ok(output)
     }
 
     /// Kills the process `pid`, which runs already, at this moment, counted from now.

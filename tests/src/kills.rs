@@ -63,9 +63,9 @@ const ONE_WORKER: &str = "RAYON_NUM_THREADS=1";
 
 /// A moment before one call of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Point {
-    moment: Moment,
-    threads: Threads,
+pub(crate) struct Point {
+    pub(crate) moment: Moment,
+    pub(crate) threads: Threads,
 }
 
 /// What killing a command at many moments came to.
@@ -147,12 +147,12 @@ pub fn kill_everywhere(
     Ok(kills)
 }
 
-fn with_environment(command: &[String]) -> Vec<String> {
+pub(crate) fn with_environment(command: &[String]) -> Vec<String> {
     ["env", ONE_WORKER].map(str::to_owned).into_iter().chain(command.iter().cloned()).collect()
 }
 
 /// The calls of one whole run that change something, counted, and the moments before them.
-fn points(command: &[String]) -> anyhow::Result<(usize, Vec<Point>)> {
+pub(crate) fn points(command: &[String]) -> anyhow::Result<(usize, Vec<Point>)> {
     let trace = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
     let run = Threads::All.strace().args(["-qq", "-esignal=none", "-o"]).arg(trace.path());
     // A question mark: an strace that does not know a call can do without.

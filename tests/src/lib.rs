@@ -1,6 +1,8 @@
 //! What the tests of the whole have in common: running Vireo's programs, fixture images, file
-//! systems to write to, and faults: killing a program at a chosen moment or at every one that counts
-//! ([`Moment`], [`kill_everywhere`]), cutting the power of its disk ([`Recording`]).
+//! systems to write to, a guest with many services ([`zoo`]), and faults: killing a program at a
+//! chosen moment or at every one that counts
+//! ([`Moment`], [`kill_everywhere`]), errors in place of its calls ([`fail_everywhere`]), cutting the
+//! power of its disk ([`Recording`]).
 //!
 //! The tests themselves are in `tests/it`, named by what they need: `root_*` (loop devices,
 //! mounts, ext4), `live_*` (a guest with real systemd), `vm_*` (a real kernel). A test whose host
@@ -11,6 +13,7 @@
 //! How guests are made and booted, and the independent judges (`vireo-testkit`).
 
 mod disk;
+mod errors;
 mod ext4;
 mod interrupt;
 mod kills;
@@ -26,8 +29,10 @@ mod server;
 mod snapshot;
 mod update;
 mod world;
+pub mod zoo;
 
 pub use disk::{Disk, FileSystem, wait_until_free};
+pub use errors::{Errors, fail_everywhere};
 pub use ext4::Ext4;
 pub use interrupt::{Ambush, Interrupted, Moment};
 pub use kills::{Kills, kill_everywhere};

@@ -61,7 +61,8 @@ impl Ran {
     }
 
     /// What a program in a guest left.
-    pub(crate) fn in_guest(output: Output, label: String) -> Self {
+    #[must_use]
+    pub fn in_guest(output: Output, label: String) -> Self {
         Self { label, output }
     }
 

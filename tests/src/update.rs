@@ -11,6 +11,7 @@ use vireo_model::{Digest, Ignore};
 use vireo_testkit::{Run, fixture, programs};
 
 use crate::disk::FileSystem;
+use crate::errors::{Errors, fail_everywhere};
 use crate::ext4::Ext4;
 use crate::interrupt::{Interrupted, Moment, Threads};
 use crate::kills::{Kills, kill_everywhere};
@@ -118,6 +119,40 @@ impl Update {
         Recording::make(system, Ignore::default(), neighbour, &prepare, &update)
     }
 
+    /// `vireo-agent apply` of the bundle to the tree `to`, with the agent's records in `state`: an
+    /// update that can be undone.
+    ///
+    /// # Errors
+    ///
+    /// It has not been built.
+    pub fn apply_by_agent(&self, to: &Path, state: &Path) -> anyhow::Result<Vec<String>> {
+        let mut words = by_agent("apply", to, state)?;
+        words.extend(["--trust".into(), self.arg("keys/vireo.pub"), self.arg("update.vireo")]);
+        Ok(words)
+    }
+
+    /// Records how `vireo-agent undo` takes the update back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recording::make`].
+    pub fn record_undo(
+        &self,
+        system: FileSystem,
+        neighbour: Neighbour,
+    ) -> anyhow::Result<Recording> {
+        let state = |place: &Place| place.beside.join("state");
+        let prepare = |place: &Place| {
+            self.copy_base(&place.tree)?;
+            run(&self.apply_by_agent(&place.tree, &state(place))?, Neighbour::None)
+        };
+        let undo = |place: &Place| run(&by_agent("undo", &place.tree, &state(place))?, neighbour);
+        let recording = Recording::make(system, Ignore::default(), neighbour, &prepare, &undo)?;
+        let [base, target] = self.versions()?;
+        ensure!(recording.base() == target && recording.target() == base, "nothing was undone");
+        Ok(recording)
+    }
+
     /// Records the recovery of an update that was interrupted in the middle of its renames.
     ///
     /// # Errors
@@ -180,10 +215,7 @@ impl Update {
     ) -> anyhow::Result<Kills> {
         let (work, versions) = (self.work(), self.versions()?);
         let mut renew = || {
-            if work.exists() {
-                fs::remove_dir_all(&work)?;
-            }
-            self.copy_base(&work)?;
+            self.renew_work()?;
             prepare(&work)
         };
         kill_everywhere(command, most, &mut renew, &mut || recovers_to(&work, &versions))
@@ -196,6 +228,44 @@ impl Update {
     /// As [`kill_everywhere`].
     pub fn kill_apply(&self, most: usize) -> anyhow::Result<Kills> {
         self.kill(&self.apply(&self.work())?, most, &|_| Ok(()))
+    }
+
+    /// Kills `vireo-agent undo`.
+    ///
+    /// # Errors
+    ///
+    /// As [`kill_everywhere`].
+    pub fn kill_undo(&self, most: usize) -> anyhow::Result<Kills> {
+        let state = self.dir.path().join("state");
+        self.kill(&by_agent("undo", &self.work(), &state)?, most, &|work| {
+            if state.exists() {
+                fs::remove_dir_all(&state)?;
+            }
+            run(&self.apply_by_agent(work, &state)?, Neighbour::None)
+        })
+    }
+
+    /// Has the calls of `vireo apply` fail, one in each of at most `most` runs. Recovery has to leave
+    /// the base or the target, and the target if the program claims that all went well.
+    ///
+    /// # Errors
+    ///
+    /// As [`fail_everywhere`].
+    pub fn fail_apply(&self, most: usize) -> anyhow::Result<Errors> {
+        let (work, versions) = (self.work(), self.versions()?);
+        let mut renew = || self.renew_work();
+        fail_everywhere(&self.apply(&work)?, most, &mut renew, &mut |success| {
+            let expected = if success { &versions[1..] } else { &versions };
+            recovers_to(&work, expected)
+        })
+    }
+
+    fn renew_work(&self) -> anyhow::Result<()> {
+        let work = self.work();
+        if work.exists() {
+            fs::remove_dir_all(&work)?;
+        }
+        self.copy_base(&work)
     }
 
     /// Kills the recovery of an interrupted update.
@@ -286,6 +356,13 @@ fn run(words: &[String], neighbour: Neighbour) -> anyhow::Result<()> {
 /// Has strace(1) make every change of a name slow.
 fn slow() -> String {
     format!("inject={NAME_CALLS}:delay_enter={NAME_CALL_MICROS}")
+}
+
+/// The agent's command `name` on the tree, with its records in `state`.
+fn by_agent(name: &str, tree: &Path, state: &Path) -> anyhow::Result<Vec<String>> {
+    let program = programs::find("vireo-agent")?.display().to_string();
+    let (tree, state) = (tree.display().to_string(), state.display().to_string());
+    Ok([&program, name, "--root", &tree, "--state", &state].map(str::to_owned).to_vec())
 }
 
 /// The command that recovers `tree` as a start of the machine does.

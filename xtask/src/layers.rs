@@ -22,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("vireo-store", &["vireo-model", "vireo-delta", "vireo-sys"]),
     ("vireo-wire", &["vireo-model", "vireo-delta"]),
     ("vireo-capture", &["vireo-model", "vireo-delta", "vireo-image", "vireo-tree", "vireo-sys"]),
+    ("vireo-record", &["vireo-model", "vireo-classify", "vireo-sys"]),
     (
         "vireo-repo",
         &[
@@ -54,6 +55,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "vireo-store",
             "vireo-wire",
             "vireo-capture",
+            "vireo-record",
             "vireo-repo",
         ],
     ),

@@ -27,12 +27,19 @@ impl Beneath {
 
     /// The first bytes of the regular file at `path`; `None` if it cannot be read.
     pub(crate) fn head(&self, path: &ImagePath) -> Option<Vec<u8>> {
+        self.read(path, HEAD_LEN as u64)
+    }
+
+    /// The first `most` bytes of the regular file at `path`; `None` if it cannot be read. Leaves
+    /// its access time alone where that is allowed.
+    pub(crate) fn read(&self, path: &ImagePath, most: u64) -> Option<Vec<u8>> {
         self.file_id(path)?;
         // Should a pipe take its place now, opening must not wait for a writer.
-        let file = self.at(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK).ok()?;
-        let mut head = Vec::with_capacity(HEAD_LEN);
-        File::from(file).take(HEAD_LEN as u64).read_to_end(&mut head).ok()?;
-        Some(head)
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = self.at(path, flags | OFlags::NOATIME).or_else(|_| self.at(path, flags)).ok()?;
+        let mut content = Vec::new();
+        File::from(file).take(most).read_to_end(&mut content).ok()?;
+        Some(content)
     }
 
     fn at(&self, path: &ImagePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {

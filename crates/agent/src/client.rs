@@ -31,6 +31,12 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// Longest random pause before fetching an update, so that a fleet does not ask all at once.
 const FETCH_JITTER_MAX: Duration = Duration::from_millis(500);
 
+/// Time between two tries to reach the repository after an update.
+const CONFIRM_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long the repository may take to answer one of them.
+const CONFIRM_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Time between two looks for a newer version than the one that was undone.
 const HELD_PAUSE: Duration = Duration::from_secs(30);
 
@@ -221,6 +227,7 @@ impl Session {
         if let Some(applied) = self.recover().await? {
             self.conclude(applied).await;
         }
+        self.confirm().await?;
         self.report().await?;
         if self.is_held().await? {
             until_stopped(stop, tokio::time::sleep(HELD_PAUSE)).await;
@@ -307,6 +314,8 @@ impl Session {
         for line in receipt.to_string().lines() {
             (self.tell)(line);
         }
+        // An agent that was replaced has to show that the new one can do it.
+        let receipt = if restart_self { receipt } else { self.confirmed(receipt).await };
         if let Err(error) = self.report().await {
             (self.tell)(&format!("{}; reporting later", chain(&error)));
         }
@@ -319,6 +328,63 @@ impl Session {
             (self.tell)(&chain(&error));
         }
         receipt
+    }
+
+    /// The receipt as it is after the update was confirmed, if it has to be.
+    async fn confirmed(&self, receipt: Receipt) -> Receipt {
+        match self.confirm().await {
+            Ok(true) => match self.agent.state().last_receipt() {
+                Ok(Some(last)) if last.target == receipt.target => last,
+                _ => receipt,
+            },
+            Ok(false) => receipt,
+            Err(error) => {
+                (self.tell)(&chain(&error));
+                receipt
+            }
+        }
+    }
+
+    /// Confirms the update that waits for it, if one does, by an answer of the repository over a
+    /// connection that is made now; tries until there is one or the update's time is over. Whether
+    /// the update stays.
+    ///
+    /// # Errors
+    ///
+    /// The record cannot be read or removed.
+    pub async fn confirm(&self) -> Result<bool, AgentError> {
+        let Some(guard) = self.agent.state().guard()? else { return Ok(true) };
+        let until = tokio::time::Instant::now() + Duration::from_secs(guard.seconds);
+        while tokio::time::Instant::now() < until {
+            match self.ask_anew().await {
+                Ok(()) => {
+                    let agent = Arc::clone(&self.agent);
+                    let confirmed = blocking(move || agent.confirm(&guard.nonce)).await?;
+                    if confirmed {
+                        (self.tell)("the repository is reached: the update is confirmed");
+                    }
+                    return Ok(confirmed);
+                }
+                Err(error) => (self.tell)(&format!("not confirmed yet: {}", chain(&error))),
+            }
+            tokio::time::sleep(CONFIRM_PAUSE).await;
+        }
+        Ok(false)
+    }
+
+    /// Has the repository answer over a new connection.
+    async fn ask_anew(&self) -> Result<(), AgentError> {
+        let Enrolment { url, ca, secret, instance, .. } = &*self.enrolment;
+        let client = Client::with_ca(url, ca, secret)?;
+        let have = self.position()?.tree;
+        let asked = client.next(instance, have, Duration::ZERO);
+        match tokio::time::timeout(CONFIRM_DEADLINE, asked).await {
+            Ok(answer) => Ok(answer.map(drop)?),
+            Err(_) => Err(AgentError::new(
+                ErrorKind::Unreachable,
+                "the repository does not answer in time",
+            )),
+        }
     }
 
     /// Sends the receipt that the repository does not have yet, if there is one.

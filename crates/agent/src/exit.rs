@@ -1,6 +1,6 @@
 //! What a command ends with: its output or its failure, and the exit code of either.
 //!
-//! 0 done or nothing to do, 1 failed, 2 usage (by clap), 3 waits, 4 undone (not given yet),
+//! 0 done or nothing to do, 1 failed, 2 usage (by clap), 3 waits, 4 undone,
 //! 5 refused.
 
 use std::fmt::Display;
@@ -15,6 +15,8 @@ use vireo_agent::{AgentError, ErrorKind};
 pub(crate) const FAILED: u8 = 1;
 /// It is done as far as it goes; something waits.
 pub(crate) const WAITS: u8 = 3;
+/// It was undone: the files are the base's again.
+pub(crate) const UNDONE: u8 = 4;
 /// It was refused, nothing was changed.
 const REFUSED: u8 = 5;
 
@@ -40,12 +42,20 @@ impl Output {
         Ok(Self { text, json, code: 0 })
     }
 
+    /// Nothing to print: everything has been said.
+    pub(crate) fn silent() -> Result<Self, Failure> {
+        Ok(Self { text: String::new(), json: serde_json::Value::Null, code: 0 })
+    }
+
     pub(crate) fn with_code(self, code: u8) -> Self {
         Self { code, ..self }
     }
 
     pub(crate) fn print(&self, json: bool) -> ExitCode {
-        let text = if json { format!("{}\n", self.json) } else { self.text.clone() };
+        let text = match (&self.json, json) {
+            (serde_json::Value::Null, _) | (_, false) => self.text.clone(),
+            (value, true) => format!("{value}\n"),
+        };
         // A reader that has gone away wants no more; there is nobody to tell.
         let _ = std::io::stdout().write_all(text.as_bytes());
         ExitCode::from(self.code)

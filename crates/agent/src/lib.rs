@@ -50,9 +50,13 @@
 
 pub mod activate;
 mod beneath;
+pub mod checks;
 pub mod client;
 mod error;
+pub mod guard;
+mod host;
 mod packages;
+mod policy;
 pub mod receipt;
 mod root;
 pub mod services;
@@ -63,8 +67,10 @@ mod systemd;
 pub mod testing;
 mod update;
 pub mod verify;
+mod witness;
 
 pub use error::{AgentError, ErrorKind};
+pub use policy::{POLICY_DIRS, load_policy};
 pub use receipt::Receipt;
 pub use root::is_own_root;
 pub use services::{Job, ServiceError, Services, system_services};

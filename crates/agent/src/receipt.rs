@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use vireo_classify::{Plan, Unit};
 use vireo_model::Digest;
 
+use crate::checks::{CheckReport, CheckResult};
+
 /// What one update did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Receipt {
@@ -27,8 +29,14 @@ pub struct Receipt {
     /// Numbers of the transactions that it took back; none for an update.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undone: Vec<u64>,
+    /// What was found wrong after the update, which is why it was undone by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undone_because: Vec<String>,
     /// What was to be done.
     pub plan: Plan,
+    /// The checks of new configuration before the commit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckReport>,
     /// What was done, in order.
     pub actions: Vec<ActionReport>,
     /// What still waits, from what was seen at the end.
@@ -53,6 +61,8 @@ pub enum Outcome {
     Pending,
     /// The files are there; an action failed or a unit has failed since.
     Failed,
+    /// Something was ill afterwards, or nobody confirmed: the files are the base's again.
+    Undone,
 }
 
 /// One action and how it went.
@@ -123,6 +133,8 @@ impl Receipt {
             resumed: false,
             transaction: None,
             undone: Vec::new(),
+            undone_because: Vec::new(),
+            checks: Vec::new(),
             plan: Plan::empty(),
             actions: Vec::new(),
             pending: Vec::new(),
@@ -136,7 +148,9 @@ impl Receipt {
     #[must_use]
     pub(crate) fn judge(&self) -> Outcome {
         let failed = |action: &ActionReport| action.result == ActionResult::Failed;
-        if self.actions.iter().any(failed) || !self.failed_units.is_empty() {
+        if !self.undone_because.is_empty() && self.failed_units.is_empty() {
+            Outcome::Undone
+        } else if self.actions.iter().any(failed) || !self.failed_units.is_empty() {
             Outcome::Failed
         } else if self.pending.is_empty() {
             Outcome::Done
@@ -155,6 +169,7 @@ impl Outcome {
             Self::Done => "done",
             Self::Pending => "pending",
             Self::Failed => "failed",
+            Self::Undone => "undone",
         }
     }
 }
@@ -179,6 +194,13 @@ impl fmt::Display for Receipt {
         let resumed = if self.resumed { ", resumed" } else { "" };
         let (outcome, target) = (self.outcome.as_str(), self.target.short());
         writeln!(f, "{outcome:<9} {version}tree {target}, {:.1} s{resumed}", self.seconds)?;
+        for reason in &self.undone_because {
+            writeln!(f, "because   {reason}")?;
+        }
+        for check in self.checks.iter().filter(|check| check.result != CheckResult::Passed) {
+            let (result, command) = (check.result.as_str(), check.command.join(" "));
+            writeln!(f, "{result:<9} check {command}: {}", check.detail)?;
+        }
         for action in &self.actions {
             let ActionReport { subject, action: verb, result, seconds, detail } = action;
             let detail = detail.as_ref().map_or(String::new(), |detail| format!(": {detail}"));

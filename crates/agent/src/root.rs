@@ -114,15 +114,15 @@ fn mounts_below(table: &[u8], root: &Path, device: &str) -> Vec<ImagePath> {
 }
 
 /// One line of proc_pid_mountinfo(5).
-struct Line<'a> {
+pub(crate) struct Line<'a> {
     device: &'a [u8],
     root: &'a [u8],
-    point: &'a [u8],
-    kind: &'a [u8],
+    pub(crate) point: &'a [u8],
+    pub(crate) kind: &'a [u8],
 }
 
 impl<'a> Line<'a> {
-    fn parse(line: &'a [u8]) -> Option<Self> {
+    pub(crate) fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.split(|byte| *byte == b' ').skip(2);
         let (device, root, point) = (fields.next()?, fields.next()?, fields.next()?);
         // Optional fields end with a dash.
@@ -132,7 +132,7 @@ impl<'a> Line<'a> {
 }
 
 /// Space, tab, newline and backslash are written as octal numbers.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut at = 0;
     while at < field.len() {

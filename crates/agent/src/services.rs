@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
-use vireo_classify::Unit;
+use vireo_classify::{ManagerAction, Probe, Unit};
 
 use crate::systemctl::Systemctl;
 use crate::systemd::Systemd;
@@ -19,6 +19,9 @@ pub(crate) const MANAGER_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How long one tool may run.
 pub(crate) const TOOL_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long one question to a service may take.
+pub(crate) const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The service manager. Real ones: systemd over D-Bus, and `systemctl` where there is no bus.
 ///
@@ -57,6 +60,94 @@ pub trait Services: Debug + Send + Sync {
     ///
     /// It could not be started, failed, or did not end in time.
     fn run_tool(&self, command: &[String]) -> Result<(), ServiceError>;
+
+    /// Has the manager forget that units failed, and how often they were started.
+    ///
+    /// # Errors
+    ///
+    /// As [`Services::daemon_reload`]. A unit that is gone is no error.
+    fn reset_failed(&self, units: &[Unit]) -> Result<(), ServiceError>;
+
+    /// Has a user's own manager, which runs as the unit `manager`, do `action`; does not wait.
+    ///
+    /// # Errors
+    ///
+    /// It could not be told.
+    fn tell_user_manager(&self, manager: &Unit, action: ManagerAction) -> Result<(), ServiceError>;
+
+    /// Asks `probe`'s question; gives what it printed, without blanks around it.
+    ///
+    /// # Errors
+    ///
+    /// It could not be asked, failed, or did not end in time.
+    fn probe(&self, probe: &Probe) -> Result<String, ServiceError>;
+
+    /// Has the manager run `command` once, `delay` from now, as the unit `name`, whatever becomes
+    /// of this process.
+    ///
+    /// # Errors
+    ///
+    /// As [`Services::daemon_reload`].
+    fn set_timer(
+        &self,
+        name: &str,
+        delay: Duration,
+        command: &[String],
+    ) -> Result<(), ServiceError>;
+
+    /// Takes back [`Services::set_timer`]. Nothing is done if the timer has gone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Services::daemon_reload`].
+    fn clear_timer(&self, name: &str) -> Result<(), ServiceError>;
+}
+
+impl<S: Services + ?Sized> Services for &S {
+    fn daemon_reload(&self) -> Result<(), ServiceError> {
+        (**self).daemon_reload()
+    }
+
+    fn daemon_reexec(&self) -> Result<(), ServiceError> {
+        (**self).daemon_reexec()
+    }
+
+    fn run(&self, job: Job, units: &[Unit]) -> Vec<Result<(), ServiceError>> {
+        (**self).run(job, units)
+    }
+
+    fn restart_later(&self, unit: &Unit) -> Result<(), ServiceError> {
+        (**self).restart_later(unit)
+    }
+
+    fn run_tool(&self, command: &[String]) -> Result<(), ServiceError> {
+        (**self).run_tool(command)
+    }
+
+    fn reset_failed(&self, units: &[Unit]) -> Result<(), ServiceError> {
+        (**self).reset_failed(units)
+    }
+
+    fn tell_user_manager(&self, manager: &Unit, action: ManagerAction) -> Result<(), ServiceError> {
+        (**self).tell_user_manager(manager, action)
+    }
+
+    fn probe(&self, probe: &Probe) -> Result<String, ServiceError> {
+        (**self).probe(probe)
+    }
+
+    fn set_timer(
+        &self,
+        name: &str,
+        delay: Duration,
+        command: &[String],
+    ) -> Result<(), ServiceError> {
+        (**self).set_timer(name, delay, command)
+    }
+
+    fn clear_timer(&self, name: &str) -> Result<(), ServiceError> {
+        (**self).clear_timer(name)
+    }
 }
 
 /// What can be done to units that run.
@@ -143,5 +234,34 @@ impl Services for NoServices {
 
     fn run_tool(&self, command: &[String]) -> Result<(), ServiceError> {
         Err(Self::error(&command.join(" ")))
+    }
+
+    fn reset_failed(&self, _units: &[Unit]) -> Result<(), ServiceError> {
+        Err(Self::error("reset-failed"))
+    }
+
+    fn tell_user_manager(
+        &self,
+        manager: &Unit,
+        _action: ManagerAction,
+    ) -> Result<(), ServiceError> {
+        Err(Self::error(manager.as_str()))
+    }
+
+    fn probe(&self, probe: &Probe) -> Result<String, ServiceError> {
+        Err(Self::error(&probe.command.join(" ")))
+    }
+
+    fn set_timer(
+        &self,
+        name: &str,
+        _delay: Duration,
+        _command: &[String],
+    ) -> Result<(), ServiceError> {
+        Err(Self::error(name))
+    }
+
+    fn clear_timer(&self, _name: &str) -> Result<(), ServiceError> {
+        Ok(())
     }
 }

@@ -7,6 +7,8 @@
 //! receipt.json     what the last update did
 //! unreported.json  a receipt that the repository does not have yet
 //! known.json       versions that this machine has been on, and their numbers
+//! guard.json       an update that waits to be confirmed
+//! condemned.json   an update that is being undone because something was ill after it
 //! hold.json        a version that was undone and is not to come back by itself
 //! edits.json       local edits that updates met, and what became of them
 //! incoming/        bundles on their way
@@ -17,10 +19,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use vireo_classify::{FileId, Plan};
+use vireo_classify::{FileId, Plan, Unit};
 use vireo_delta::{PublicKey, TrustedKeys};
 use vireo_model::{Digest, Ignore, ImageName};
 use vireo_sys::durable;
@@ -29,11 +32,16 @@ use vireo_tree::apply::Settlement;
 use vireo_wire::Secret;
 use vireo_wire::api::{InstanceId, ReceiptPost};
 
+use crate::checks::CheckReport;
 use crate::error::{AgentError, ErrorKind};
-use crate::receipt::Receipt;
+use crate::guard::Guard;
+use crate::receipt::{ActionReport, Receipt};
 
 /// Where the state is by default.
 pub const DEFAULT_DIR: &str = "/var/lib/vireo";
+
+/// Time between two tries to lock the state.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest state file read, in bytes: a plan of a million files.
 const MAX_FILE_LEN: u64 = 512 << 20;
@@ -109,7 +117,7 @@ pub struct Edit {
 }
 
 /// An update between the decision to commit it and its receipt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Obligation {
     /// The version it leads to.
@@ -123,6 +131,34 @@ pub struct Obligation {
     /// The version that it takes back and that is not to come back by itself.
     #[serde(default)]
     pub hold: Option<Position>,
+    /// The units that ran when it was decided.
+    #[serde(default)]
+    pub running: Vec<Unit>,
+    /// What the checks before the commit said.
+    #[serde(default)]
+    pub checks: Vec<CheckReport>,
+    /// What was done before the commit.
+    #[serde(default)]
+    pub actions: Vec<ActionReport>,
+    /// Why an update is taken back by itself; nothing otherwise.
+    #[serde(default)]
+    pub undone_because: Vec<String>,
+}
+
+/// An update that is undone by itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Condemned {
+    /// Its number.
+    pub transaction: u64,
+    /// Why.
+    pub because: Vec<String>,
+    /// The units that are to run again.
+    pub revive: Vec<Unit>,
+    /// What was done for it.
+    pub actions: Vec<ActionReport>,
+    /// What the checks before it said.
+    pub checks: Vec<CheckReport>,
 }
 
 /// The agent's directory.
@@ -309,6 +345,48 @@ impl StateDir {
         self.remove("activation.json")
     }
 
+    /// The update that waits to be confirmed, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged.
+    pub fn guard(&self) -> Result<Option<Guard>, AgentError> {
+        self.read("guard.json")
+    }
+
+    /// Keeps what an update waits for, or with `None` that none does.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written or removed.
+    pub fn set_guard(&self, guard: Option<&Guard>) -> Result<(), AgentError> {
+        match guard {
+            Some(guard) => self.write("guard.json", guard),
+            None => self.remove("guard.json"),
+        }
+    }
+
+    /// The update that is being undone by itself, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged.
+    pub fn condemned(&self) -> Result<Option<Condemned>, AgentError> {
+        self.read("condemned.json")
+    }
+
+    /// Keeps that an update is to be undone, or with `None` that none is.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written or removed.
+    pub fn set_condemned(&self, condemned: Option<&Condemned>) -> Result<(), AgentError> {
+        match condemned {
+            Some(condemned) => self.write("condemned.json", condemned),
+            None => self.remove("condemned.json"),
+        }
+    }
+
     /// What the last update did.
     ///
     /// # Errors
@@ -377,6 +455,23 @@ impl StateDir {
                 Err(AgentError::io("remove", &dir, error))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Locks the state as [`StateDir::lock`] does, waiting so long if another process holds it.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if it still does then.
+    pub fn lock_within(&self, wait: Duration) -> Result<FileLock, AgentError> {
+        let start = Instant::now();
+        loop {
+            match self.lock() {
+                Err(error) if error.kind() == ErrorKind::Busy && start.elapsed() < wait => {
+                    std::thread::sleep(LOCK_PAUSE.min(wait));
+                }
+                other => return other,
+            }
         }
     }
 
@@ -457,6 +552,10 @@ mod tests {
             replaced: vec![FileId { dev: 1, ino: 2 }],
             boot: "b".to_owned(),
             hold: None,
+            running: Vec::new(),
+            checks: Vec::new(),
+            actions: Vec::new(),
+            undone_because: Vec::new(),
         };
         state.set_obligation(&obligation).expect("written");
         assert_eq!(state.obligation().expect("readable"), Some(obligation));

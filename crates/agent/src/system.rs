@@ -2,7 +2,8 @@
 //!
 //! Not here: what the facts mean (`vireo-classify`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
 use std::fmt::Debug;
 use std::fs;
 use std::io;
@@ -10,19 +11,28 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat};
 use vireo_classify::{
-    Facts, FileId, Process, SHOW_PROPERTIES, UnitFacts, declarations_of, owner_of, parse_maps,
-    parse_show,
+    Facts, FileId, Host, Owner, Packages, Policy, Process, SHOW_PROPERTIES, Unit, UnitFacts,
+    declarations_of, listening_sockets, owner_of, parse_maps, parse_show,
 };
 use vireo_model::ImagePath;
 
 use crate::beneath::file_id_at;
 use crate::error::{AgentError, ErrorKind};
-use crate::systemctl;
+use crate::{host, systemctl, witness};
 
 /// Longest unit file read, in bytes; systemd's own lines may be that long.
 const MAX_UNIT_FILE_LEN: u64 = 1 << 20;
+
+/// Where system units stand, in the order of their weight (`systemd.unit(5)`).
+const UNIT_DIRECTORIES: [&str; 5] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
 
 /// The running system, as far as a plan depends on it.
 pub trait SystemView: Debug + Send + Sync {
@@ -36,6 +46,49 @@ pub trait SystemView: Debug + Send + Sync {
     ///
     /// `/proc` cannot be read. A service manager that does not answer is a fact, not an error.
     fn facts(&self, files: &BTreeSet<FileId>) -> Result<Facts, AgentError>;
+
+    /// What is known of the machine beside that, as far as `policy` asks for it.
+    fn host(&self, policy: &Policy) -> Host;
+
+    /// Whose file is whose, by the package manager. Cost of the live system: reads the lists of
+    /// all packages, some megabytes.
+    fn packages(&self) -> Packages;
+
+    /// What the processes of each of `units` listen on, by names that can be compared with those
+    /// of another moment.
+    fn sockets(&self, units: &BTreeSet<Unit>) -> BTreeMap<Unit, BTreeSet<String>>;
+
+    /// Has the first read of each of these files show; gives those of which it will.
+    fn watch_reads(&self, paths: &[String]) -> BTreeSet<String>;
+
+    /// Those of the watched files that somebody has read since.
+    fn reads_seen(&self, watched: &BTreeSet<String>) -> BTreeSet<String>;
+}
+
+impl<S: SystemView + ?Sized> SystemView for &S {
+    fn facts(&self, files: &BTreeSet<FileId>) -> Result<Facts, AgentError> {
+        (**self).facts(files)
+    }
+
+    fn host(&self, policy: &Policy) -> Host {
+        (**self).host(policy)
+    }
+
+    fn packages(&self) -> Packages {
+        (**self).packages()
+    }
+
+    fn sockets(&self, units: &BTreeSet<Unit>) -> BTreeMap<Unit, BTreeSet<String>> {
+        (**self).sockets(units)
+    }
+
+    fn watch_reads(&self, paths: &[String]) -> BTreeSet<String> {
+        (**self).watch_reads(paths)
+    }
+
+    fn reads_seen(&self, watched: &BTreeSet<String>) -> BTreeSet<String> {
+        (**self).reads_seen(watched)
+    }
 }
 
 /// The system that this process runs on.
@@ -89,14 +142,31 @@ impl LiveSystem {
         let found = declarations_of(&unit.name, contents.iter().map(Vec::as_slice));
         unit.programs = found.programs;
         unit.declared = found.declared.into_iter().collect();
+        unit.arguments = found.arguments;
         found.unread
+    }
+
+    /// The files of the unit's name that the one it is read from comes before.
+    fn shadowed(&self, unit: &UnitFacts) -> Vec<ImagePath> {
+        let Some(current) = unit.files.first() else { return Vec::new() };
+        let mut found: Vec<ImagePath> = Vec::new();
+        let own = identity(&self.root.join(relative(current)));
+        for dir in UNIT_DIRECTORIES {
+            let path = format!("{dir}/{}", String::from_utf8_lossy(current.name()));
+            let Ok(path) = ImagePath::parse(path.as_bytes()) else { continue };
+            let other = identity(&self.root.join(relative(&path)));
+            // With a merged /usr one file has two names.
+            if path != *current && other.is_some() && other != own {
+                found.push(path);
+            }
+        }
+        found
     }
 
     fn unit_file(&self, path: &ImagePath) -> io::Result<Vec<u8>> {
         use std::io::Read as _;
-        let relative = Path::new(std::ffi::OsStr::from_bytes(path.relative()));
         let mut content = Vec::new();
-        fs::File::open(self.root.join(relative))?
+        fs::File::open(self.root.join(relative(path)))?
             .take(MAX_UNIT_FILE_LEN)
             .read_to_end(&mut content)?;
         Ok(content)
@@ -112,12 +182,63 @@ impl SystemView for LiveSystem {
         unread += lines;
         for unit in units.values_mut().filter(|unit| unit.active.is_up()) {
             unread += self.add_declarations(unit);
+            unit.shadowed = self.shadowed(unit);
         }
         let release =
             fs::read_to_string(self.proc.join("sys/kernel/osrelease")).unwrap_or_default();
         let kernel_release = release.trim().to_owned();
         Ok(Facts { manager, kernel_release, units, processes, unread })
     }
+
+    fn host(&self, policy: &Policy) -> Host {
+        host::host_of(&self.proc, &self.root, policy)
+    }
+
+    fn packages(&self) -> Packages {
+        host::packages_of(&self.root)
+    }
+
+    fn sockets(&self, units: &BTreeSet<Unit>) -> BTreeMap<Unit, BTreeSet<String>> {
+        let mut found: BTreeMap<Unit, BTreeSet<String>> = BTreeMap::new();
+        if units.is_empty() {
+            return found;
+        }
+        // By network: a unit may have one of its own.
+        let mut tables: BTreeMap<PathBuf, BTreeMap<u64, String>> = BTreeMap::new();
+        for entry in fs::read_dir(&self.proc).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Some(dir) = ProcessDir::open(&entry.path()) else { continue };
+            let owner = owner_of(pid, &dir.read("cgroup").unwrap_or_default());
+            let Owner::Unit(unit) = owner else { continue };
+            let Some(network) = dir.link("ns/net").filter(|_| units.contains(&unit)) else {
+                continue;
+            };
+            let table = tables.entry(network).or_insert_with(|| dir.listening());
+            let sockets = dir.open_sockets();
+            let names = sockets.iter().filter_map(|inode| table.get(inode)).cloned();
+            found.entry(unit).or_default().extend(names);
+        }
+        found
+    }
+
+    fn watch_reads(&self, paths: &[String]) -> BTreeSet<String> {
+        witness::watch(&self.root, paths)
+    }
+
+    fn reads_seen(&self, watched: &BTreeSet<String>) -> BTreeSet<String> {
+        witness::seen(&self.root, watched)
+    }
+}
+
+fn relative(path: &ImagePath) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(path.relative()))
+}
+
+/// Device and inode number of what is at `path`.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// `/proc/PID`, held open: should the process end and its number be given to another, reading
@@ -138,6 +259,47 @@ impl ProcessDir {
         Some(content)
     }
 
+    fn link(&self, name: &str) -> Option<PathBuf> {
+        let target = readlinkat(&self.0, name, Vec::new()).ok()?;
+        Some(PathBuf::from(std::ffi::OsStr::from_bytes(target.to_bytes())))
+    }
+
+    /// The listening sockets of the network that the process is in.
+    fn listening(&self) -> BTreeMap<u64, String> {
+        let mut found = BTreeMap::new();
+        for name in ["tcp", "tcp6", "udp", "udp6", "unix"] {
+            let content = self.read(&format!("net/{name}")).unwrap_or_default();
+            found.extend(listening_sockets(name, &content));
+        }
+        found
+    }
+
+    /// The inode numbers of the sockets that the process has open.
+    fn open_sockets(&self) -> BTreeSet<u64> {
+        let inode = |dir: &OwnedFd, name: &CStr| {
+            let target = readlinkat(dir, name, Vec::new()).ok()?;
+            let target = target.to_str().ok()?.strip_prefix("socket:[")?;
+            target.strip_suffix(']')?.parse().ok()
+        };
+        self.entries_of("fd", inode)
+    }
+
+    /// What `look` finds at the entries of the directory `name`.
+    fn entries_of<T: Ord>(
+        &self,
+        name: &str,
+        look: impl Fn(&OwnedFd, &CStr) -> Option<T>,
+    ) -> BTreeSet<T> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(dir) = openat(&self.0, name, flags, Mode::empty()) else { return BTreeSet::new() };
+        let Ok(entries) = rustix::fs::Dir::read_from(&dir) else { return BTreeSet::new() };
+        entries
+            .flatten()
+            .filter(|entry| !entry.file_name().to_bytes().starts_with(b"."))
+            .filter_map(|entry| look(&dir, entry.file_name()))
+            .collect()
+    }
+
     /// Which of `files` the process runs, maps or has open, and the map lines not understood.
     fn holds(&self, files: &BTreeSet<FileId>) -> (BTreeSet<FileId>, usize) {
         let Some(content) = self.read("maps") else { return (BTreeSet::new(), 0) };
@@ -153,15 +315,10 @@ impl ProcessDir {
 
     /// Which of `files` the links in the directory `name` lead to.
     fn targets_in(&self, name: &str, files: &BTreeSet<FileId>) -> BTreeSet<FileId> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let Ok(dir) = openat(&self.0, name, flags, Mode::empty()) else { return BTreeSet::new() };
-        let Ok(entries) = rustix::fs::Dir::read_from(&dir) else { return BTreeSet::new() };
-        entries
-            .flatten()
-            .filter(|entry| !entry.file_name().to_bytes().starts_with(b"."))
-            .filter_map(|entry| file_id_at(&dir, entry.file_name(), AtFlags::empty()))
-            .filter(|id| files.contains(id))
-            .collect()
+        let id = |dir: &OwnedFd, name: &CStr| {
+            file_id_at(dir, name, AtFlags::empty()).filter(|id| files.contains(id))
+        };
+        self.entries_of(name, id)
     }
 }
 
@@ -185,6 +342,26 @@ pub struct NoSystem;
 impl SystemView for NoSystem {
     fn facts(&self, _files: &BTreeSet<FileId>) -> Result<Facts, AgentError> {
         Ok(Facts::default())
+    }
+
+    fn host(&self, _policy: &Policy) -> Host {
+        Host::default()
+    }
+
+    fn packages(&self) -> Packages {
+        Packages::new()
+    }
+
+    fn sockets(&self, _units: &BTreeSet<Unit>) -> BTreeMap<Unit, BTreeSet<String>> {
+        BTreeMap::new()
+    }
+
+    fn watch_reads(&self, _paths: &[String]) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    fn reads_seen(&self, _watched: &BTreeSet<String>) -> BTreeSet<String> {
+        BTreeSet::new()
     }
 }
 

@@ -5,9 +5,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vireo_classify::Unit;
+use vireo_classify::{ManagerAction, Probe, Unit};
 
-use crate::services::{JOB_DEADLINE, Job, MANAGER_DEADLINE, ServiceError, Services, TOOL_DEADLINE};
+use crate::services::{
+    JOB_DEADLINE, Job, MANAGER_DEADLINE, PROBE_DEADLINE, ServiceError, Services, TOOL_DEADLINE,
+};
 
 /// How often a running command is looked after.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -58,12 +60,79 @@ impl Services for Systemctl {
         run(command.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), TOOL_DEADLINE)
             .map(drop)
     }
+
+    fn reset_failed(&self, units: &[Unit]) -> Result<(), ServiceError> {
+        for unit in units {
+            match systemctl(&["reset-failed", "--", unit.as_str()], MANAGER_DEADLINE) {
+                Err(error) if !error.to_string().contains("not loaded") => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_user_manager(&self, manager: &Unit, action: ManagerAction) -> Result<(), ServiceError> {
+        // systemd(1): what `systemctl --user` would ask for, without a bus of the user's.
+        let signal = match action {
+            ManagerAction::None => return Ok(()),
+            ManagerAction::Reload => "--signal=SIGHUP",
+            ManagerAction::Reexec => "--signal=SIGRTMIN+25",
+        };
+        let words = ["kill", "--kill-who=main", signal, "--", manager.as_str()];
+        systemctl(&words, MANAGER_DEADLINE).map(drop)
+    }
+
+    fn probe(&self, probe: &Probe) -> Result<String, ServiceError> {
+        let mut command: Vec<&str> = Vec::new();
+        if let Some(user) = &probe.user {
+            command.extend(["runuser", "-u", user, "--"]);
+        }
+        command.extend(probe.command.iter().map(String::as_str));
+        let output = run(&command, PROBE_DEADLINE)?;
+        Ok(String::from_utf8_lossy(&output).trim().to_owned())
+    }
+
+    fn set_timer(
+        &self,
+        name: &str,
+        delay: Duration,
+        command: &[String],
+    ) -> Result<(), ServiceError> {
+        let (unit, delay) = (format!("--unit={name}"), format!("--on-active={}s", delay.as_secs()));
+        let mut words = vec![
+            "systemd-run",
+            "--quiet",
+            "--no-ask-password",
+            "--collect",
+            &unit,
+            &delay,
+            "--timer-property=AccuracySec=1s",
+            "--",
+        ];
+        words.extend(command.iter().map(String::as_str));
+        run(&words, MANAGER_DEADLINE).map(drop)
+    }
+
+    fn clear_timer(&self, name: &str) -> Result<(), ServiceError> {
+        let timer = format!("{name}.timer");
+        match systemctl(&["stop", "--", &timer], MANAGER_DEADLINE) {
+            Err(error) if !error.to_string().contains("not loaded") => Err(error),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The properties of all loaded units, as [`parse_show`](vireo_classify::parse_show) reads them.
 pub(crate) fn show(properties: &[&str]) -> Result<Vec<u8>, ServiceError> {
     let wanted = format!("--property={}", properties.join(","));
     systemctl(&["show", &wanted, "--", "*"], MANAGER_DEADLINE)
+}
+
+/// A property of the manager itself.
+pub(crate) fn show_manager(property: &str) -> Result<String, ServiceError> {
+    let wanted = format!("--property={property}");
+    let text = systemctl(&["show", &wanted, "--value"], MANAGER_DEADLINE)?;
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 fn systemctl(arguments: &[&str], deadline: Duration) -> Result<Vec<u8>, ServiceError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use vireo_classify::Unit;
+use vireo_classify::{ManagerAction, Probe, Unit};
 use zbus::message::Type;
 use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath};
 
@@ -51,10 +51,13 @@ impl Systemd {
 
 impl Services for Systemd {
     fn daemon_reload(&self) -> Result<(), ServiceError> {
-        self.runtime.block_on(async {
-            let bus = connect().await?;
-            call(&bus, "Reload", &(), MANAGER_DEADLINE).await.map(drop)
-        })
+        self.runtime
+            .block_on(async {
+                let bus = connect().await?;
+                call(&bus, "Reload", &(), MANAGER_DEADLINE).await.map(drop)
+            })
+            // The bus may be down; the manager's own socket is not.
+            .or_else(|_| Systemctl.daemon_reload())
     }
 
     fn daemon_reexec(&self) -> Result<(), ServiceError> {
@@ -83,6 +86,31 @@ impl Services for Systemd {
 
     fn run_tool(&self, command: &[String]) -> Result<(), ServiceError> {
         Systemctl.run_tool(command)
+    }
+
+    fn reset_failed(&self, units: &[Unit]) -> Result<(), ServiceError> {
+        Systemctl.reset_failed(units)
+    }
+
+    fn tell_user_manager(&self, manager: &Unit, action: ManagerAction) -> Result<(), ServiceError> {
+        Systemctl.tell_user_manager(manager, action)
+    }
+
+    fn probe(&self, probe: &Probe) -> Result<String, ServiceError> {
+        Systemctl.probe(probe)
+    }
+
+    fn set_timer(
+        &self,
+        name: &str,
+        delay: Duration,
+        command: &[String],
+    ) -> Result<(), ServiceError> {
+        Systemctl.set_timer(name, delay, command)
+    }
+
+    fn clear_timer(&self, name: &str) -> Result<(), ServiceError> {
+        Systemctl.clear_timer(name)
     }
 }
 

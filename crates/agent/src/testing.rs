@@ -1,9 +1,12 @@
 //! A machine that only remembers, and the contract that every service manager is held to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use vireo_classify::{ActiveState, Facts, FileId, Owner, Unit};
+use vireo_classify::{
+    ActiveState, Facts, FileId, Host, ManagerAction, Owner, Packages, Policy, Probe, Unit,
+};
 
 use crate::error::AgentError;
 use crate::services::{Job, ServiceError, Services};
@@ -21,6 +24,14 @@ struct Machine {
     broken: BTreeSet<Unit>,
     reload_reexecs: BTreeSet<Unit>,
     keeps_files: BTreeSet<Unit>,
+    crashing: BTreeSet<Unit>,
+    once: BTreeSet<Unit>,
+    deaf: BTreeSet<Unit>,
+    sockets: BTreeMap<Unit, BTreeSet<String>>,
+    answers: BTreeMap<String, String>,
+    watched: BTreeSet<String>,
+    read: BTreeSet<String>,
+    timers: BTreeMap<String, Vec<String>>,
 }
 
 impl FakeMachine {
@@ -33,6 +44,14 @@ impl FakeMachine {
             broken: BTreeSet::new(),
             reload_reexecs: BTreeSet::new(),
             keeps_files: BTreeSet::new(),
+            crashing: BTreeSet::new(),
+            once: BTreeSet::new(),
+            deaf: BTreeSet::new(),
+            sockets: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            watched: BTreeSet::new(),
+            read: BTreeSet::new(),
+            timers: BTreeMap::new(),
         }))
     }
 
@@ -49,6 +68,47 @@ impl FakeMachine {
     /// `unit` holds its files through a restart from now on.
     pub fn keeps_files(&self, unit: &str) {
         self.lock().keeps_files.insert(Unit::new(unit));
+    }
+
+    /// Every job for `unit` succeeds from now on, and its process ends soon after.
+    pub fn crashes(&self, unit: &str) {
+        self.lock().crashing.insert(Unit::new(unit));
+    }
+
+    /// The next job for `unit` succeeds, and its process ends soon after.
+    pub fn crashes_once(&self, unit: &str) {
+        self.crashes(unit);
+        self.lock().once.insert(Unit::new(unit));
+    }
+
+    /// `unit` works again.
+    pub fn mends(&self, unit: &str) {
+        let (unit, mut machine) = (Unit::new(unit), self.lock());
+        machine.broken.remove(&unit);
+        machine.crashing.remove(&unit);
+        machine.deaf.remove(&unit);
+    }
+
+    /// A reload of `unit` reads no file from now on; a restart does.
+    pub fn ignores_reloads(&self, unit: &str) {
+        self.lock().deaf.insert(Unit::new(unit));
+    }
+
+    /// `unit` listens on these sockets alone from now on.
+    pub fn listens(&self, unit: &str, sockets: &[&str]) {
+        let sockets = sockets.iter().map(|name| (*name).to_owned()).collect();
+        self.lock().sockets.insert(Unit::new(unit), sockets);
+    }
+
+    /// The probe with this command line prints `answer` from now on; others print nothing.
+    pub fn answers(&self, command: &str, answer: &str) {
+        self.lock().answers.insert(command.to_owned(), answer.to_owned());
+    }
+
+    /// The commands of the timers that are set, by name.
+    #[must_use]
+    pub fn timers(&self) -> BTreeMap<String, Vec<String>> {
+        self.lock().timers.clone()
     }
 
     /// A process of `unit` that holds `file`, from now on.
@@ -81,7 +141,8 @@ impl Machine {
         };
         match job {
             Job::Start => {
-                facts.active = ActiveState::Active;
+                let crashes = self.crashing.contains(unit);
+                facts.active = if crashes { ActiveState::Failed } else { ActiveState::Active };
                 return Ok(());
             }
             Job::Stop => {
@@ -95,7 +156,20 @@ impl Machine {
         if !facts.active.is_up() {
             return Ok(());
         }
+        if self.crashing.contains(unit) {
+            facts.active = ActiveState::Failed;
+            facts.sub = "failed".to_owned();
+            if self.once.remove(unit) {
+                self.crashing.remove(unit);
+            }
+            let of_unit = Owner::Unit(unit.clone());
+            self.facts.processes.retain(|process| process.owner != of_unit);
+            return Ok(());
+        }
         let restart = job == Job::Restart || !facts.can_reload;
+        if restart || !self.deaf.contains(unit) {
+            self.read.extend(self.watched.iter().cloned());
+        }
         if restart {
             facts.main_pid += 1;
         }
@@ -116,6 +190,31 @@ impl SystemView for FakeMachine {
         }
         facts.processes.retain(|process| !process.holds.is_empty());
         Ok(facts)
+    }
+
+    fn host(&self, policy: &Policy) -> Host {
+        Host { present: Some(policy.paths_wanted().into_iter().collect()), ..Host::default() }
+    }
+
+    fn packages(&self) -> Packages {
+        Packages::new()
+    }
+
+    fn sockets(&self, units: &BTreeSet<Unit>) -> BTreeMap<Unit, BTreeSet<String>> {
+        let machine = self.lock();
+        let of_units = machine.sockets.iter().filter(|(unit, _)| units.contains(*unit));
+        of_units.map(|(unit, sockets)| (unit.clone(), sockets.clone())).collect()
+    }
+
+    fn watch_reads(&self, paths: &[String]) -> BTreeSet<String> {
+        let mut machine = self.lock();
+        machine.watched = paths.iter().cloned().collect();
+        machine.read.clear();
+        machine.watched.clone()
+    }
+
+    fn reads_seen(&self, watched: &BTreeSet<String>) -> BTreeSet<String> {
+        self.lock().read.intersection(watched).cloned().collect()
     }
 }
 
@@ -146,6 +245,48 @@ impl Services for FakeMachine {
 
     fn run_tool(&self, command: &[String]) -> Result<(), ServiceError> {
         self.lock().calls.push(command.join(" "));
+        Ok(())
+    }
+
+    fn reset_failed(&self, units: &[Unit]) -> Result<(), ServiceError> {
+        let mut machine = self.lock();
+        let names: Vec<&str> = units.iter().map(Unit::as_str).collect();
+        machine.calls.push(format!("reset-failed {}", names.join(" ")));
+        for unit in units {
+            match machine.facts.units.get_mut(unit) {
+                Some(facts) if facts.active == ActiveState::Failed => {
+                    facts.active = ActiveState::Inactive;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_user_manager(&self, manager: &Unit, action: ManagerAction) -> Result<(), ServiceError> {
+        self.lock().calls.push(format!("{action:?} in {manager}").to_lowercase());
+        Ok(())
+    }
+
+    fn probe(&self, probe: &Probe) -> Result<String, ServiceError> {
+        let answers = &self.lock().answers;
+        Ok(answers.get(&probe.command.join(" ")).cloned().unwrap_or_default())
+    }
+
+    fn set_timer(
+        &self,
+        name: &str,
+        delay: Duration,
+        command: &[String],
+    ) -> Result<(), ServiceError> {
+        let mut machine = self.lock();
+        machine.calls.push(format!("timer after {} s", delay.as_secs()));
+        machine.timers.insert(name.to_owned(), command.to_vec());
+        Ok(())
+    }
+
+    fn clear_timer(&self, name: &str) -> Result<(), ServiceError> {
+        self.lock().timers.remove(name);
         Ok(())
     }
 }

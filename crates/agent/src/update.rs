@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use vireo_classify::{Plan, Policy, Unit};
 use vireo_delta::{Bundle, TrustedKeys, Verified};
+use vireo_model::ImagePath;
 use vireo_tree::Root;
-use vireo_tree::apply::{ApplyOptions, Staged, forget, history, preview, stage};
+use vireo_tree::apply::{ApplyOptions, Staged, StagedView, forget, history, preview, stage};
 
 use crate::activate::{OWN_UNIT, Patience};
+use crate::checks::{CheckReport, CheckResult, Checker, NoChecker};
 use crate::error::{AgentError, ErrorKind};
+use crate::guard::Undoer;
 use crate::packages::PackageLock;
 use crate::receipt::Receipt;
 use crate::root::open_root;
@@ -25,6 +28,7 @@ mod bundle;
 mod changed;
 mod drift;
 mod enact;
+mod prepare;
 mod undo;
 mod watch;
 
@@ -33,8 +37,12 @@ pub use undo::{UNDO_AGE_MAX, UNDO_COUNT_MAX, UNDO_LEN_MAX};
 
 use changed::summary;
 use drift::DriftRules;
-use enact::{Enactment, Outlook};
+use enact::Enactment;
+use prepare::{Outlook, Prepared, refuse_unfit};
 use watch::Watch;
+
+/// Where the agent's program is, unless somebody says otherwise.
+const DEFAULT_PROGRAM: &str = "/usr/bin/vireo-agent";
 
 /// Told one line per event, for people who look on.
 pub type Say<'a> = &'a (dyn Fn(&str) + Send + Sync);
@@ -46,9 +54,14 @@ pub struct Agent {
     state: StateDir,
     system: Box<dyn SystemView>,
     services: Box<dyn Services>,
-    policy: Policy,
-    patience: Patience,
+    checker: Box<dyn Checker>,
+    /// None: what the machine's policy files say, each time anew.
+    policy: Option<Policy>,
+    /// None: what the policy says.
+    patience: Option<Patience>,
     package_wait: Duration,
+    program: PathBuf,
+    guarded: bool,
 }
 
 /// What an update came to.
@@ -75,22 +88,43 @@ impl Agent {
             state,
             system,
             services,
-            policy: Policy::default(),
-            patience: Patience::default(),
+            checker: Box::new(NoChecker),
+            policy: None,
+            patience: None,
             package_wait: Duration::ZERO,
+            program: PathBuf::from(DEFAULT_PROGRAM),
+            guarded: true,
         }
     }
 
     /// The same with another patience.
     #[must_use]
     pub fn with_patience(self, patience: Patience) -> Self {
-        Self { patience, ..self }
+        Self { patience: Some(patience), ..self }
     }
 
-    /// The same by another policy.
+    /// The same by this policy, whatever the machine's policy files say.
     #[must_use]
     pub fn with_policy(self, policy: Policy) -> Self {
-        Self { policy, ..self }
+        Self { policy: Some(policy), ..self }
+    }
+
+    /// The same with somebody who runs checks of new configuration; without, none is run.
+    #[must_use]
+    pub fn with_checker(self, checker: Box<dyn Checker>) -> Self {
+        Self { checker, ..self }
+    }
+
+    /// The same, whose program is not where it is by default: timers call it.
+    #[must_use]
+    pub fn with_program(self, program: &Path) -> Self {
+        Self { program: program.to_owned(), ..self }
+    }
+
+    /// The same, without the promise to undo what cuts the machine off: for whoever sits beside it.
+    #[must_use]
+    pub fn unguarded(self) -> Self {
+        Self { guarded: false, ..self }
     }
 
     /// The same, waiting so long for the package manager if that is at work.
@@ -118,19 +152,23 @@ impl Agent {
     ///
     /// As [`Agent::apply`].
     pub fn plan(&self, file: &Path, trusted: &TrustedKeys) -> Result<Plan, AgentError> {
+        let policy = self.current_policy()?;
         let opened = OpenBundle::open(file)?;
         let bundle = opened.verify(trusted, file)?;
         self.check_base(&bundle)?;
         let root = open_root(&self.root)?;
-        let rules = self.drift_rules()?;
+        let rules = DriftRules::new(&self.root, &policy)?;
         let preview = preview(&root, &bundle, &ApplyOptions { drift: &|path| rules.of(path) })?;
+        let contents =
+            |path: &ImagePath, most| preview.read(&root, &bundle, path, most).ok().flatten();
         let outlook = Outlook {
             changes: &preview.changes,
             replaced: &preview.replaced,
             settled: &preview.settled,
+            contents: &contents,
             wire_len: bundle.wire_len(),
         };
-        Ok(self.prepare(&outlook)?.plan)
+        Ok(self.prepare(policy.clone(), &outlook)?.plan)
     }
 
     /// Applies the bundle in `file` and activates it; finishes an interrupted update first.
@@ -220,24 +258,85 @@ impl Agent {
         say: Say<'_>,
     ) -> Result<Applied, AgentError> {
         let mut watch = Watch::start();
+        let policy = self.current_policy()?;
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
-        let staged = self.stage(&root, bundle, say)?;
+        let staged = self.stage(&root, bundle, &policy, say)?;
         watch.lap("stage");
-        let prepared = self.prepare(&Outlook {
-            changes: &staged.changes(),
+        let (prepared, checks) = match self.prepare_staged(&staged, policy, bundle, &mut watch, say)
+        {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                // It must not take up room. What cannot be removed, the next stage removes.
+                drop(staged.discard());
+                return Err(error);
+            }
+        };
+        let position = Position { number: version, tree: bundle.target() };
+        let undone_because = Vec::new();
+        let enactment = Enactment {
+            root: &root,
+            staged,
+            prepared,
+            checks,
+            position,
+            hold: None,
+            undone_because,
+            packages,
+        };
+        self.enact(enactment, watch, say)
+    }
+
+    /// Plans, and has the new configuration checked.
+    fn prepare_staged(
+        &self,
+        staged: &Staged<'_>,
+        policy: Policy,
+        bundle: &Bundle<'_, Verified<'_>>,
+        watch: &mut Watch,
+        say: Say<'_>,
+    ) -> Result<(Prepared, Vec<CheckReport>), AgentError> {
+        let (changes, view) = (staged.changes(), staged.view()?);
+        let contents = |path: &ImagePath, most| view.read(path, most).ok().flatten();
+        let outlook = Outlook {
+            changes: &changes,
             replaced: staged.replaced(),
             settled: staged.settled(),
+            contents: &contents,
             wire_len: bundle.wire_len(),
-        })?;
+        };
+        let mut prepared = self.prepare(policy, &outlook)?;
         watch.lap("plan");
         say(&summary(&prepared.plan));
-        let position = Position { number: version, tree: bundle.target() };
-        self.enact(
-            Enactment { root: &root, staged, prepared, position, hold: None, packages },
-            watch,
-            say,
-        )
+        refuse_unfit(&prepared.plan)?;
+        let checks = self.check(&mut prepared, &view);
+        if !checks.is_empty() {
+            watch.lap("check");
+        }
+        refuse_unfit(&prepared.plan)?;
+        Ok((prepared, checks))
+    }
+
+    /// Has the plan's checks run on what is staged, and tells the plan what failed.
+    fn check(&self, prepared: &mut Prepared, view: &StagedView<'_>) -> Vec<CheckReport> {
+        let plan = &mut prepared.plan;
+        if plan.checks.is_empty() {
+            return Vec::new();
+        }
+        let reports =
+            self.checker.run(&plan.checks, view, &prepared.changes).unwrap_or_else(|why| {
+                plan.checks.iter().map(|check| CheckReport::skipped(check, &why)).collect()
+            });
+        for (number, report) in reports.iter().enumerate() {
+            if report.result == CheckResult::Failed {
+                plan.refuse(number, &report.detail);
+            }
+        }
+        reports
+    }
+
+    fn undoer(&self) -> Undoer<'_> {
+        Undoer { program: &self.program, root: &self.root, state: &self.state }
     }
 
     /// Stages the bundle; what is kept for undoing earlier updates makes room, oldest first, if
@@ -246,9 +345,10 @@ impl Agent {
         &self,
         root: &'r Root,
         bundle: &Bundle<'_, Verified<'_>>,
+        policy: &Policy,
         say: Say<'_>,
     ) -> Result<Staged<'r>, AgentError> {
-        let rules = self.drift_rules()?;
+        let rules = DriftRules::new(&self.root, policy)?;
         let options = ApplyOptions { drift: &|path| rules.of(path) };
         loop {
             let error = match stage(root, bundle, &options) {
@@ -263,10 +363,6 @@ impl Agent {
             say(&format!("making room: transaction {} can no longer be undone", oldest.number));
             forget(root, oldest.number)?;
         }
-    }
-
-    fn drift_rules(&self) -> Result<DriftRules<'_>, AgentError> {
-        DriftRules::new(&self.root, &self.policy)
     }
 }
 

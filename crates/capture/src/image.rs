@@ -1,15 +1,5 @@
 //! Images as sources: read from their bytes, without a mount and without rights.
-//!
-//! # What is trusted
-//!
-//! The digests of files that neither image's metadata shows to have changed are not computed anew.
-//! They come from the base's own content, read once and then remembered in a [`DigestCache`] under
-//! the file system's identity and the state of each inode. So a capture costs a walk over both inode
-//! tables and reading what changed, whatever the images' size. What metadata proves, and what it
-//! cannot, says [`vireo_image::unmounted`].
-//!
-//! A digest remembered wrongly cannot do harm unseen: it would be part of the base's digest, and
-//! whoever applies the bundle has a base with another one, and refuses.
+//! What is trusted stands in the crate's documentation.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -27,7 +17,7 @@ use crate::CaptureError;
 use crate::cache::DigestCache;
 use crate::snapshot::{Files, Snapshot};
 
-/// A disk image that is read in place.
+/// A disk image that is read in place: without a mount, without rights, without writing.
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,

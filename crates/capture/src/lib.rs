@@ -6,6 +6,17 @@
 //! - The output appears under its name complete and durable, or not at all.
 //! - A file that changes while it is captured is an error, never a wrong bundle.
 //!
+//! # What is trusted
+//!
+//! [`capture_images`] computes no digest of a file that the metadata of both images shows to be
+//! unchanged. The digest then comes from the base's content: read once, and remembered in a
+//! [`DigestCache`] under the file system's identity and the inode's state, so that the next capture from
+//! this base, or from what was the target, costs a walk over two inode tables and reading what
+//! changed. What metadata proves, and what it cannot (`dd` into an image, `debugfs`), says
+//! [`vireo_image::unmounted`]; with [`CaptureOptions::paranoid`] everything is read. A digest remembered
+//! wrongly does no harm unseen: it is part of the base's digest, and whoever applies the bundle has a
+//! base with another one, and refuses.
+//!
 //! # Not here
 //!
 //! Finding file systems in images, and mounting them (`vireo-image`); live recording; leaving out what
@@ -67,6 +78,9 @@ pub struct CaptureOptions {
     pub permits: Permits,
     /// How hard to try to make the bundle small.
     pub effort: Effort,
+    /// The read map that travels with the bundle, as `vireo record` writes it; it is not looked
+    /// into here.
+    pub read_map: Option<Vec<u8>>,
 }
 
 /// What was captured.
@@ -197,6 +211,9 @@ fn write(
     let written = |error| CaptureError::io("write", out, error);
     let spool = tempfile::tempfile_in(directory_of(out)).map_err(written)?;
     let mut writer = BundleWriter::new(spool).with_effort(options.effort);
+    if let Some(map) = &options.read_map {
+        writer.set_read_map(map).map_err(|error| CaptureError::delta("write", out, error))?;
+    }
     for (path, time) in dir_times(base, target, &changes) {
         writer.set_dir_time(path, time);
     }

@@ -1,6 +1,6 @@
-//! The one error: a policy that cannot be used.
+//! The one error: a policy or a read map that cannot be used.
 
-/// Why a policy cannot be used. Branch on [`kind`](Self::kind), print the value.
+/// Why a policy or a read map cannot be used. Branch on [`kind`](Self::kind), print the value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ClassifyError(Detail);
@@ -13,6 +13,8 @@ pub enum ErrorKind {
     BadPattern,
     /// A policy file cannot be used: correct the line that the message names.
     BadPolicy,
+    /// A read map cannot be used: record it again.
+    BadReadMap,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +23,8 @@ enum Detail {
     Pattern { pattern: String, why: String },
     #[error("policy {file}, line {line}: {why}")]
     Policy { file: String, line: usize, why: String },
+    #[error("the read map cannot be used: {why}")]
+    ReadMap { why: String },
 }
 
 impl ClassifyError {
@@ -30,6 +34,7 @@ impl ClassifyError {
         match self.0 {
             Detail::Pattern { .. } => ErrorKind::BadPattern,
             Detail::Policy { .. } => ErrorKind::BadPolicy,
+            Detail::ReadMap { .. } => ErrorKind::BadReadMap,
         }
     }
 
@@ -38,10 +43,16 @@ impl ClassifyError {
         Self(Detail::Policy { file: file.to_owned(), line, why })
     }
 
+    pub(crate) fn read_map(why: &str) -> Self {
+        Self(Detail::ReadMap { why: why.to_owned() })
+    }
+
     /// What is wrong, without where.
     pub(crate) fn reason(&self) -> &str {
         match &self.0 {
-            Detail::Pattern { why, .. } | Detail::Policy { why, .. } => why,
+            Detail::Pattern { why, .. } | Detail::Policy { why, .. } | Detail::ReadMap { why } => {
+                why
+            }
         }
     }
 

@@ -75,6 +75,7 @@ mod planner;
 mod policy;
 mod reads;
 mod show;
+mod sockets;
 mod steps;
 mod text;
 mod unit;
@@ -103,8 +104,9 @@ pub use policy::{
     Confirm, Defaults, DriftRule, MAX_POLICY_LEN, OnConflict, OnDisable, OnDrift, OnFailure, Op,
     Policy, PolicyFile, RULE_PACK, StartEnabled, Unclaimed, UnitRule,
 };
-pub use reads::{Phase, ReadMap};
+pub use reads::{MAX_READ_MAP_LEN, MAX_READ_MAP_PATHS, MAX_READ_MAP_UNITS, Phase, ReadMap};
 pub use show::{SHOW_PROPERTIES, parse_show};
+pub use sockets::listening_sockets;
 pub use steps::Step;
 pub use unit::Unit;
 pub use unit_file::{Declarations, UnitFile, changed_keys, declarations_of};

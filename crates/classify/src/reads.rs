@@ -6,6 +6,8 @@
 //!
 //! Not here: the watching.
 
+mod written;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,9 @@ use vireo_model::ImagePath;
 
 use crate::Unit;
 use crate::class::canonical;
+use written::Written;
+
+pub use written::{MAX_READ_MAP_LEN, MAX_READ_MAP_PATHS, MAX_READ_MAP_UNITS};
 
 /// From how many readers on a file can be one that most programs read through a library.
 const SHARED_READERS_MIN: usize = 8;
@@ -65,6 +70,9 @@ impl Phase {
 /// assert_eq!(reads.listers_of(&added).count(), 1);
 /// # Ok::<(), vireo_model::ImagePathError>(())
 /// ```
+///
+/// Written as JSON, [`to_json`](Self::to_json), and read within limits by
+/// [`from_json`](Self::from_json); `docs/format/read-map.md` is the normative text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct ReadMap {
@@ -118,6 +126,11 @@ impl ReadMap {
                 }
             }
         }
+    }
+
+    /// The units that were watched.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.watched.keys()
     }
 
     /// Whether nothing was watched and nothing seen.
@@ -187,59 +200,6 @@ fn source_of(place: Vec<u8>) -> Vec<u8> {
         Some([directory, b"/", stem, b".py"].concat())
     }
     fold(&place).unwrap_or(place)
-}
-
-/// The map as it is written.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    schema: String,
-    watched: BTreeMap<Unit, BTreeSet<Phase>>,
-    files: Vec<WrittenReads>,
-    directories: Vec<WrittenReads>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenReads {
-    #[serde(with = "crate::path_text")]
-    path: ImagePath,
-    by: BTreeMap<Unit, BTreeSet<Phase>>,
-}
-
-impl From<ReadMap> for Written {
-    fn from(map: ReadMap) -> Self {
-        let written = |reads: BTreeMap<Vec<u8>, _>| {
-            let one = |(place, by): (Vec<u8>, _)| {
-                ImagePath::parse(&place).ok().map(|path| WrittenReads { path, by })
-            };
-            reads.into_iter().filter_map(one).collect()
-        };
-        Self {
-            schema: ReadMap::SCHEMA.to_owned(),
-            watched: map.watched,
-            files: written(map.files),
-            directories: written(map.directories),
-        }
-    }
-}
-
-impl TryFrom<Written> for ReadMap {
-    type Error = String;
-
-    fn try_from(written: Written) -> Result<Self, String> {
-        if written.schema != Self::SCHEMA {
-            return Err(format!("schema {:?} is not {:?}", written.schema, Self::SCHEMA));
-        }
-        let reads = |list: Vec<WrittenReads>| {
-            list.into_iter().map(|reads| (canonical(&reads.path), reads.by)).collect()
-        };
-        Ok(Self {
-            watched: written.watched,
-            files: reads(written.files),
-            directories: reads(written.directories),
-        })
-    }
 }
 
 #[cfg(test)]

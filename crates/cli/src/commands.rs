@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use clap::Subcommand;
-use vireo_delta::{DeltaError, PublicKey, SecretKey};
+use vireo_delta::{DeltaError, PublicKey, SecretKey, TrustedKeys};
 
 use crate::Context;
 use crate::exit::{Failure, Report};
@@ -18,6 +18,7 @@ mod image;
 mod key;
 mod log;
 mod push;
+mod record;
 mod show;
 
 type Outcome = Result<Box<dyn Report>, Failure>;
@@ -36,6 +37,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Image(image::Command),
     Push(push::Args),
+    Record(record::Args),
     Log(log::Args),
 }
 
@@ -51,6 +53,7 @@ impl Command {
             Self::Diff(args) => Box::new(diff::run(args, context)?),
             Self::Image(command) => return command.run(context),
             Self::Push(args) => Box::new(push::run(args, context)?),
+            Self::Record(args) => Box::new(record::run(args, context)?),
             Self::Log(args) => Box::new(log::run(args)?),
         })
     }
@@ -74,20 +77,21 @@ fn secret_key(path: &Path) -> Result<SecretKey, Failure> {
 fn public_keys(given: &[String]) -> Result<Vec<PublicKey>, Failure> {
     let mut keys = Vec::new();
     for text in given {
-        if let Ok(key) = text.parse() {
-            keys.push(key);
+        if PublicKey::is_meant_by(text) {
+            let unusable = |error: DeltaError| {
+                Failure::refused(format!("cannot use the public key {text}")).caused_by(error)
+            };
+            keys.push(text.parse().map_err(unusable)?);
             continue;
         }
         let path = Path::new(text);
         let content = fs::read_to_string(path)
             .map_err(|error| Failure::io("read the public key", path, error))?;
-        for line in content.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            let key = line.parse().map_err(|error: DeltaError| {
-                let message = format!("cannot use the public key in {}", path.display());
-                Failure::refused(message).caused_by(error)
-            })?;
-            keys.push(key);
-        }
+        let listed: TrustedKeys = content.parse().map_err(|error: DeltaError| {
+            let message = format!("cannot use the public key in {}", path.display());
+            Failure::refused(message).caused_by(error)
+        })?;
+        keys.extend(listed.iter());
     }
     Ok(keys)
 }

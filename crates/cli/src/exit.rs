@@ -9,12 +9,13 @@ use std::process::ExitCode;
 use vireo_capture::CaptureError;
 use vireo_delta::DeltaError;
 use vireo_image::ImageError;
+use vireo_record::RecordError;
 use vireo_repo::RepoError;
 use vireo_tree::TreeError;
 use vireo_wire::WireError;
 
 /// The command failed.
-const FAILED: u8 = 1;
+pub(crate) const FAILED: u8 = 1;
 /// Something else has to end first: a lock, another update, a server.
 const WAITS: u8 = 3;
 /// Refused for a reason that trying again does not change.
@@ -210,6 +211,20 @@ impl From<CaptureError> for Failure {
             _ => (FAILED, None),
         };
         Self::of(code, hint, error)
+    }
+}
+
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Self {
+        use vireo_record::ErrorKind;
+        let hint = match error.kind() {
+            ErrorKind::Permission => Some("run it as root, outside of containers"),
+            ErrorKind::Unsupported => {
+                Some("record on a machine with Linux 5.9 or later whose root is ext4 or xfs")
+            }
+            _ => None,
+        };
+        Self::of(FAILED, hint, error)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::error::{DeltaError, Detail};
 use crate::format::{HEADER_LEN, Header};
 use crate::frames::{Frame, Frames};
 use crate::manifest::{self, Manifest, new_content};
-use crate::{Permits, PublicKey, TrustedKeys};
+use crate::{Permits, PublicKey, TrustedKeys, read_map};
 
 /// A bundle as it came: header checked, signature and content not.
 #[derive(Debug)]
@@ -18,6 +18,38 @@ pub struct Unverified(());
 pub struct Verified<'a> {
     manifest: Manifest,
     frames: Frames<'a>,
+    read_map: Option<Vec<u8>>,
+}
+
+/// What a bundle's bytes are in, if it can give memory back: a memory map, or a closure that knows
+/// one.
+pub trait Release: Sync {
+    /// These bytes of the bundle were read and are not needed soon. They stay readable.
+    fn release(&self, bytes: &[u8]);
+}
+
+impl<F: Fn(&[u8]) + Sync> Release for F {
+    fn release(&self, bytes: &[u8]) {
+        self(bytes);
+    }
+}
+
+/// Who is told, if anybody is.
+#[derive(Clone, Copy)]
+pub(crate) struct Holder<'a>(pub(crate) Option<&'a dyn Release>);
+
+impl Holder<'_> {
+    pub(crate) fn release(self, bytes: &[u8]) {
+        if let Some(holder) = self.0 {
+            holder.release(bytes);
+        }
+    }
+}
+
+impl std::fmt::Debug for Holder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Holder").field(&self.0.is_some()).finish()
+    }
 }
 
 /// A bundle over its file's bytes (a memory map, mostly), in state `S`.
@@ -28,6 +60,7 @@ pub struct Verified<'a> {
 #[derive(Debug)]
 pub struct Bundle<'a, S> {
     bytes: &'a [u8],
+    holder: Holder<'a>,
     header: Header,
     state: S,
 }
@@ -88,7 +121,14 @@ impl<'a> Bundle<'a, Unverified> {
         if found > claimed {
             return Err(Detail::Excess { excess: found - claimed }.into());
         }
-        Ok(Self { bytes, header, state: Unverified(()) })
+        Ok(Self { bytes, holder: Holder(None), header, state: Unverified(()) })
+    }
+
+    /// Tells `holder` about each frame that was read, so that a bundle of any length takes the
+    /// memory of a few frames.
+    #[must_use]
+    pub fn held_by(self, holder: &'a dyn Release) -> Self {
+        Self { holder: Holder(Some(holder)), ..self }
     }
 
     /// Checks that a trusted signer signed exactly this bundle and reads its manifest. Frames
@@ -101,11 +141,12 @@ impl<'a> Bundle<'a, Unverified> {
     /// `Untrusted` if the signature does not fit or its signer is not in `trusted`; `Corrupt` or
     /// `Limit` for an invalid manifest.
     pub fn verify(self, trusted: &TrustedKeys) -> Result<Bundle<'a, Verified<'a>>, DeltaError> {
-        let manifest = read_manifest(&self.header, self.bytes, trusted)?;
+        let (manifest, read_map) = read_manifest(&self.header, self.bytes, trusted)?;
         let content = &self.bytes[self.header.head_len() as usize..];
-        let frames = Frames::new(&manifest.frames, content)
+        let frames = Frames::new(&manifest.frames, content, self.holder)
             .ok_or(Detail::Truncated { len: self.bytes.len() as u64, part: "content" })?;
-        Ok(Bundle { bytes: self.bytes, header: self.header, state: Verified { manifest, frames } })
+        let Self { bytes, holder, header, .. } = self;
+        Ok(Bundle { bytes, holder, header, state: Verified { manifest, frames, read_map } })
     }
 }
 
@@ -141,6 +182,13 @@ impl<'a> Bundle<'a, Verified<'a>> {
         self.state.manifest.base_paths
     }
 
+    /// The read map: which unit was seen to read which file where the bundle was made; none if
+    /// nobody watched. The text of `docs/format/read-map.md`, which this crate does not look into.
+    #[must_use]
+    pub fn read_map(&self) -> Option<&[u8]> {
+        self.state.read_map.as_deref()
+    }
+
     /// The content that the file `path` gets; `None` if the bundle gives it none: it does not
     /// change, is no regular file, or has the right content in the base already.
     #[must_use]
@@ -160,7 +208,7 @@ impl<'a> Bundle<'a, Verified<'a>> {
         path: &'b ImagePath,
         digest: Digest,
     ) -> Option<ContentSource<'b>> {
-        let Verified { manifest, frames } = &self.state;
+        let Verified { manifest, frames, .. } = &self.state;
         let content = manifest.contents.get(&digest)?;
         Some(ContentSource { path, digest, content, sources: &manifest.sources, frames })
     }
@@ -229,7 +277,7 @@ impl Head {
     /// As [`Bundle::open`] and [`Bundle::verify`].
     pub fn read(bytes: &[u8], trusted: &TrustedKeys) -> Result<Self, DeltaError> {
         let header = Header::decode(bytes)?;
-        let manifest = read_manifest(&header, bytes, trusted)?;
+        let (manifest, _) = read_manifest(&header, bytes, trusted)?;
         let info = |frame: &Frame| FrameInfo { digest: frame.digest, len: u64::from(frame.len) };
         Ok(Self {
             digest: Digest::of(&bytes[..HEADER_LEN]),
@@ -270,12 +318,12 @@ impl Head {
     }
 }
 
-/// The manifest in `bytes`, once a trusted signature was found to cover it.
+/// The manifest and the read map in `bytes`, once a trusted signature was found to cover it.
 fn read_manifest(
     header: &Header,
     bytes: &[u8],
     trusted: &TrustedKeys,
-) -> Result<Manifest, DeltaError> {
+) -> Result<(Manifest, Option<Vec<u8>>), DeltaError> {
     header.verify(bytes)?;
     if !trusted.contains(header.signer) {
         return Err(Detail::Signer { signer: header.signer }.into());
@@ -286,5 +334,7 @@ fn read_manifest(
     if Digest::of(manifest) != header.manifest_digest {
         return Err(Detail::Checksum { part: "manifest" }.into());
     }
-    manifest::decode(header, manifest)
+    let (archive, map) = read_map::split(header, manifest)
+        .ok_or(Detail::Truncated { len: bytes.len() as u64, part: "manifest" })?;
+    Ok((manifest::decode(header, archive)?, read_map::unpack(header, map)?))
 }

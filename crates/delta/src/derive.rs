@@ -33,7 +33,7 @@ pub struct Derive {
 /// it to `out`. `base` has the files of version 1; those that neither bundle touches are not read.
 ///
 /// The result's changes are those of comparing version 1 with version 3: what the second bundle takes
-/// back does not travel.
+/// back does not travel. It has the second bundle's read map, or else the first's.
 ///
 /// Memory: as writing a bundle, and some decoded files.
 ///
@@ -122,6 +122,7 @@ pub fn compose<S: Read + Write + Seek>(
         to: &target,
         origins: &origins,
         is_sparse: &is_sparse,
+        read_map: second.read_map().or(first.read_map()),
     };
     work.write(options.effort, key, spool, out)
 }
@@ -178,6 +179,7 @@ pub fn reverse<S: Read + Write + Seek>(
         to: base,
         origins: &origins,
         is_sparse: &is_sparse,
+        read_map: bundle.read_map(),
     };
     work.write(options.effort, key, spool, out)
 }
@@ -285,6 +287,7 @@ struct Work<'a> {
     /// Files of the base that the target's file was likely made of.
     origins: &'a dyn Fn(&ImagePath) -> [Option<&'a ImagePath>; 2],
     is_sparse: &'a dyn Fn(&ImagePath) -> bool,
+    read_map: Option<&'a [u8]>,
 }
 
 impl Work<'_> {
@@ -298,6 +301,9 @@ impl Work<'_> {
         let mut writer = BundleWriter::new(spool).with_effort(effort);
         for (path, time) in &self.dir_times {
             writer.set_dir_time(path.clone(), *time);
+        }
+        if let Some(map) = self.read_map {
+            writer.set_read_map(map)?;
         }
         self.encode_mergeable(&mut writer)?;
         self.encode(&mut writer)?;

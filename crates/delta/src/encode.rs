@@ -15,10 +15,12 @@ use crate::format::{HEADER_LEN, Header, feature, limit, limits};
 use crate::frames::{Class, Part, StreamId};
 use crate::gzip;
 use crate::manifest::Source;
-use crate::manifest::{self, Body, Content, Contents, FileDelta, Manifest, Segment, new_content};
+use crate::manifest::{
+    self, Body, Content, Contents, FileDelta, Manifest, Packed, Segment, new_content,
+};
 use crate::pair::{self, Encoded, EncodedBody, Pair, Side};
 use crate::spool::Spool;
-use crate::{Permits, SecretKey};
+use crate::{Permits, SecretKey, read_map};
 
 /// Memory that pairs may take that are encoded side by side, in bytes. Not a matter of the machine, so
 /// that the output is the same everywhere.
@@ -99,6 +101,7 @@ pub struct BundleWriter<S> {
     sources: Vec<Source>,
     source_numbers: HashMap<(ImagePath, u64), u32>,
     dir_times: Vec<(ImagePath, Timestamp)>,
+    read_map: Option<Packed>,
     /// Where the base has a chunk, by the chunk's digest; the first one found.
     base_chunks: HashMap<Digest, Segment>,
     /// Where the frames have a chunk.
@@ -142,6 +145,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             sources: Vec::new(),
             source_numbers: HashMap::new(),
             dir_times: Vec::new(),
+            read_map: None,
             base_chunks: HashMap::new(),
             literal_chunks: HashMap::new(),
         }
@@ -175,6 +179,17 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     /// version, but tools that copy by time like images to agree in it.
     pub fn set_dir_time(&mut self, path: ImagePath, time: Timestamp) {
         self.dir_times.push((path, time));
+    }
+
+    /// Gives the bundle this read map, text that this crate does not look into.
+    ///
+    /// # Errors
+    ///
+    /// `Limit` if it is empty or longer than
+    /// [`MAX_READ_MAP_LEN`](crate::limits::MAX_READ_MAP_LEN).
+    pub fn set_read_map(&mut self, map: &[u8]) -> Result<(), DeltaError> {
+        self.read_map = Some(read_map::pack(map)?);
+        Ok(())
     }
 
     /// Whether there is an encoding of this content already.
@@ -361,7 +376,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let literal_len = self.spool.plain_len();
         let (contents, sources) = without_unused(self.contents, self.sources);
         let (mut spool, frames, content_len) = self.spool.finish()?;
-        let manifest = manifest::encode(
+        let mut manifest = manifest::encode(
             &Manifest {
                 changes: changes.clone(),
                 ignore: ignore.clone(),
@@ -374,8 +389,16 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             },
             self.effort.level(),
         )?;
+        let mut incompat = feature::LAYOUT_2;
+        let (mut read_map_len, mut read_map_plain_len) = (0, 0);
+        if let Some(map) = self.read_map {
+            incompat |= feature::READ_MAP;
+            (read_map_len, read_map_plain_len) = (map.bytes.len() as u32, map.plain_len as u32);
+            manifest.bytes.extend_from_slice(&map.bytes);
+            limit("manifest length", manifest.bytes.len() as u64, limits::MAX_MANIFEST_LEN)?;
+        }
         let header = Header {
-            incompat: feature::LAYOUT_2,
+            incompat,
             compat: 0,
             manifest_len: manifest.bytes.len() as u64,
             content_len,
@@ -384,10 +407,13 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             manifest_digest: Digest::of(&manifest.bytes),
             signer: key.public(),
             manifest_plain_len: manifest.plain_len,
+            read_map_len,
+            read_map_plain_len,
         };
         // What its readers would refuse is not written.
         limit("manifest's plain length", header.manifest_plain_len, header.most_plain_len())?;
-        manifest::decode(&header, &manifest.bytes)?;
+        let archive_len = manifest.bytes.len() - read_map_len as usize;
+        manifest::decode(&header, &manifest.bytes[..archive_len])?;
         let bytes = header.encode(|message| key.sign(message));
         let failed = io_step("write the bundle");
         out.write_all(&bytes).map_err(&failed)?;

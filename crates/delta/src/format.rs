@@ -19,8 +19,10 @@ pub mod feature {
     /// The manifest is a zstd frame around an rkyv 0.8 archive of columns, the content is streams in
     /// zstd frames. (Bit 0 was the layout of unreleased bundles without deltas.)
     pub const LAYOUT_2: u32 = 1 << 1;
+    /// A read map follows the manifest's archive, in a frame of its own.
+    pub const READ_MAP: u32 = 1 << 2;
     /// All that this build can read.
-    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2;
+    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2 | READ_MAP;
 }
 
 /// What a reader accepts; checked before anything is allocated.
@@ -29,6 +31,8 @@ pub mod limits {
     pub const MAX_MANIFEST_LEN: u64 = 64 << 20;
     /// Largest manifest before compression, in bytes; what a reader allocates for it.
     pub const MAX_MANIFEST_PLAIN_LEN: u64 = 256 << 20;
+    /// Longest read map, in bytes: what a reader allocates for it. 40 services had 0.5 MB.
+    pub const MAX_READ_MAP_LEN: u64 = 8 << 20;
     /// Most bytes that one byte of a compressed manifest may become; real ones become three to ten.
     /// Without it a bundle of some kilobytes could make its readers allocate all of
     /// [`MAX_MANIFEST_PLAIN_LEN`].
@@ -58,9 +62,9 @@ pub mod limits {
     /// inflated and deflated at some 50 MB/s: five minutes of one core.
     pub const MAX_REPACKED_LEN: u64 = 16 << 30;
     /// Largest frame before compression, in bytes. Decoding holds a few of them in memory.
-    pub const MAX_FRAME_PLAIN_LEN: u64 = 4 << 20;
+    pub const MAX_FRAME_PLAIN_LEN: u64 = 1 << 20;
     /// Largest frame on the wire, in bytes.
-    pub const MAX_FRAME_LEN: u64 = 8 << 20;
+    pub const MAX_FRAME_LEN: u64 = 2 << 20;
     /// Largest extended attribute value (`XATTR_SIZE_MAX` of Linux), in bytes.
     pub const MAX_XATTR_LEN: usize = 64 << 10;
     /// Most bytes of one node's attribute names, each with a NUL (`XATTR_LIST_MAX` of Linux).
@@ -87,7 +91,9 @@ const SIGNING_DOMAIN: &[u8] = b"vireo bundle header v1\0";
 /// |     96 |    32 | manifest_digest | BLAKE3 of the manifest's bytes             |
 /// |    128 |    32 | signer          | Ed25519 public key                         |
 /// |    160 |     8 | manifest_plain_len | bytes before compression, at most [`limits::MAX_MANIFEST_PLAIN_LEN`] |
-/// |    168 |    16 | reserved        | zero                                       |
+/// |    168 |     4 | read_map_len    | bytes of the read map's frame at the manifest's end, or 0 |
+/// |    172 |     4 | read_map_plain_len | bytes before compression, at most [`limits::MAX_READ_MAP_LEN`] |
+/// |    176 |     8 | reserved        | zero                                       |
 /// |    184 |     8 | check           | first 8 bytes of BLAKE3 of bytes 0..184    |
 /// |    192 |    64 | signature       | Ed25519 over the domain text and 0..192    |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,8 +115,12 @@ pub struct Header {
     pub manifest_digest: Digest,
     /// Who signed.
     pub signer: PublicKey,
-    /// Length of the manifest before compression, in bytes.
+    /// Length of the manifest before compression, in bytes; the read map apart.
     pub manifest_plain_len: u64,
+    /// Length of the read map's frame, the last bytes of the manifest; 0 if there is none.
+    pub read_map_len: u32,
+    /// Length of the read map before compression, in bytes.
+    pub read_map_plain_len: u32,
 }
 
 const _: () = assert!(8 + 4 + 4 + 8 + 8 + 4 * Digest::LEN + 24 == CHECKED_LEN);
@@ -139,6 +149,8 @@ impl Header {
         put(self.manifest_digest.as_bytes());
         put(self.signer.as_bytes());
         put(&self.manifest_plain_len.to_le_bytes());
+        put(&self.read_map_len.to_le_bytes());
+        put(&self.read_map_plain_len.to_le_bytes());
         let check = Digest::of(&bytes[..CHECKED_LEN]);
         bytes[CHECKED_LEN..SIGNED_LEN].copy_from_slice(&check.as_bytes()[..8]);
         let signature = sign(&signed_message(&bytes));
@@ -172,6 +184,8 @@ impl Header {
             manifest_digest: Digest::from_bytes(array(bytes, 96)),
             signer: PublicKey::from_bytes(array(bytes, 128)),
             manifest_plain_len: u64::from_le_bytes(array(bytes, 160)),
+            read_map_len: u32::from_le_bytes(array(bytes, 168)),
+            read_map_plain_len: u32::from_le_bytes(array(bytes, 172)),
         };
         let missing = header.incompat & !feature::INCOMPAT_KNOWN;
         if missing != 0 {
@@ -181,7 +195,22 @@ impl Header {
         let plain_len = header.manifest_plain_len;
         limit("manifest's plain length", plain_len, header.most_plain_len())?;
         limit("content length", header.content_len, limits::MAX_CONTENT_LEN)?;
+        let plain_len = u64::from(header.read_map_plain_len);
+        limit("length of the read map", plain_len, limits::MAX_READ_MAP_LEN)?;
+        header.check_read_map()?;
         Ok(header)
+    }
+
+    /// Whether the lengths of the read map agree with the feature's bit and the manifest's length.
+    fn check_read_map(&self) -> Result<(), DeltaError> {
+        let (len, plain_len) = (self.read_map_len, self.read_map_plain_len);
+        let agree = if self.incompat & feature::READ_MAP == 0 {
+            len == 0 && plain_len == 0
+        } else {
+            len > 0 && plain_len > 0 && u64::from(len) <= self.manifest_len
+        };
+        let what = "the header contradicts itself about the read map".to_owned();
+        if agree { Ok(()) } else { Err(Detail::Manifest { what }.into()) }
     }
 
     /// Checks the signature in `file`, which starts with this header.
@@ -252,6 +281,8 @@ mod tests {
             manifest_digest: Digest::of(b"manifest"),
             signer: key().public(),
             manifest_plain_len: 160,
+            read_map_len: 0,
+            read_map_plain_len: 0,
         }
     }
 
@@ -298,6 +329,26 @@ mod tests {
         Header::decode(&optional).expect("compat bits are ignored");
         let huge = encode(Header { manifest_len: limits::MAX_MANIFEST_LEN + 1, ..sample() });
         assert_eq!(Header::decode(&huge).expect_err("too long").kind(), ErrorKind::Limit);
+    }
+
+    #[test]
+    fn a_header_that_contradicts_itself_about_the_read_map_is_refused() {
+        let incompat = feature::LAYOUT_2 | feature::READ_MAP;
+        for (incompat, read_map_len, read_map_plain_len, kind) in [
+            (feature::LAYOUT_2, 1, 0, ErrorKind::Corrupt),
+            (feature::LAYOUT_2, 0, 1, ErrorKind::Corrupt),
+            (incompat, 0, 9, ErrorKind::Corrupt),
+            (incompat, 9, 0, ErrorKind::Corrupt),
+            (incompat, 81, 9, ErrorKind::Corrupt),
+            (incompat, 9, limits::MAX_READ_MAP_LEN as u32 + 1, ErrorKind::Limit),
+        ] {
+            let header = Header { incompat, read_map_len, read_map_plain_len, ..sample() };
+            let bytes = header.encode(|message| key().sign(message));
+            assert_eq!(Header::decode(&bytes).expect_err("refused").kind(), kind, "{header:?}");
+        }
+        let good = Header { incompat, read_map_len: 80, read_map_plain_len: 9, ..sample() };
+        let bytes = good.encode(|message| key().sign(message));
+        assert_eq!(Header::decode(&bytes).expect("its own bytes"), good);
     }
 
     #[test]

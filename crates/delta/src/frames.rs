@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vireo_model::Digest;
 
+use crate::bundle::Holder;
 use crate::file::varint;
 
 /// Most plain bytes of frames that are kept decoded: files that are staged one after another mostly
 /// share them. Bounds the decoder's memory.
-const CACHED_LEN: usize = 32 << 20;
+const CACHED_LEN: usize = 12 << 20;
 
 /// What the bytes of a stream are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,6 +117,7 @@ pub(crate) struct Frames<'a> {
     /// For each stream its frames: where they start in it, and their numbers.
     streams: Vec<Vec<(u64, usize)>>,
     cache: Mutex<Cache>,
+    holder: Holder<'a>,
 }
 
 #[derive(Debug, Default)]
@@ -126,7 +128,7 @@ struct Cache {
 
 impl<'a> Frames<'a> {
     /// `section` is exactly as long as the frames together; the manifest's check saw to that.
-    pub(crate) fn new(frames: &[Frame], section: &'a [u8]) -> Option<Self> {
+    pub(crate) fn new(frames: &[Frame], section: &'a [u8], holder: Holder<'a>) -> Option<Self> {
         let mut rest = section;
         let mut list = Vec::with_capacity(frames.len());
         let mut streams = vec![Vec::new(); StreamId::COUNT];
@@ -139,7 +141,7 @@ impl<'a> Frames<'a> {
             ends[stream] += u64::from(frame.plain_len);
             rest = behind;
         }
-        Some(Self { frames: list, streams, cache: Mutex::default() })
+        Some(Self { frames: list, streams, cache: Mutex::default(), holder })
     }
 
     /// Reads `span` of `stream`.
@@ -188,6 +190,7 @@ impl<'a> Frames<'a> {
         }
         let plain = zstd::bulk::decompress(bytes, frame.plain_len as usize)
             .map_err(|error| format!("frame {number} cannot be decompressed: {error}"))?;
+        self.holder.release(bytes);
         if plain.len() != frame.plain_len as usize {
             return Err(format!("frame {number} has another length than it says"));
         }
@@ -196,10 +199,13 @@ impl<'a> Frames<'a> {
 
     /// Compares every frame with its digest, as a check of the whole file.
     pub(crate) fn check(&self) -> Result<(), usize> {
-        match self.frames.iter().position(|(frame, bytes)| Digest::of(bytes) != frame.digest) {
-            Some(number) => Err(number),
-            None => Ok(()),
+        for (number, (frame, bytes)) in self.frames.iter().enumerate() {
+            if Digest::of(bytes) != frame.digest {
+                return Err(number);
+            }
+            self.holder.release(bytes);
         }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Cache> {

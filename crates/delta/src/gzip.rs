@@ -14,10 +14,10 @@ use preflate_rs::{PreflateConfig, preflate_whole_deflate_stream, recreate_whole_
 use crate::file::varint;
 
 /// Longest plain text of a gzip file that is looked into, in bytes: decoding holds it in memory.
-pub(crate) const MAX_PLAIN_LEN: u64 = 16 << 20;
+pub(crate) const MAX_PLAIN_LEN: u64 = 4 << 20;
 
 /// Longest gzip file that is looked into, in bytes.
-pub(crate) const MAX_PACKED_LEN: u64 = 8 << 20;
+pub(crate) const MAX_PACKED_LEN: u64 = 2 << 20;
 
 /// Longest recipe, in bytes; real ones have about a hundred.
 pub(crate) const MAX_RECIPE_LEN: u64 = 1 << 20;

@@ -99,6 +99,24 @@ impl FromIterator<PublicKey> for TrustedKeys {
     }
 }
 
+impl FromStr for TrustedKeys {
+    type Err = DeltaError;
+
+    /// Reads one key a line; empty lines do not count.
+    fn from_str(text: &str) -> Result<Self, DeltaError> {
+        text.lines().filter(|line| !line.trim().is_empty()).map(str::parse).collect()
+    }
+}
+
+impl PublicKey {
+    /// Whether `text` is meant as a key: it has the beginning of one of any version, however wrong
+    /// the rest may be.
+    #[must_use]
+    pub fn is_meant_by(text: &str) -> bool {
+        text.trim().starts_with("vireo-key-")
+    }
+}
+
 impl FromStr for PublicKey {
     type Err = DeltaError;
 

@@ -76,10 +76,11 @@ mod manifest;
 pub mod merge;
 mod pair;
 mod permits;
+mod read_map;
 mod spool;
 mod view;
 
-pub use bundle::{Bundle, FrameInfo, Head, Unverified, Verified};
+pub use bundle::{Bundle, FrameInfo, Head, Release, Unverified, Verified};
 pub use chunk::{Chunk, Chunker, chunks};
 pub use content::{BaseRead, ContentSource, MemBase, Piece};
 pub use derive::{Derive, compose, reverse};

@@ -17,7 +17,7 @@ use crate::Permits;
 use crate::frames::{Class, Frame, Span};
 
 pub(crate) use read::decode;
-pub(crate) use write::encode;
+pub(crate) use write::{Packed, encode};
 
 /// A manifest, checked: every index is in range and every sum fits.
 #[derive(Debug, PartialEq, Eq)]
@@ -252,6 +252,8 @@ mod tests {
             target: digest,
             manifest_digest: Digest::of(&packed.bytes),
             signer: SecretKey::generate().expect("random bytes").public(),
+            read_map_len: 0,
+            read_map_plain_len: 0,
         };
         let error = decode(&header, &packed.bytes).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Corrupt);
@@ -358,6 +360,8 @@ mod tests {
             manifest_digest: Digest::of(packed),
             signer: SecretKey::generate().expect("random bytes").public(),
             manifest_plain_len: plain_len,
+            read_map_len: 0,
+            read_map_plain_len: 0,
         }
     }
 

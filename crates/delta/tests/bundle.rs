@@ -115,6 +115,51 @@ fn same_inputs_give_the_same_bytes_and_they_are_frozen() {
     assert_eq!(Digest::of(&file).to_string(), frozen.trim_end(), "the format changed");
 }
 
+/// A bundle with a read map, which is any text here.
+fn with_read_map(map: &[u8]) -> Vec<u8> {
+    let (base, target) = (files(&[("a", b"1")]), files(&[("a", b"2")]));
+    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+    writer.encode(Digest::of(b"2"), 1, false, &b"2"[..]).expect("memory reads");
+    writer.set_read_map(map).expect("within the limit");
+    finish(writer, &base, &target)
+}
+
+#[test]
+fn a_read_map_travels_signed_and_its_bytes_are_frozen() {
+    let map = b"{\"schema\":\"vireo.reads/1\"}".repeat(100);
+    let file = with_read_map(&map);
+    let bundle = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    assert_eq!(bundle.read_map(), Some(&map[..]));
+    let content = bundle.content(&path("a")).expect("it changes").to_vec(&MemBase::default());
+    assert_eq!(content.expect("decodes"), b"2");
+    Head::read(bundle.head_bytes(), &trusted()).expect("a repository reads it too");
+    let frozen = include_str!("../frozen/read-map-bundle-digest.txt");
+    assert_eq!(Digest::of(&file).to_string(), frozen.trim_end(), "the format changed");
+
+    for at in 0..file.len() {
+        let mut flipped = file.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let bundle = Bundle::open(&flipped).and_then(|bundle| bundle.verify(&trusted()));
+        assert!(bundle.and_then(|bundle| bundle.check()).is_err(), "byte {at} of {}", file.len());
+    }
+}
+
+#[test]
+fn a_bundle_without_a_read_map_has_none() {
+    let file = bundle(&Files::new(), &files(&[("a", b"1")]));
+    let bundle = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    assert_eq!(bundle.read_map(), None);
+}
+
+#[test]
+fn a_read_map_that_readers_would_refuse_is_not_written() {
+    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+    assert!(writer.set_read_map(b"").is_err());
+    let most = usize::try_from(vireo_delta::limits::MAX_READ_MAP_LEN).expect("64 bits");
+    let error = writer.set_read_map(&vec![0; most + 1]).expect_err("too long");
+    assert_eq!(error.kind(), ErrorKind::Limit);
+}
+
 #[test]
 fn a_bundle_cut_anywhere_is_refused() {
     let file = bundle(&Files::new(), &files(&[("a", &noise(1, 10_000))]));
@@ -174,7 +219,7 @@ fn the_head_lists_the_frames_of_the_file() {
     let head_len = Head::peek_len(&file[..HEADER_LEN]).expect("a header");
     let head = Head::read(&file[..head_len as usize], &trusted()).expect("signed");
     assert_eq!(head.file_len, file.len() as u64);
-    assert_eq!(head.frames.len(), 3);
+    assert_eq!(head.frames.len(), 9, "one of a MiB each");
     let mut at = head.head_len as usize;
     for frame in &head.frames {
         let end = at + frame.len as usize;

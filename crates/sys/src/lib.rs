@@ -2,9 +2,11 @@
 //!
 //! - [`loopdev`]: a loop device in one ioctl, gone when its last user is (`kill -9` leaks nothing).
 //! - [`detached`]: mounts that are in no namespace; closing the handle unmounts.
+//! - [`mounts`]: a view of the mounted file systems for one process alone.
 //! - [`map_sealed`]: memory maps of files that nobody writes any more.
 //! - [`durable`]: writes that survive power loss whole or not at all.
 //! - [`copy`]: reflink or sparse copies of large files.
+//! - [`fanotify`]: who opens what on a whole file system.
 //! - [`lock`], [`lease`]: who else uses a file.
 //!
 //! # Not here
@@ -26,9 +28,11 @@
 pub mod copy;
 pub mod detached;
 pub mod durable;
+pub mod fanotify;
 pub mod lease;
 pub mod lock;
 pub mod loopdev;
 mod map;
+pub mod mounts;
 
 pub use map::{Mapped, map_sealed};

@@ -4,9 +4,40 @@ use std::fs::File;
 use std::io;
 use std::ops::Deref;
 
+/// The largest page of any machine that Linux runs on (64 KiB, arm64), in bytes. Multiples of it
+/// begin a page everywhere.
+const MAX_PAGE_LEN: usize = 64 << 10;
+
 /// A file's bytes, mapped copy-on-write; reads as `&[u8]`, starts at a page boundary.
 #[derive(Debug)]
 pub struct Mapped(Option<memmap2::Mmap>);
+
+impl Mapped {
+    /// Gives the memory that `bytes`, a part of the map, take back to the system. They stay
+    /// readable: the next access reads them from the page cache or the file again. A process that
+    /// walks through a large file this way holds no more of it than it looks at.
+    ///
+    /// Bytes that are no part of the map, and a refusal by the kernel, change nothing.
+    pub fn release(&self, bytes: &[u8]) {
+        let Some(map) = &self.0 else { return };
+        let from = (bytes.as_ptr() as usize).wrapping_sub(map.as_ptr() as usize);
+        if bytes.is_empty() || from.checked_add(bytes.len()).is_none_or(|end| end > map.len()) {
+            return;
+        }
+        // From a page's boundary; its other bytes are read again when they are used.
+        let start = from - from % MAX_PAGE_LEN;
+        // SAFETY: madvise(2): MADV_DONTNEED loses what was written to private pages. This map is
+        // read-only and of a file, so there is nothing to lose; later reads see the file's bytes,
+        // which `map_sealed` demands never to change.
+        #[expect(unsafe_code, reason = "the crate's only discarding advice; see above")]
+        let advised = unsafe {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            map.unchecked_advise_range(advice, start, from + bytes.len() - start)
+        };
+        // Advice: without it the memory stays in use, nothing else.
+        drop(advised);
+    }
+}
 
 impl Deref for Mapped {
     type Target = [u8];
@@ -35,4 +66,36 @@ pub fn map_sealed(file: &File) -> io::Result<Mapped> {
     #[expect(unsafe_code, reason = "no safe mmap exists; this crate is the fence")]
     let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(file)? };
     Ok(Mapped(Some(map)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// Resident pages of the process that are of files, in bytes (`proc_pid_status(5)`).
+    fn resident_file_len() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+        let line = status.lines().find(|line| line.starts_with("RssFile:")).expect("a count");
+        let count = line.split_whitespace().nth(1).expect("a number");
+        count.parse::<u64>().expect("a number") << 10
+    }
+
+    #[test]
+    fn released_bytes_leave_memory_and_stay_readable() {
+        const LEN: usize = 32 << 20;
+        let mut file = tempfile::tempfile().expect("a file");
+        let bytes: Vec<u8> = (0..LEN).map(|at| (at >> 12) as u8).collect();
+        file.write_all(&bytes).expect("written");
+        let map = map_sealed(&file).expect("mapped");
+        assert!(map.iter().eq(&bytes), "the map is the file");
+        let before = resident_file_len();
+        map.release(&map[..]);
+        let after = resident_file_len();
+        assert!(before > after + (LEN as u64) / 2, "{before} before, {after} after");
+        map.release(&map[5..LEN - 7]);
+        map.release(&bytes[..10]);
+        assert!(map.iter().eq(&bytes), "the map is still the file");
+    }
 }

@@ -7,14 +7,49 @@ use std::time::Duration;
 
 use crate::cache::{Cache, Key};
 use crate::error::{TestkitError, failed};
-use crate::rootfs::rootfs;
+use crate::fixture;
+use crate::rootfs::{rootfs, rootfs_with};
 use crate::run::Run;
 use crate::web;
 
 const RECIPE: &str = include_str!("../recipes/image.sh");
+const ZOO: &str = include_str!("../recipes/zoo.sh");
 
 /// Size of the guest's file system; sparse, about a quarter of it is in use.
 pub const IMAGE_BYTES: u64 = 1 << 30;
+
+/// Size of the zoo's file system; sparse, about a third of it is in use.
+const ZOO_BYTES: u64 = 3 << 30;
+
+/// What the zoo has beside the guest's packages: servers of many kinds, interpreters, and the
+/// programs that others use to find out what needs a restart.
+const ZOO_PACKAGES: &[&str] = &[
+    "apache2",
+    "cron",
+    "debian-goodies",
+    "gunicorn",
+    "libcap2-bin",
+    "libnginx-mod-mail",
+    "libpam-systemd",
+    "logrotate",
+    "mariadb-server",
+    "memcached",
+    "needrestart",
+    "nodejs",
+    "openjdk-17-jre-headless",
+    "openssl",
+    "perl",
+    "php8.2-fpm",
+    "polkitd",
+    "postfix",
+    "postgresql-15",
+    "python3-yaml",
+    "redis-server",
+    "rsyslog",
+    "ruby",
+    "sudo",
+    "supervisor",
+];
 
 /// Where the partition starts on partitioned disks: one MiB, as every tool of today aligns.
 pub const PARTITION_OFFSET: u64 = 1 << 20;
@@ -50,7 +85,33 @@ impl BaseImage {
     ///
     /// As [`rootfs`]; also making the image failed, or the agent's files cannot be read.
     pub fn build(&self, cache: &Cache) -> Result<PathBuf, TestkitError> {
-        let archive = rootfs(cache)?;
+        self.build_from(cache, "image", IMAGE_BYTES, &rootfs(cache)?)
+    }
+
+    /// An image with real services of many kinds, some forty, beside the guest's own: databases,
+    /// mail, interpreters, templates, sockets, timers, a user's. Their ports are open inside alone.
+    /// Cost: about two minutes and 300 MB the first time, nothing later.
+    ///
+    /// # Errors
+    ///
+    /// As [`BaseImage::build`].
+    pub fn zoo(cache: &Cache) -> Result<PathBuf, TestkitError> {
+        let archive = rootfs_with(cache, "zoo-rootfs", ZOO_PACKAGES)?;
+        let plain = Self::default().build_from(cache, "zoo-plain", ZOO_BYTES, &archive)?;
+        let key = Key::of(ZOO).and(&plain.to_string_lossy());
+        cache.entry("zoo", "img", &key, |out| {
+            clone_image(&plain, out)?;
+            fixture::edit(out, 0, ZOO, &[])
+        })
+    }
+
+    fn build_from(
+        &self,
+        cache: &Cache,
+        name: &str,
+        bytes: u64,
+        archive: &Path,
+    ) -> Result<PathBuf, TestkitError> {
         let public = login_key(cache)?.with_added_extension("pub");
         let mut key = Key::of(RECIPE).and(include_str!("web.rs")).and_file(&public)?;
         key = key.and(&archive.to_string_lossy());
@@ -60,7 +121,7 @@ impl BaseImage {
                 key = key.and_file(unit)?;
             }
         }
-        cache.entry("image", "img", &key, |out| self.make(cache, &archive, &public, out))
+        cache.entry(name, "img", &key, |out| self.make(cache, archive, &public, bytes, out))
     }
 
     fn make(
@@ -68,6 +129,7 @@ impl BaseImage {
         cache: &Cache,
         archive: &Path,
         public: &Path,
+        bytes: u64,
         out: &Path,
     ) -> Result<(), TestkitError> {
         let work = tempfile::tempdir_in(cache.dir())
@@ -75,8 +137,7 @@ impl BaseImage {
         let content = work.path().join("web");
         web::write_base(&content)?;
         let run = Run::script("image.sh", RECIPE).arg(archive).arg(out);
-        let run =
-            run.arg(format!("{}k", IMAGE_BYTES >> 10)).arg(work.path()).arg(public).arg(&content);
+        let run = run.arg(format!("{}k", bytes >> 10)).arg(work.path()).arg(public).arg(&content);
         let run = match &self.agent {
             Some(agent) => run.arg(&agent.program).args(&agent.units),
             None => run,

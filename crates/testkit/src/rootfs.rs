@@ -23,15 +23,26 @@ const DEADLINE: Duration = Duration::from_secs(900);
 ///
 /// The host's package sources do not name the release, or making it failed.
 pub fn rootfs(cache: &Cache) -> Result<PathBuf, TestkitError> {
+    rootfs_with(cache, "rootfs", &[])
+}
+
+/// The same with more packages, as the cache's entry `name`.
+pub(crate) fn rootfs_with(
+    cache: &Cache,
+    name: &str,
+    more: &[&str],
+) -> Result<PathBuf, TestkitError> {
     let sources = Sources::of_host()?;
-    let key = Key::of(ROOTFS).and(CUSTOMIZE).and(SUITE).and(&sources.main).and_week();
-    cache.entry("rootfs", "tar", &key, |out| {
+    let more = more.join(",");
+    let key = Key::of(ROOTFS).and(CUSTOMIZE).and(SUITE).and(&sources.main).and(&more).and_week();
+    cache.entry(name, "tar", &key, |out| {
         let packages = cache.subdir("debs")?;
         let recipes = tempfile::tempdir().map_err(failed("make", "a temporary directory"))?;
         let customize = recipes.path().join("customize.sh");
         fs::write(&customize, CUSTOMIZE).map_err(failed("write", &customize))?;
         let run = Run::script("rootfs.sh", ROOTFS).arg(out).arg(packages);
-        run.args([&sources.main, SUITE]).arg(recipes.path()).deadline(DEADLINE).text()?;
+        let run = run.args([&sources.main, SUITE]).arg(recipes.path()).arg(&more);
+        run.deadline(DEADLINE).text()?;
         Ok(())
     })
 }

@@ -46,6 +46,7 @@ mod recovery;
 mod stage;
 mod standing;
 mod undo;
+mod view;
 
 use journal::{Journal, State, Txn};
 use plan::Plan;
@@ -59,6 +60,7 @@ pub use history::{Past, forget, history};
 pub use journal::STATE_DIR;
 pub use recovery::{Direction, RecoverOptions, Recovered, recover, recover_with};
 pub use undo::{UndoOptions, stage_undo};
+pub use view::{StagedEntry, StagedView};
 
 /// How changes are made.
 #[derive(Clone, Copy)]
@@ -103,6 +105,8 @@ pub struct Preview {
     pub already: usize,
     /// Local edits that it would meet, and what would become of them.
     pub settled: Vec<Settled>,
+    /// Where what it would write comes from.
+    sources: view::Sources,
 }
 
 /// Everything is written and checked, nothing is visible yet. Dropping it leaves a stage that
@@ -157,6 +161,7 @@ pub fn preview(
         },
         replaced: checked.replaced(),
         already: checked.already,
+        sources: view::Sources::of(&checked.drafts),
         settled: checked.settled,
     })
 }
@@ -283,6 +288,12 @@ impl<'r> Staged<'r> {
     #[must_use]
     pub fn number(&self) -> u64 {
         self.txn.number
+    }
+
+    /// Whether it takes other transactions back.
+    #[must_use]
+    pub fn is_undo(&self) -> bool {
+        !self.plan.undoes.is_empty()
     }
 
     /// Makes the changes. Durable when this returns.

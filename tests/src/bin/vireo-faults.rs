@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use vireo_tests::{
-    FileSystem, Kills, Neighbour, Recording, Step, Tally, Update, record_dpkg, recover_dpkg,
-    recover_nothing, recover_tree, recover_vireo,
+    Errors, FileSystem, Kills, Neighbour, Recording, Step, Tally, Update, record_dpkg,
+    recover_dpkg, recover_nothing, recover_tree, recover_vireo,
 };
 
 /// Faults in updates, and what is left of the tree after recovery
@@ -85,6 +85,16 @@ const FAULTS: &[Fault] = &[
         },
     },
     Fault {
+        name: "vireo-agent undo, power cut on ext4",
+        one_in: 4,
+        must_survive: true,
+        run: |count, seed| {
+            let update = Update::new()?;
+            let record = |with| update.record_undo(FileSystem::Ext4, with);
+            cut_each(count, seed, &recover_vireo, &record)
+        },
+    },
+    Fault {
         name: "vireo apply, kill -9 before every changing call",
         one_in: 1,
         must_survive: true,
@@ -95,6 +105,18 @@ const FAULTS: &[Fault] = &[
         one_in: 1,
         must_survive: true,
         run: |_, _| Ok(Update::new()?.kill_recovery(usize::MAX)?.into()),
+    },
+    Fault {
+        name: "vireo-agent undo, kill -9 before every changing call",
+        one_in: 1,
+        must_survive: true,
+        run: |_, _| Ok(Update::new()?.kill_undo(usize::MAX)?.into()),
+    },
+    Fault {
+        name: "vireo apply, five errors in place of every changing call",
+        one_in: 1,
+        must_survive: true,
+        run: |_, _| Ok(Update::new()?.fail_apply(usize::MAX)?.into()),
     },
     Fault {
         name: "dpkg -i, power cut on ext4, dpkg --configure -a",
@@ -167,6 +189,14 @@ impl From<Tally> for Outcome {
         let text = tally.to_string();
         let Tally { points, mixed, bad, .. } = tally;
         Self { text, points, mixed, bad }
+    }
+}
+
+impl From<Errors> for Outcome {
+    fn from(errors: Errors) -> Self {
+        let text = errors.to_string();
+        let Errors { runs, mixed, bad, .. } = errors;
+        Self { text, points: runs, mixed, bad }
     }
 }
 

@@ -1,10 +1,10 @@
-//! An update that replaces the agent itself.
+//! Updates that replace the agent itself, or what everything else stands on.
 
 use anyhow::{Context as _, ensure};
 use vireo_testkit::{Exit, Guest as _};
 use vireo_tests::{World, agent, shell, vireo};
 
-use crate::live_update::wait_for_tree;
+use crate::live_update::{STALE, wait_for_tree};
 
 /// Another program that does the same, a unit that says it is another, and a page. Bytes behind an
 /// ELF file are not loaded.
@@ -66,5 +66,45 @@ fn live_an_agent_that_replaces_itself_finishes_and_follows_on() -> anyhow::Resul
     drop((guest, server));
     let (disk, base) = (world.arg("guest.img"), world.base().display().to_string());
     vireo(["diff", &disk, &base])?.ok()?.says(&["no difference"])?;
+    world.finish()
+}
+
+/// The C library, the loader, and the service manager with its library, each as another file.
+const FOUNDATION: &str = "for file in lib/x86_64-linux-gnu/libc.so.6 \
+        lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 lib/systemd/systemd; do \
+        printf 'release two' >> \"$1/usr/$file\"; done; \
+    for file in \"$1\"/usr/lib/x86_64-linux-gnu/systemd/libsystemd-*.so; do \
+        printf 'release two' >> \"$file\"; done; \
+    echo two > \"$1/var/www/html/two.html\"";
+
+#[test]
+fn live_the_c_library_the_loader_and_systemd_are_replaced_under_everything() -> anyhow::Result<()> {
+    let world = World::edited("true", FOUNDATION)?;
+    let server = world.serve()?;
+    let mut guest = world.guest()?;
+    world.enrol(&server, &guest)?;
+    shell(&guest, "systemctl start vireo-agent")?;
+    world.ask(&server, &["push", &world.arg("update.vireo"), "web"])?.ok()?;
+    let version = world.version(&server)?;
+    let receipt = wait_for_tree(&guest, &version)?;
+
+    // Who still runs on the library of the base is named, and nobody else.
+    let stale = shell(&guest, STALE)?;
+    let pending = receipt["pending"].as_array().context("pending")?;
+    for unit in stale.lines().filter(|unit| !unit.is_empty()) {
+        let is_named = pending.iter().any(|pending| pending["subject"] == unit);
+        ensure!(is_named, "{unit} runs what was replaced and is not named: {receipt}");
+    }
+    let actions = receipt["actions"].as_array().context("actions")?;
+    let done = |subject: &str| actions.iter().any(|action| action["subject"] == subject);
+    ensure!(done("nginx.service") && done("system"), "{receipt}");
+    let failed = shell(&guest, "systemctl --failed --no-legend --plain")?;
+    ensure!(failed.trim().is_empty(), "units failed: {failed}\n{receipt}");
+    ensure!(guest.http_get("/two.html")?.status == 200);
+    agent(&guest, &["verify"])?.ok()?.says(&[&version])?;
+    ensure!(guest.poweroff()? == Exit::Off);
+    drop((guest, server));
+    let (disk, target) = (world.arg("guest.img"), world.target().display().to_string());
+    vireo(["diff", &disk, &target])?.ok()?.says(&["no difference"])?;
     world.finish()
 }

@@ -28,7 +28,7 @@ const HELD: &str = "for pid in $(cat /sys/fs/cgroup/system.slice/nginx.service/c
     grep -e ' /usr/.*(deleted)$' -e ' /\\.vireo' /proc/$pid/maps || true; done";
 
 /// The units of all processes that map a file of `/usr` which was replaced.
-const STALE: &str = "for maps in /proc/[0-9]*/maps; do \
+pub(crate) const STALE: &str = "for maps in /proc/[0-9]*/maps; do \
     if grep -q ' /usr/.*(deleted)$' $maps 2>/dev/null; then \
     sed -n 's#^0::.*/##p' ${maps%maps}cgroup; fi; done | sort -u";
 

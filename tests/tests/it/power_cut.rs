@@ -58,6 +58,15 @@ fn root_a_power_cut_in_a_recovery_leaves_the_target() -> anyhow::Result<()> {
 }
 
 #[test]
+fn root_a_power_cut_in_an_undo_leaves_target_or_base() -> anyhow::Result<()> {
+    let update = Update::new()?;
+    let recording = update.record_undo(FileSystem::Ext4, Neighbour::Busy)?;
+    let tally = recording.replay(60, SEED, &recover_vireo)?;
+    eprintln!("in an undo: {tally}");
+    tally.all_whole(60)
+}
+
+#[test]
 fn root_plain_renames_without_barriers_are_found_out() -> anyhow::Result<()> {
     let recording = Update::new()?.record_plain_renames(FileSystem::Ext4)?;
     let tally = recording.replay(30, SEED, &recover_nothing)?;
@@ -98,6 +107,20 @@ fn root_an_update_killed_at_its_calls_leaves_base_or_target() -> anyhow::Result<
     let kills = Update::new()?.kill_apply(200)?;
     eprintln!("apply: {kills}");
     kills.all_whole()
+}
+
+#[test]
+fn root_an_undo_killed_at_its_calls_leaves_target_or_base() -> anyhow::Result<()> {
+    let kills = Update::new()?.kill_undo(60)?;
+    eprintln!("undo: {kills}");
+    kills.all_whole()
+}
+
+#[test]
+fn root_an_update_whose_calls_fail_leaves_base_or_target() -> anyhow::Result<()> {
+    let errors = Update::new()?.fail_apply(150)?;
+    eprintln!("errors: {errors}");
+    errors.all_whole()
 }
 
 #[test]

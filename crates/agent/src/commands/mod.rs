@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use vireo_agent::checks::{ENTER, NamespaceChecker, answer, enter};
 use vireo_agent::client::{Session, Tell};
 use vireo_agent::services::NoServices;
 use vireo_agent::state::{DEFAULT_DIR, StateDir};
@@ -16,6 +17,7 @@ use crate::exit::{Failure, Output};
 
 mod apply;
 mod check;
+mod confirm;
 mod enroll;
 mod history;
 mod plan;
@@ -52,12 +54,29 @@ enum Command {
     Check(check::Args),
     Plan(plan::Args),
     Apply(apply::Args),
+    Confirm(confirm::Args),
     Status(status::Args),
     Verify(verify::Args),
     Undo(undo::Args),
     History(history::Args),
     Recover(recover::Args),
+    /// Look at the files as an update would make them: reads an order, answers it
+    #[command(hide = true, name = CHECK_VIEW)]
+    CheckView,
+    /// Become a program in another root directory
+    #[command(hide = true, name = ENTER)]
+    CheckEnter {
+        root: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<std::ffi::OsString>,
+    },
 }
+
+/// The word by which the agent calls itself for checks.
+const CHECK_VIEW: &str = "check-view";
+
+/// A process that has this program, whatever has become of its file.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// How long to wait for others.
 #[derive(Debug, clap::Args)]
@@ -92,37 +111,48 @@ pub(crate) fn run(arguments: Arguments) -> Result<Output, Failure> {
         Command::Check(args) => check::run(&args, &context),
         Command::Plan(args) => plan::run(&args, &context),
         Command::Apply(args) => apply::run(&args, &context),
+        Command::Confirm(args) => confirm::run(&args, &context),
         Command::Status(args) => status::run(&args, &context),
         Command::Verify(args) => verify::run(&args, &context),
         Command::Undo(args) => undo::run(&args, &context),
         Command::History(args) => history::run(&args, &context),
         Command::Recover(args) => recover::run(&args, &context),
+        Command::CheckView => {
+            let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
+            answer(&mut input, &mut output)
+                .map_err(|error| Failure::new(format!("cannot answer: {error}")))?;
+            Output::silent()
+        }
+        Command::CheckEnter { root, command } => {
+            Ok(Output::silent()?.with_code(u8::try_from(enter(&root, &command)).unwrap_or(1)))
+        }
     }
 }
 
 impl Context {
     /// The agent with the adapters for this machine, or with none for another root.
-    fn agent(&self) -> Arc<Agent> {
-        self.patient_agent(Duration::ZERO)
-    }
-
-    /// The same, waiting so long for the package manager.
-    fn patient_agent(&self, package_wait: Duration) -> Arc<Agent> {
-        let agent = if is_own_root(&self.root) {
-            let system = Box::new(LiveSystem::default());
-            Agent::new(&self.root, self.state.clone(), system, system_services())
-        } else {
-            Agent::new(&self.root, self.state.clone(), Box::new(NoSystem), Box::new(NoServices))
-        };
-        Arc::new(agent.with_package_wait(package_wait))
+    fn agent(&self) -> Agent {
+        let state = self.state.clone();
+        if !is_own_root(&self.root) {
+            return Agent::new(&self.root, state, Box::new(NoSystem), Box::new(NoServices));
+        }
+        let scratch = state.path().join("check");
+        let helper = vec![PathBuf::from(OWN_PROGRAM), PathBuf::from(CHECK_VIEW)];
+        let system = Box::new(LiveSystem::default());
+        let agent = Agent::new(&self.root, state, system, system_services());
+        let agent = agent.with_checker(Box::new(NamespaceChecker::new(helper, &scratch)));
+        match std::env::current_exe() {
+            Ok(program) => agent.with_program(&program),
+            Err(_) => agent,
+        }
     }
 
     fn session(&self) -> Result<Session, Failure> {
-        self.patient_session(Duration::ZERO)
+        self.session_of(self.agent())
     }
 
-    fn patient_session(&self, package_wait: Duration) -> Result<Session, Failure> {
-        Ok(Session::open(self.patient_agent(package_wait), self.tell())?)
+    fn session_of(&self, agent: Agent) -> Result<Session, Failure> {
+        Ok(Session::open(Arc::new(agent), self.tell())?)
     }
 
     /// One line per event on stderr, unless it is to be quiet.
@@ -139,9 +169,10 @@ impl Context {
 }
 
 /// The keys given on the command line, or else those of the enrolment.
-fn trusted(given: &[PublicKey], context: &Context) -> Result<TrustedKeys, Failure> {
+fn trusted(given: &[String], context: &Context) -> Result<TrustedKeys, Failure> {
     if !given.is_empty() {
-        return Ok(given.iter().copied().collect());
+        let keys: Vec<TrustedKeys> = given.iter().map(|key| keys(key)).collect::<Result<_, _>>()?;
+        return Ok(keys.iter().flat_map(TrustedKeys::iter).collect());
     }
     match context.state.enrolment()? {
         Some(enrolment) => Ok(enrolment.trusted_keys()),
@@ -149,6 +180,17 @@ fn trusted(given: &[PublicKey], context: &Context) -> Result<TrustedKeys, Failur
             "no key is trusted: this machine is not enrolled; say whose bundles to accept with --trust KEY",
         )),
     }
+}
+
+/// A key, or the keys in a file.
+fn keys(given: &str) -> Result<TrustedKeys, Failure> {
+    let text = if PublicKey::is_meant_by(given) {
+        given.to_owned()
+    } else {
+        std::fs::read_to_string(given)
+            .map_err(|error| Failure::new(format!("cannot read the public key {given}: {error}")))?
+    };
+    text.parse().map_err(|error| Failure::new(format!("cannot use --trust {given}: {error}")))
 }
 
 /// Runs network code to its end.

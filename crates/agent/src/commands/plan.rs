@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 
 use vireo_classify::Plan;
-use vireo_delta::PublicKey;
 
 use super::{Context, block_on, trusted};
 use crate::exit::{Failure, Output};
@@ -14,9 +13,9 @@ use crate::exit::{Failure, Output};
 pub(crate) struct Args {
     /// Bundle to plan for
     bundle: Option<PathBuf>,
-    /// Accept bundles signed by this key, and by no other
+    /// Accept bundles signed by this key, given as text or as a file, and by no other
     #[arg(long, value_name = "KEY", requires = "bundle")]
-    trust: Vec<PublicKey>,
+    trust: Vec<String>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {

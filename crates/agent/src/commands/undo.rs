@@ -1,3 +1,6 @@
+use std::time::Duration;
+
+use serde_json::json;
 use vireo_tree::apply::UndoOptions;
 
 use super::apply::code_of;
@@ -17,14 +20,36 @@ pub(crate) struct Args {
     /// Set files aside that were edited since, as NAME.vireo-local, instead of refusing
     #[arg(long)]
     take: bool,
+    /// Only if the update that waits for this number was not confirmed: what its timer runs
+    #[arg(long, value_name = "NONCE", hide = true, conflicts_with = "transaction")]
+    unless_confirmed: Option<String>,
     #[command(flatten)]
     wait: WaitArgs,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
-    let agent = context.patient_agent(args.wait.get());
+    if let Some(nonce) = &args.unless_confirmed {
+        return run_unconfirmed(nonce, context);
+    }
+    let agent = context.agent().with_package_wait(args.wait.get());
     let options = UndoOptions { take: args.take };
     let undone = agent.undo(args.transaction, &options, &*context.tell())?;
+    if undone.restart_self {
+        agent.restart_self()?;
+    }
+    let code = code_of([undone.receipt.outcome].into_iter());
+    Ok(Output::of(&undone.receipt)?.with_code(code))
+}
+
+/// How long a timer waits for the package manager before it gives up.
+const PACKAGE_WAIT: Duration = Duration::from_secs(600);
+
+fn run_unconfirmed(nonce: &str, context: &Context) -> Result<Output, Failure> {
+    let agent = context.agent().with_package_wait(PACKAGE_WAIT);
+    let Some(undone) = agent.undo_unconfirmed(nonce, &*context.tell())? else {
+        let json = json!({"schema": "vireo.undo/1", "undone": false});
+        return Output::new("no update waits for this number\n".to_owned(), &json);
+    };
     if undone.restart_self {
         agent.restart_self()?;
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use vireo_delta::{Bundle, TrustedKeys, Verified};
+use vireo_delta::{Bundle, Release, TrustedKeys, Verified};
 use vireo_model::Digest;
 use vireo_sys::map_sealed;
 
@@ -25,11 +25,17 @@ impl OpenBundle {
         path: &Path,
     ) -> Result<Bundle<'_, Verified<'_>>, AgentError> {
         let unusable = |error| AgentError::bundle(path, error);
-        let bundle = Bundle::open(&self.0).and_then(|bundle| bundle.verify(trusted));
+        let bundle = Bundle::open(&self.0).and_then(|bundle| bundle.held_by(self).verify(trusted));
         let bundle = bundle.map_err(unusable)?;
         // The whole file, before anything is staged, so that the message names it.
         bundle.check().map_err(unusable)?;
         Ok(bundle)
+    }
+}
+
+impl Release for OpenBundle {
+    fn release(&self, bytes: &[u8]) {
+        self.0.release(bytes);
     }
 }
 
@@ -38,6 +44,7 @@ impl OpenBundle {
 pub(crate) fn is_bundle(file: &Path, digest: Digest) -> Result<bool, AgentError> {
     let opened = OpenBundle::open(file)?;
     let Ok(bundle) = Bundle::open(&opened.0) else { return Ok(false) };
+    let bundle = bundle.held_by(&opened);
     if bundle.digest() != digest {
         return Ok(false);
     }

@@ -1,20 +1,30 @@
-//! What a change set means for classification: classes, identities, sizes.
+//! What a change set means for classification: classes, identities, contents, sizes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use vireo_classify::{Action, ChangedFile, FileId, Plan};
-use vireo_model::{Change, ChangeSet, ImagePath, NodeKind};
+use vireo_classify::{Action, ChangedFile, FileId, HEAD_LEN, Plan, Policy};
+use vireo_model::{Change, ChangeSet, ImagePath};
 use vireo_tree::apply::Replaced;
 
 use crate::beneath::Beneath;
 use crate::error::AgentError;
 
-/// The files that a change set touches, with class and the identity of what is replaced.
+/// Longest file whose content is looked at to classify its change, in bytes: unit files, settings,
+/// tables of mounts and groups.
+const MAX_CONTENTS_LEN: u64 = 1 << 20;
+
+/// Gives the first so many bytes of the file that will be at a path; none if there will be none.
+pub(super) type Contents<'a> = dyn Fn(&ImagePath, u64) -> Option<Vec<u8>> + 'a;
+
+/// The files that a change set touches, with class, the identity of what is replaced, and what
+/// their contents show.
 pub(super) fn changed_files(
     root: &Path,
+    policy: &Policy,
     changes: &ChangeSet,
     replaced: &[Replaced],
+    target: &Contents<'_>,
 ) -> Result<Vec<ChangedFile>, AgentError> {
     let beneath = Beneath::open(root).map_err(|error| AgentError::io("open", root, error))?;
     let replaced: BTreeMap<&ImagePath, FileId> = replaced
@@ -23,29 +33,22 @@ pub(super) fn changed_files(
         .collect();
     let file = |change: &Change| {
         let head = beneath.head(&change.path);
-        let mut file = ChangedFile::of_change(change, head.as_deref())?;
+        let head = head.or_else(|| target(&change.path, HEAD_LEN as u64));
+        let mut file = ChangedFile::under(policy, change, head.as_deref())?;
         file.replaced = replaced.get(&change.path).copied();
         if file.replaced.is_none() && file.class.is_code() {
-            file.replaced = link_target(change).and_then(|target| beneath.file_id(&target));
+            // Who runs or maps what a link led to would now get elsewhere.
+            let led_to = file.details.led_to.as_ref();
+            file.replaced = led_to.and_then(|target| beneath.file_id(target));
         }
-        Some(file)
+        if !file.wants_contents() {
+            return Some(file);
+        }
+        let before = beneath.read(&change.path, MAX_CONTENTS_LEN);
+        let after = target(&change.path, MAX_CONTENTS_LEN);
+        Some(file.with_contents(before.as_deref(), after.as_deref()))
     };
     Ok(changes.changes.iter().filter_map(file).collect())
-}
-
-/// Where a changed or removed symbolic link led in the base: who runs or maps that got there by
-/// the link, and would now get elsewhere.
-pub(super) fn link_target(change: &Change) -> Option<ImagePath> {
-    let NodeKind::Symlink { target } = &change.before.as_ref()?.kind else { return None };
-    let mut at = if target.starts_with(b"/") { ImagePath::root() } else { change.path.parent()? };
-    for part in target.split(|b| *b == b'/') {
-        at = match part {
-            b"" | b"." => at,
-            b".." => at.parent().unwrap_or_else(ImagePath::root),
-            name => at.join(name).ok()?,
-        };
-    }
-    Some(at)
 }
 
 /// Bytes of the files that are written.

@@ -3,73 +3,51 @@
 
 use std::collections::BTreeSet;
 
-use vireo_classify::{Action, ChangedFile, Facts, FileId, Plan, Reboot, plan};
-use vireo_model::ChangeSet;
-use vireo_tree::apply::{Committed, Recovered, Replaced, Settled, Staged, recover};
+use vireo_classify::{Action, ActiveState, Facts, FileId, OnFailure, Plan, Policy, Reboot, Unit};
+use vireo_tree::apply::{Committed, Recovered, Staged, UndoOptions, recover};
 use vireo_tree::{ErrorKind as TreeErrorKind, Root};
 
-use super::changed::{changed_files, disk_bytes};
+use super::prepare::{Prepared, hold_what_cuts_off};
+use super::undo::CONFIRMATION;
 use super::watch::Watch;
 use super::{Agent, Applied, Say, drift};
-use crate::activate::{OWN_UNIT, activate};
+use crate::activate::{Patience, activate, stop_removed};
+use crate::checks::CheckReport;
 use crate::error::AgentError;
+use crate::guard::Guard;
 use crate::packages::PackageLock;
-use crate::receipt::{Outcome, Receipt};
+use crate::receipt::{Outcome, Pending, Receipt};
 use crate::root::open_root;
-use crate::state::{Obligation, Position};
+use crate::services::Job;
+use crate::state::{Condemned, Obligation, Position};
 use crate::system::boot_id;
-
-/// What is about to change.
-pub(super) struct Outlook<'a> {
-    pub(super) changes: &'a ChangeSet,
-    pub(super) replaced: &'a [Replaced],
-    pub(super) settled: &'a [Settled],
-    pub(super) wire_len: u64,
-}
-
-/// What it means for the machine.
-pub(super) struct Prepared {
-    pub(super) changes: Vec<ChangedFile>,
-    pub(super) replaced: BTreeSet<FileId>,
-    pub(super) plan: Plan,
-}
 
 /// Everything that is needed to go ahead.
 pub(super) struct Enactment<'r> {
     pub(super) root: &'r Root,
     pub(super) staged: Staged<'r>,
     pub(super) prepared: Prepared,
+    pub(super) checks: Vec<CheckReport>,
     /// The version that it leads to.
     pub(super) position: Position,
     /// The version that it takes back and that is not to come back by itself.
     pub(super) hold: Option<Position>,
+    /// Why it is taken back, if nobody asked for that.
+    pub(super) undone_because: Vec<String>,
     pub(super) packages: PackageLock,
 }
 
-impl Agent {
-    pub(super) fn prepare(&self, outlook: &Outlook<'_>) -> Result<Prepared, AgentError> {
-        let mut changes = changed_files(&self.root, outlook.changes, outlook.replaced)?;
-        // A copy beside a file is read by nobody, whether it comes or goes.
-        let beside: BTreeSet<_> =
-            outlook.settled.iter().filter_map(|settled| settled.beside.as_ref()).collect();
-        let earlier: BTreeSet<String> =
-            self.state.edits()?.into_iter().filter_map(|edit| edit.beside).collect();
-        changes.retain(|change| {
-            !beside.contains(&change.path) && !earlier.contains(&change.path.to_string())
-        });
-        let replaced: BTreeSet<FileId> =
-            changes.iter().filter_map(|change| change.replaced).collect();
-        let facts = self.system.facts(&replaced)?;
-        let mut plan = plan(&changes, &facts, &self.policy);
-        plan.base = Some(outlook.changes.base);
-        plan.target = Some(outlook.changes.target);
-        plan.wire_bytes = outlook.wire_len;
-        plan.disk_bytes = disk_bytes(outlook.changes);
-        plan.drift = drift::shown(outlook.settled);
-        let plan = only_what_is_done(plan);
-        Ok(Prepared { changes, replaced, plan })
-    }
+/// What finishing needs to know.
+struct Ending<'a> {
+    obligation: Obligation,
+    /// What was true before anything was done.
+    before: &'a Facts,
+    policy: &'a Policy,
+    watch: Watch,
+    resumed: bool,
+}
 
+impl Agent {
     /// Commits, activates, writes down.
     pub(super) fn enact(
         &self,
@@ -77,63 +55,137 @@ impl Agent {
         mut watch: Watch,
         say: Say<'_>,
     ) -> Result<Applied, AgentError> {
-        let Enactment { root, staged, prepared, position, hold, packages } = enactment;
-        let obligation = Obligation {
+        let Enactment { root, staged, mut prepared, checks, position, hold, packages, .. } =
+            enactment;
+        let boot = boot_id()?;
+        self.arm(&mut prepared, &staged, &boot)?;
+        let running = prepared.facts.units.values().filter(|it| it.active == ActiveState::Active);
+        let mut obligation = Obligation {
             position,
-            plan: prepared.plan,
+            plan: prepared.plan.clone(),
             replaced: prepared.replaced.iter().copied().collect(),
-            boot: boot_id()?,
+            boot,
             hold,
+            running: running.map(|unit| unit.name.clone()).collect(),
+            checks,
+            actions: Vec::new(),
+            undone_because: enactment.undone_because,
         };
         self.state.set_obligation(&obligation)?;
-        let committed = self.commit(root, staged)?;
+        // Their own commands for it are there as long as their files are.
+        obligation.actions = stop_removed(&prepared.plan, &*self.services);
+        let committed = self.commit(root, staged, &obligation)?;
         drop(packages);
         watch.lap("commit");
         say("the files are in place, activating");
-        // Processes may have come since: the plan is made again from what is true now.
         let facts = self.system.facts(&prepared.replaced)?;
-        let plan = only_what_is_done(plan(&prepared.changes, &facts, &self.policy));
-        let plan = with_header_of(plan, &obligation.plan);
-        self.finish(committed, Obligation { plan, ..obligation }, &facts, watch, false)
+        obligation.plan = self.plan_again(&prepared, &facts);
+        let (before, policy) = (&prepared.facts, &prepared.policy);
+        self.finish(committed, Ending { obligation, before, policy, watch, resumed: false }, say)
     }
 
-    /// Commits; an error after the point of no return is followed by one attempt to recover.
-    fn commit<'r>(&self, root: &'r Root, staged: Staged<'r>) -> Result<Committed<'r>, AgentError> {
+    /// Promises to undo the update if it cuts the machine off. Where nobody can promise that, what
+    /// could cut it off is held.
+    fn arm(
+        &self,
+        prepared: &mut Prepared,
+        staged: &Staged<'_>,
+        boot: &str,
+    ) -> Result<(), AgentError> {
+        let Some(man) = &prepared.plan.system.dead_man else { return Ok(()) };
+        let is_update = prepared.plan.target.is_some() && !staged.is_undo();
+        if is_update && self.guarded && prepared.facts.manager {
+            let guard = Guard::new(man, staged.number(), boot)?;
+            // The record first: a timer without one does nothing.
+            self.state.set_guard(Some(&guard))?;
+            if guard.arm(&*self.services, &self.undoer()).is_ok() {
+                return Ok(());
+            }
+            self.state.set_guard(None)?;
+        }
+        if is_update && self.guarded {
+            let plan = std::mem::replace(&mut prepared.plan, Plan::empty());
+            prepared.plan = hold_what_cuts_off(plan);
+        } else {
+            // Somebody is there who looks after it, or it leads back to what was reachable.
+            prepared.plan.system.dead_man = None;
+        }
+        Ok(())
+    }
+
+    /// Commits; an error after the point of no return is followed by one attempt to recover. If
+    /// nothing was changed after all, what was stopped for it starts again.
+    fn commit<'r>(
+        &self,
+        root: &'r Root,
+        staged: Staged<'r>,
+        obligation: &Obligation,
+    ) -> Result<Committed<'r>, AgentError> {
         let error = match staged.commit() {
             Ok(committed) => return Ok(committed),
             Err(error) => error,
         };
-        if error.kind() != TreeErrorKind::Busy
-            && let Ok(Recovered::Completed(committed)) = recover(root)
-        {
-            return Ok(committed);
+        if error.kind() != TreeErrorKind::Busy {
+            match recover(root) {
+                Ok(Recovered::Completed(committed)) => return Ok(committed),
+                Ok(Recovered::Nothing | Recovered::Discarded) => {}
+                // The next start finishes or drops it, obligation included.
+                Err(_) => return Err(error.into()),
+            }
         }
-        // The next start finishes or drops it, obligation included.
+        self.drop_obligation(obligation)?;
         Err(error.into())
     }
 
-    /// Activates, proves, and writes down that it is over.
+    /// What an update that did not happen leaves: units that were stopped for it, its guard.
+    fn drop_obligation(&self, obligation: &Obligation) -> Result<(), AgentError> {
+        let stopped = obligation.plan.units.iter().filter(|unit| unit.action == Action::Stop);
+        let stopped: Vec<Unit> = stopped
+            .map(|unit| unit.unit.clone())
+            .filter(|unit| obligation.running.contains(unit))
+            .collect();
+        if !stopped.is_empty() && obligation.boot == boot_id()? {
+            // What does not start was not ours to start; its log says why.
+            let _ = self.services.run(Job::Start, &stopped);
+        }
+        self.drop_guard()?;
+        self.state.clear_obligation()
+    }
+
+    fn drop_guard(&self) -> Result<(), AgentError> {
+        if let Some(guard) = self.state.guard()? {
+            guard.disarm(&*self.services);
+            self.state.set_guard(None)?;
+        }
+        Ok(())
+    }
+
+    /// Activates, proves, and writes down that it is over; undoes it if something is ill.
     fn finish(
         &self,
         committed: Committed<'_>,
-        obligation: Obligation,
-        facts: &Facts,
-        mut watch: Watch,
-        resumed: bool,
+        ending: Ending<'_>,
+        say: Say<'_>,
     ) -> Result<Applied, AgentError> {
+        let Ending { obligation, before, policy, mut watch, resumed } = ending;
         let Obligation { position, plan, replaced, hold, .. } = obligation;
         let replaced: BTreeSet<FileId> = replaced.into_iter().collect();
         let (system, services) = (&*self.system, &*self.services);
-        let activation = activate(&plan, &replaced, facts, system, services, self.patience)?;
+        let patience = self.patience.unwrap_or_else(|| patience_of(policy));
+        let activation = activate(&plan, &replaced, before, system, services, patience)?;
         watch.lap("activate");
+        let mut actions = obligation.actions;
+        actions.extend(activation.actions);
         let mut receipt = Receipt {
             base: committed.base(),
             outcome: Outcome::Done,
             resumed,
-            transaction: Some(committed.number()),
+            transaction: committed.undoes().is_empty().then(|| committed.number()),
             undone: committed.undoes().to_vec(),
+            undone_because: obligation.undone_because,
+            checks: obligation.checks,
             plan,
-            actions: activation.actions,
+            actions,
             pending: activation.pending,
             failed_units: activation.failed_units,
             seconds: watch.total(),
@@ -141,6 +193,28 @@ impl Agent {
             ..Receipt::unchanged(position.tree, position.number)
         };
         receipt.outcome = receipt.judge();
+        let is_update = committed.undoes().is_empty();
+        let number = committed.number();
+        let condemned = (is_update
+            && !activation.ill.is_empty()
+            && policy.defaults().on_health_failure == OnFailure::Undo)
+            .then(|| Condemned {
+                transaction: number,
+                because: activation
+                    .ill
+                    .iter()
+                    .map(|(unit, why)| format!("{unit}: {why}"))
+                    .collect(),
+                revive: self.to_revive(before),
+                actions: receipt.actions.clone(),
+                checks: receipt.checks.clone(),
+            });
+        if let Some(condemned) = &condemned {
+            // Before the update counts as over, or an interruption would leave it.
+            self.state.set_condemned(Some(condemned))?;
+        } else if is_update {
+            self.await_confirmation(&mut receipt, number)?;
+        }
         drift::record(&self.state, &committed)?;
         self.state.set_receipt(&receipt)?;
         if let Some(before) = self.state.position()? {
@@ -148,13 +222,102 @@ impl Agent {
         }
         self.state.remember(&position)?;
         self.state.set_position(&position)?;
-        if !committed.undoes().is_empty() {
+        if !is_update {
             self.state.set_hold(hold.as_ref())?;
         }
         committed.finish()?;
         self.state.clear_obligation()?;
+        if condemned.is_some() {
+            return self.undo_condemned(say);
+        }
         self.prune()?;
         Ok(Applied { receipt, restart_self: activation.restart_self })
+    }
+
+    /// The units that ran before; which of them do not is seen when they are wanted again.
+    fn to_revive(&self, before: &Facts) -> Vec<Unit> {
+        let active = before.units.values().filter(|unit| unit.active == ActiveState::Active);
+        let lasting = active.filter(|unit| !unit.is_done() && unit.name.kind() != "scope");
+        lasting.map(|unit| unit.name.clone()).collect()
+    }
+
+    /// Has the time to confirm begin, if the update has to be confirmed.
+    fn await_confirmation(&self, receipt: &mut Receipt, number: u64) -> Result<(), AgentError> {
+        let Some(guard) = self.state.guard()?.filter(|guard| guard.transaction == number) else {
+            return Ok(());
+        };
+        // If it cannot be set, the first one still counts.
+        let _ = guard.start(&*self.services, &self.undoer());
+        receipt.pending.push(Pending {
+            subject: "update".to_owned(),
+            needs: CONFIRMATION.to_owned(),
+            reason: format!(
+                "it is undone in {} s unless confirmed: vireo-agent confirm {}",
+                guard.seconds, guard.nonce
+            ),
+        });
+        receipt.outcome = receipt.judge();
+        Ok(())
+    }
+
+    /// Undoes an update after which something was ill, and has run again what ran before it.
+    pub(super) fn undo_condemned(&self, say: Say<'_>) -> Result<Applied, AgentError> {
+        let Some(condemned) = self.state.condemned()? else {
+            return Err(AgentError::new(
+                crate::ErrorKind::State,
+                "the record of what is to be undone is gone",
+            ));
+        };
+        for reason in &condemned.because {
+            say(&format!("undoing the update: {reason}"));
+        }
+        self.drop_guard()?;
+        let options = UndoOptions::default();
+        let number = condemned.transaction;
+        let mut applied = self.undo_locked(number, &options, condemned.because.clone(), say)?;
+        let receipt = &mut applied.receipt;
+        receipt.actions.splice(0..0, condemned.actions.iter().cloned());
+        receipt.checks.clone_from(&condemned.checks);
+        self.revive(&condemned.revive, receipt)?;
+        receipt.outcome = receipt.judge();
+        self.state.set_receipt(receipt)?;
+        self.state.set_condemned(None)?;
+        Ok(applied)
+    }
+
+    /// Starts again what ran before the update and does not now.
+    fn revive(&self, units: &[Unit], receipt: &mut Receipt) -> Result<(), AgentError> {
+        let nothing = BTreeSet::new();
+        let facts = self.system.facts(&nothing)?;
+        let is_down = |facts: &Facts, unit: &Unit| {
+            facts.unit(unit).is_some_and(|unit| {
+                unit.active == ActiveState::Failed
+                    || !unit.active.is_up()
+                        && matches!(unit.name.kind(), "service" | "socket" | "timer" | "path")
+            })
+        };
+        let down: Vec<Unit> = units.iter().filter(|unit| is_down(&facts, unit)).cloned().collect();
+        // A service that ended well by itself while nobody acted upon it is left alone.
+        let acted: BTreeSet<&str> = receipt.actions.iter().map(|it| it.subject.as_str()).collect();
+        let down: Vec<Unit> = down
+            .into_iter()
+            .filter(|unit| {
+                acted.contains(unit.as_str())
+                    || facts.unit(unit).is_some_and(|it| it.active == ActiveState::Failed)
+            })
+            .collect();
+        if !down.is_empty() {
+            // A unit that was started too often would not start.
+            let _ = self.services.reset_failed(&down);
+            receipt.actions.extend(crate::activate::start_again(&down, &*self.services));
+        }
+        let facts = self.system.facts(&nothing)?;
+        receipt.failed_units = units
+            .iter()
+            .filter(|unit| facts.unit(unit).is_some_and(|it| it.active == ActiveState::Failed))
+            .cloned()
+            .collect();
+        Ok(())
     }
 
     pub(super) fn recover_locked(&self, say: Say<'_>) -> Result<Option<Applied>, AgentError> {
@@ -163,7 +326,15 @@ impl Agent {
             Recovered::Completed(committed) => committed,
             Recovered::Nothing | Recovered::Discarded => {
                 // What it was for did not happen, or all of it did.
-                self.state.clear_obligation()?;
+                match self.state.obligation()? {
+                    Some(obligation) if self.state.condemned()?.is_none() => {
+                        self.drop_obligation(&obligation)?;
+                    }
+                    _ => self.state.clear_obligation()?,
+                }
+                if self.state.condemned()?.is_some() {
+                    return self.undo_condemned(say).map(Some);
+                }
                 return Ok(None);
             }
         };
@@ -171,7 +342,7 @@ impl Agent {
         match obligation.filter(|obligation| obligation.position.tree == committed.target()) {
             Some(obligation) => {
                 say("an update was interrupted after its files were in place, activating");
-                self.resume(committed, obligation).map(Some)
+                self.resume(committed, obligation, say).map(Some)
             }
             None => {
                 self.adopt(&committed)?;
@@ -185,9 +356,11 @@ impl Agent {
         &self,
         committed: Committed<'_>,
         mut obligation: Obligation,
+        say: Say<'_>,
     ) -> Result<Applied, AgentError> {
+        let same_boot = obligation.boot == boot_id()?;
         let plan = &mut obligation.plan;
-        if obligation.boot != boot_id()? {
+        if !same_boot {
             // The machine was started anew since: the kernel and what was held are fresh.
             plan.system.reboot = Reboot::None;
             plan.units.retain(|unit| unit.action != Action::Hold);
@@ -198,8 +371,18 @@ impl Agent {
             }
         }
         let replaced: BTreeSet<FileId> = obligation.replaced.iter().copied().collect();
-        let facts = self.system.facts(&replaced)?;
-        self.finish(committed, obligation, &facts, Watch::start(), true)
+        let mut before = self.system.facts(&replaced)?;
+        if same_boot {
+            // Some may have been ended by what was interrupted.
+            for unit in &obligation.running {
+                if let Some(facts) = before.units.get_mut(unit) {
+                    facts.active = ActiveState::Active;
+                }
+            }
+        }
+        let policy = self.current_policy()?;
+        let (before, policy, watch) = (&before, &policy, Watch::start());
+        self.finish(committed, Ending { obligation, before, policy, watch, resumed: true }, say)
     }
 
     /// Somebody else brought an update to its end: note the version.
@@ -214,27 +397,6 @@ impl Agent {
     }
 }
 
-/// Units that connections survive the reload of, and the agent, which comes last of all.
-const KEEPS_CONNECTIONS: [&str; 3] = ["ssh.service", "sshd.service", OWN_UNIT];
-
-/// The plan without what the agent cannot do: it runs no checks before the commit and arms no
-/// watch, so what would need a watch is held, and no promise of one is shown.
-fn only_what_is_done(mut plan: Plan) -> Plan {
-    plan.checks.clear();
-    let Some(watch) = plan.system.dead_man.take() else { return plan };
-    for unit in &mut plan.units {
-        let name = unit.unit.as_str();
-        let is_watched = watch.because.iter().any(|because| because == name);
-        if is_watched && !KEEPS_CONNECTIONS.contains(&name) && unit.action != Action::Refuse {
-            unit.action = Action::Hold;
-            unit.reason = Some("it could cut this machine off; do it by hand".to_owned());
-        }
-    }
-    plan
-}
-
-/// The plan with what does not depend on facts: versions, sizes, local edits.
-fn with_header_of(plan: Plan, other: &Plan) -> Plan {
-    let Plan { base, target, wire_bytes, disk_bytes, .. } = *other;
-    Plan { base, target, wire_bytes, disk_bytes, drift: other.drift.clone(), ..plan }
+fn patience_of(policy: &Policy) -> Patience {
+    Patience { settle_max: policy.defaults().settle, ..Patience::default() }
 }

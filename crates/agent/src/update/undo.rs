@@ -2,18 +2,28 @@
 
 use std::time::{Duration, SystemTime};
 
+use vireo_model::ImagePath;
 use vireo_tree::apply::{
     Direction, Past, RecoverOptions, Recovered, UndoOptions, forget, history, recover_with,
     stage_undo,
 };
 
 use super::changed::summary;
-use super::enact::{Enactment, Outlook};
+use super::enact::Enactment;
+use super::prepare::Outlook;
 use super::watch::Watch;
 use super::{Agent, Applied, Say};
 use crate::error::{AgentError, ErrorKind};
+use crate::guard::Guard;
 use crate::packages::PackageLock;
 use crate::root::open_root;
+
+/// What an update that waits to be confirmed needs, as its receipt calls it.
+pub(super) const CONFIRMATION: &str = "confirmation";
+
+/// How long the timer of an update waits for whoever else works on the machine: a batch of jobs
+/// that hangs, and watching after it.
+const GUARD_LOCK_WAIT: Duration = Duration::from_secs(600);
 
 /// Most updates that can be undone; older ones are forgotten.
 pub const UNDO_COUNT_MAX: usize = 16;
@@ -41,27 +51,111 @@ impl Agent {
     ) -> Result<Applied, AgentError> {
         let _lock = self.state.lock()?;
         self.recover_locked(say)?;
+        let number = undoable(&history(&open_root(&self.root)?)?, number)?;
+        self.undo_locked(number, options, Vec::new(), say)
+    }
+
+    /// Undoes the update that waits for `nonce` unless that was said: what the timer of an update
+    /// that could cut the machine off calls. None if there is nothing to undo.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::undo`].
+    pub fn undo_unconfirmed(
+        &self,
+        nonce: &str,
+        say: Say<'_>,
+    ) -> Result<Option<Applied>, AgentError> {
+        let is_meant = |guard: &Guard| guard.nonce == nonce;
+        if !self.state.guard()?.as_ref().is_some_and(is_meant) {
+            return Ok(None);
+        }
+        let _lock = self.state.lock_within(GUARD_LOCK_WAIT)?;
+        self.recover_locked(say)?;
+        let Some(guard) = self.state.guard()?.filter(is_meant) else { return Ok(None) };
+        let list = history(&open_root(&self.root)?)?;
+        if !list.iter().any(|past| past.number == guard.transaction) {
+            // It never came to be.
+            self.state.set_guard(None)?;
+            return Ok(None);
+        }
+        let because = format!(
+            "nobody confirmed within {} s that this machine can be reached ({})",
+            guard.seconds,
+            guard.because.join(", ")
+        );
+        let applied =
+            self.undo_locked(guard.transaction, &UndoOptions { take: true }, vec![because], say)?;
+        guard.disarm(&*self.services);
+        self.state.set_guard(None)?;
+        Ok(Some(applied))
+    }
+
+    /// Notes that somebody has reached this machine since the update: it stays. Whether an update
+    /// waited for `nonce`.
+    ///
+    /// # Errors
+    ///
+    /// The record cannot be read or removed.
+    pub fn confirm(&self, nonce: &str) -> Result<bool, AgentError> {
+        let Some(guard) = self.state.guard()?.filter(|guard| guard.nonce == nonce) else {
+            return Ok(false);
+        };
+        self.state.set_guard(None)?;
+        guard.disarm(&*self.services);
+        if let Some(mut receipt) = self.state.last_receipt()? {
+            let before = receipt.pending.len();
+            receipt.pending.retain(|pending| pending.needs != CONFIRMATION);
+            if receipt.pending.len() != before {
+                receipt.outcome = receipt.judge();
+                self.state.set_receipt(&receipt)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes the transaction `number` and all after it back; `because` says why if nobody asked.
+    pub(super) fn undo_locked(
+        &self,
+        number: u64,
+        options: &UndoOptions,
+        because: Vec<String>,
+        say: Say<'_>,
+    ) -> Result<Applied, AgentError> {
         let mut watch = Watch::start();
+        let policy = self.current_policy()?;
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
-        let number = undoable(&history(&root)?, number)?;
         let staged = stage_undo(&root, number, options)?;
         watch.lap("stage");
-        let prepared = self.prepare(&Outlook {
-            changes: &staged.changes(),
+        let changes = staged.changes();
+        let view = staged.view()?;
+        let contents = |path: &ImagePath, most| view.read(path, most).ok().flatten();
+        let outlook = Outlook {
+            changes: &changes,
             replaced: staged.replaced(),
             settled: staged.settled(),
+            contents: &contents,
             wire_len: 0,
-        })?;
+        };
+        let prepared = self.prepare(policy, &outlook)?;
         watch.lap("plan");
         say(&summary(&prepared.plan));
-        let position = self.state.version_of(staged.changes().target)?;
+        let position = self.state.version_of(changes.target)?;
         let hold = self.state.position()?;
-        self.enact(
-            Enactment { root: &root, staged, prepared, position, hold, packages },
-            watch,
-            say,
-        )
+        drop(view);
+        let enactment = Enactment {
+            root: &root,
+            staged,
+            prepared,
+            // What is gone back to was there before.
+            checks: Vec::new(),
+            position,
+            hold,
+            undone_because: because,
+            packages,
+        };
+        self.enact(enactment, watch, say)
     }
 
     /// The updates that can be undone, newest first.

@@ -5,6 +5,7 @@ use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
 use vireo_image::{PatchOptions, patch_with};
 use vireo_model::Digest;
+use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
 use vireo_tree::{Root, ScanOptions, scan};
 
@@ -50,9 +51,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
     let path = &args.bundle;
     let trusted: TrustedKeys = public_keys(&args.trust)?.into_iter().collect();
     let file = File::open(path).map_err(|error| Failure::io("open", path, error))?;
-    let map = vireo_sys::map_sealed(&file).map_err(|error| Failure::io("map", path, error))?;
+    let map = map_sealed(&file).map_err(|error| Failure::io("map", path, error))?;
+    let release = |bytes: &[u8]| map.release(bytes);
     let unusable = |error| Failure::bundle(path, error);
-    let bundle = Bundle::open(&map).and_then(|bundle| bundle.verify(&trusted)).map_err(unusable)?;
+    let bundle = Bundle::open(&map)
+        .and_then(|bundle| bundle.held_by(&release).verify(&trusted))
+        .map_err(unusable)?;
     bundle.check().map_err(unusable)?;
     let metadata = fs::metadata(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
     let step = Step::new(context, format!("applying to {}", args.to.display()));

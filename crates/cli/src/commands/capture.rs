@@ -1,11 +1,14 @@
-use std::path::PathBuf;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vireo_capture::{
     CaptureError, CaptureOptions, Captured, DigestCache, ErrorKind, Source, capture_images,
     capture_mixed,
 };
-use vireo_delta::{Effort, Permits, SecretKey};
+use vireo_classify::ReadMap;
+use vireo_delta::{Effort, Permits, SecretKey, limits};
 use vireo_model::Digest;
 
 use super::{bytes, secret_key};
@@ -44,6 +47,9 @@ pub(crate) struct Args {
     /// or replaced. The permits are signed with the bundle.
     #[arg(long, value_name = "WHAT")]
     permit: Vec<Permits>,
+    /// The read map of `vireo record`, to travel with the bundle
+    #[arg(long, value_name = "FILE")]
+    read_map: Option<PathBuf>,
     #[command(flatten)]
     ignore: IgnoreArgs,
     #[command(flatten)]
@@ -77,6 +83,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
         paranoid: args.paranoid,
         permits: args.permit.iter().copied().collect(),
         effort: args.effort,
+        read_map: args.read_map.as_deref().map(read_map).transpose()?,
     };
     let _step = Step::new(context, format!("capturing {}", args.target.display()));
     let base = CaptureSource::open(&args.base, args.partition)?;
@@ -110,6 +117,28 @@ fn capture(
         }
         (base, target) => capture_mixed(base, target, options, key, &args.out),
     }
+}
+
+/// What a bundle may carry is what a machine reads from it.
+const _: () = assert!(vireo_classify::MAX_READ_MAP_LEN as u64 == limits::MAX_READ_MAP_LEN);
+
+/// The map in `path`, found good: machines refuse a bundle with another.
+fn read_map(path: &Path) -> Result<Vec<u8>, Failure> {
+    let file = fs::File::open(path).map_err(|error| {
+        let absent = error.kind() == std::io::ErrorKind::NotFound;
+        let failure = Failure::io("read the read map", path, error);
+        if absent { failure.hint("make one with `vireo record`") } else { failure }
+    })?;
+    let mut text = Vec::new();
+    file.take(limits::MAX_READ_MAP_LEN + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| Failure::io("read the read map", path, error))?;
+    let map = ReadMap::from_json(&text).map_err(|error| {
+        Failure::refused(format!("cannot use {}", path.display()))
+            .caused_by(error)
+            .hint("make another one with `vireo record`")
+    })?;
+    map.to_json().map(String::into_bytes).map_err(|error| Failure::refused(error.to_string()))
 }
 
 impl Done {

@@ -1,8 +1,8 @@
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vireo_classify::{Class, class_of};
+use vireo_classify::{Class, ReadMap, class_of};
 use vireo_delta::{Bundle, PublicKey, TrustedKeys};
 use vireo_model::{Change, ChangeKind, Digest, ImagePath};
 
@@ -36,7 +36,17 @@ pub(crate) struct Shown {
     removed: usize,
     metadata: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
+    read_map: Option<Reads>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Vec<Line>>,
+}
+
+/// What the bundle's read map knows.
+#[derive(Debug, Serialize)]
+struct Reads {
+    units: usize,
+    paths: usize,
+    bytes: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,8 +79,16 @@ pub(crate) fn run(args: &Args) -> Result<Shown, Failure> {
         modified: count(ChangeKind::Modified),
         removed: count(ChangeKind::Removed),
         metadata: count(ChangeKind::Metadata),
+        read_map: bundle.read_map().map(|text| reads(path, text)).transpose()?,
         files: args.files.then(|| changes.iter().map(line).collect()),
     })
+}
+
+fn reads(path: &Path, text: &[u8]) -> Result<Reads, Failure> {
+    let map = ReadMap::from_json(text).map_err(|error| {
+        Failure::refused(format!("cannot use the bundle {}", path.display())).caused_by(error)
+    })?;
+    Ok(Reads { units: map.units().count(), paths: map.len(), bytes: text.len() })
 }
 
 fn line(change: &Change) -> Line {
@@ -94,6 +112,12 @@ impl Report for Shown {
             self.removed,
             self.metadata
         );
+        if let Some(reads) = &self.read_map {
+            let Reads { units, paths, .. } = reads;
+            text.push_str(&format!(
+                "\nread map {paths} paths that {units} units were seen to read"
+            ));
+        }
         for line in self.files.iter().flatten() {
             let change = format!("{:?}", line.change).to_lowercase();
             text.push_str(&format!("\n{change:<9} {:<16} {}", line.class, line.path));

@@ -13,8 +13,6 @@ use super::Op;
 const KEY_LEN: usize = 8;
 /// Bytes of the second key, which finds long matches where the short key is frequent.
 const LONG_KEY_LEN: usize = 24;
-/// A match elsewhere must have that many more right bytes than going on has.
-const MARGIN: usize = 8;
 /// Going on for that many equal bytes, nothing better is looked for.
 const GOOD_RUN: usize = 24;
 /// Matches are compared up to this length; longer is good enough.
@@ -145,7 +143,7 @@ fn common(a: &[u8], b: &[u8]) -> usize {
 }
 
 /// The copies and additions that make `target` from `base`; every op copies before it adds.
-pub(crate) fn align(base: &[u8], target: &[u8], search: Search) -> Vec<Op> {
+pub(crate) fn align(base: &[u8], target: &[u8], search: Search, margin: usize) -> Vec<Op> {
     if is_edited_in_place(base, target) {
         return vec![Op { base_at: 0, copy_len: target.len() as u64, extra_len: 0 }];
     }
@@ -164,7 +162,7 @@ pub(crate) fn align(base: &[u8], target: &[u8], search: Search) -> Vec<Op> {
         }
         let (len, place) = index.find(target, scan);
         let right = agreeing(&base[going_on..], &target[scan..], len);
-        if len > right + MARGIN {
+        if len > right + margin {
             let copy = Copy { start, base_start };
             (start, base_start) = copy.end(base, target, scan, place, &mut ops);
             scan += len.min(target.len() - scan);

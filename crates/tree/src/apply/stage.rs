@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -60,6 +61,13 @@ impl Places {
     /// Where what `path` has is kept.
     pub(super) fn base(&self, root: &Root, path: &ImagePath) -> &Dir {
         &self.of(root, path).base
+    }
+
+    /// The directories of staged files, the root's own first, and where the others belong.
+    pub(super) fn into_parts(self) -> (Vec<OwnedFd>, Vec<ImagePath>) {
+        let (mounts, places): (Vec<_>, Vec<_>) = self.mounts.into_iter().unzip();
+        let places = std::iter::once(self.root).chain(places);
+        (places.map(|place| place.staged.into_fd()).collect(), mounts)
     }
 
     fn of(&self, root: &Root, path: &ImagePath) -> &Place {

@@ -1,0 +1,137 @@
+//! A copy of the machine's file systems that can be written to without a trace.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+
+use crate::root::{Line, unescape};
+
+/// File systems of which changes can be kept in memory: what they show is files and nothing else.
+const OVERLAID: &[&[u8]] = &[
+    b"ext2",
+    b"ext3",
+    b"ext4",
+    b"xfs",
+    b"btrfs",
+    b"f2fs",
+    b"tmpfs",
+    b"ramfs",
+    b"overlay",
+    b"squashfs",
+    b"erofs",
+];
+
+/// File systems that a look can hang on or set going.
+const LEFT_OUT: &[&[u8]] = &[b"autofs", b"nfs", b"nfs4", b"cifs", b"9p", b"ceph", b"fuse.sshfs"];
+
+/// How much the copy may take in memory, as the kernel takes it.
+const MEMORY: &str = "size=50%,mode=0700";
+
+/// The mounts of this process (proc_pid_mountinfo(5)).
+const MOUNT_INFO: &str = "/proc/self/mountinfo";
+
+/// Mounts a copy of everything below `/` at `name` in `scratch`, which has to be a file system in
+/// memory: writable where that leaves no trace, and read-only where it would.
+pub(super) fn copy_root(scratch: &Path, name: &str) -> Result<PathBuf, String> {
+    let root = scratch.join(name);
+    make_dir(&root)?;
+    let table = fs::read(MOUNT_INFO).map_err(|error| format!("{MOUNT_INFO}: {error}"))?;
+    for (number, (point, kind)) in points(&table, scratch).into_iter().enumerate() {
+        let to = if point == Path::new("/") {
+            root.clone()
+        } else {
+            root.join(point.strip_prefix("/").unwrap_or(&point))
+        };
+        if point != Path::new("/") && fs::symlink_metadata(&to).is_err() {
+            // Hidden by another mount, or of a file that is gone.
+            continue;
+        }
+        let layers = scratch.join(format!("{name}-{number}"));
+        let overlaid = OVERLAID.contains(&kind.as_slice())
+            && point.is_dir()
+            && overlay(&point, &to, &layers).is_ok();
+        if overlaid {
+            continue;
+        }
+        match bind_read_only(&point, &to) {
+            Err(error) if point == Path::new("/") => {
+                return Err(format!("the root file system cannot be shown: {error}"));
+            }
+            // A checker that needs it will say so.
+            _ => {}
+        }
+    }
+    Ok(root)
+}
+
+/// Mounts a file system in memory at `scratch`.
+pub(super) fn mount_memory(scratch: &Path) -> Result<(), String> {
+    let data = std::ffi::CString::new(MEMORY).unwrap_or_default();
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("tmpfs", scratch, "tmpfs", flags, &*data)
+        .map_err(|error| format!("{} cannot be mounted over: {error}", scratch.display()))
+}
+
+/// Mount points and kinds, each once and those above before those below.
+fn points(table: &[u8], scratch: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut found: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+    for line in table.split(|byte| *byte == b'\n').filter_map(Line::parse) {
+        let point = unescape(line.point);
+        let point = PathBuf::from(std::ffi::OsStr::from_bytes(&point));
+        // The last mount at a place is the one that is seen.
+        found.retain(|(other, _)| *other != point);
+        if !point.starts_with(scratch) && !LEFT_OUT.contains(&line.kind) {
+            found.push((point, line.kind.to_vec()));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn overlay(point: &Path, to: &Path, layers: &Path) -> io::Result<()> {
+    for part in ["lower", "upper", "work"] {
+        fs::create_dir_all(layers.join(part))?;
+    }
+    let lower = layers.join("lower");
+    // Under a name that needs no escapes.
+    mount_bind(point, &lower)?;
+    let part = |name: &str| layers.join(name).display().to_string();
+    let data =
+        format!("lowerdir={},upperdir={},workdir={}", part("lower"), part("upper"), part("work"));
+    let data = std::ffi::CString::new(data)?;
+    Ok(mount("overlay", to, "overlay", MountFlags::empty(), &*data)?)
+}
+
+fn bind_read_only(point: &Path, to: &Path) -> io::Result<()> {
+    mount_bind(point, to)?;
+    Ok(mount_remount(to, MountFlags::BIND | MountFlags::RDONLY, "")?)
+}
+
+pub(super) fn make_dir(path: &Path) -> Result<(), String> {
+    fs::create_dir_all(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_copied_once_and_from_the_top() {
+        let table = b"22 1 254:1 / / rw - ext4 /dev/vda1 rw\n\
+            23 22 0:21 / /proc rw shared:12 - proc proc rw\n\
+            30 22 0:30 / /var/lib rw - tmpfs tmpfs rw\n\
+            24 22 254:2 / /var rw - xfs /dev/vda2 rw\n\
+            25 22 0:31 / /home rw - nfs4 server:/home rw\n\
+            26 22 0:32 / /var/lib/vireo/check rw - tmpfs none rw\n\
+            27 22 0:33 / /proc rw - proc proc rw\n";
+        let found = points(table, Path::new("/var/lib/vireo/check"));
+        let shown: Vec<String> = found
+            .iter()
+            .map(|(point, kind)| format!("{} {}", point.display(), String::from_utf8_lossy(kind)))
+            .collect();
+        assert_eq!(shown, ["/ ext4", "/proc proc", "/var xfs", "/var/lib tmpfs"]);
+    }
+}

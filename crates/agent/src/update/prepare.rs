@@ -1,0 +1,143 @@
+//! What an update means for the machine: from what changes to a plan.
+
+use std::collections::BTreeSet;
+
+use vireo_classify::{Action, ChangedFile, Facts, FileId, Packages, Plan, Planner, Policy};
+use vireo_model::ChangeSet;
+use vireo_tree::apply::{Replaced, Settled};
+
+use super::changed::{Contents, changed_files, disk_bytes};
+use super::{Agent, drift};
+use crate::error::{AgentError, ErrorKind};
+use crate::policy::load_policy;
+
+/// What is about to change.
+pub(super) struct Outlook<'a> {
+    pub(super) changes: &'a ChangeSet,
+    pub(super) replaced: &'a [Replaced],
+    pub(super) settled: &'a [Settled],
+    pub(super) contents: &'a Contents<'a>,
+    pub(super) wire_len: u64,
+}
+
+/// What it means for the machine.
+pub(super) struct Prepared {
+    pub(super) policy: Policy,
+    pub(super) changes: Vec<ChangedFile>,
+    pub(super) replaced: BTreeSet<FileId>,
+    /// What was true before anything was done.
+    pub(super) facts: Facts,
+    pub(super) plan: Plan,
+}
+
+impl Agent {
+    /// The policy that holds now: the one given, or else what the machine's files say.
+    pub(super) fn current_policy(&self) -> Result<Policy, AgentError> {
+        match &self.policy {
+            Some(policy) => Ok(policy.clone()),
+            None => load_policy(&self.root),
+        }
+    }
+
+    pub(super) fn prepare(
+        &self,
+        policy: Policy,
+        outlook: &Outlook<'_>,
+    ) -> Result<Prepared, AgentError> {
+        let Outlook { changes, replaced, .. } = outlook;
+        let mut changes = changed_files(&self.root, &policy, changes, replaced, outlook.contents)?;
+        // A copy beside a file is read by nobody, whether it comes or goes.
+        let beside: BTreeSet<_> =
+            outlook.settled.iter().filter_map(|settled| settled.beside.as_ref()).collect();
+        let earlier: BTreeSet<String> =
+            self.state.edits()?.into_iter().filter_map(|edit| edit.beside).collect();
+        changes.retain(|change| {
+            !beside.contains(&change.path) && !earlier.contains(&change.path.to_string())
+        });
+        let replaced: BTreeSet<FileId> =
+            changes.iter().filter_map(|change| change.replaced).collect();
+        let facts = self.system.facts(&replaced)?;
+        let mut plan = self.plan_of(&policy, &changes, &facts);
+        plan.base = Some(outlook.changes.base);
+        plan.target = Some(outlook.changes.target);
+        plan.wire_bytes = outlook.wire_len;
+        plan.disk_bytes = disk_bytes(outlook.changes);
+        plan.drift = drift::shown(outlook.settled);
+        Ok(Prepared { policy, changes, replaced, facts, plan })
+    }
+
+    fn plan_of(&self, policy: &Policy, changes: &[ChangedFile], facts: &Facts) -> Plan {
+        let host = self.system.host(policy);
+        let planner = Planner::new(policy).with_host(&host);
+        let plan = planner.plan(changes, facts);
+        if plan.unclaimed.is_empty() {
+            return plan;
+        }
+        // The weakest hint costs most: it is asked for only where nobody else knows a reader.
+        let packages = self.system.packages();
+        if packages == Packages::new() {
+            return plan;
+        }
+        planner.with_packages(&packages).plan(changes, facts)
+    }
+
+    /// The same plan from what is true now that the files are in place: processes may have come.
+    pub(super) fn plan_again(&self, prepared: &Prepared, facts: &Facts) -> Plan {
+        let earlier = &prepared.plan;
+        let mut plan = self.plan_of(&prepared.policy, &prepared.changes, facts);
+        // What was to end has ended, and is not in the facts any more.
+        for stopped in earlier.units.iter().filter(|unit| unit.action == Action::Stop) {
+            plan.units.retain(|unit| unit.unit != stopped.unit);
+            plan.units.push(stopped.clone());
+        }
+        plan.units.sort_by(|a, b| a.unit.cmp(&b.unit));
+        let Plan { base, target, wire_bytes, disk_bytes, .. } = *earlier;
+        if earlier.system.dead_man.is_none() {
+            plan = hold_what_cuts_off(plan);
+        }
+        plan.system.dead_man.clone_from(&earlier.system.dead_man);
+        Plan {
+            base,
+            target,
+            wire_bytes,
+            disk_bytes,
+            drift: earlier.drift.clone(),
+            checks: earlier.checks.clone(),
+            notes: earlier.notes.clone(),
+            ..plan
+        }
+    }
+}
+
+/// Refuses what the plan says must not be committed.
+pub(super) fn refuse_unfit(plan: &Plan) -> Result<(), AgentError> {
+    if !plan.is_refused() {
+        return Ok(());
+    }
+    let reasons: Vec<String> = plan
+        .refusals
+        .iter()
+        .map(|refusal| format!("{} ({})", refusal.reason, refusal.files.join(", ")))
+        .collect();
+    let message = format!("the update is refused, nothing was changed: {}", reasons.join("; "));
+    Err(AgentError::new(ErrorKind::Refused, message))
+}
+
+/// Units that connections survive the reload of, and the agent, which comes last of all.
+const KEEPS_CONNECTIONS: [&str; 3] = ["ssh.service", "sshd.service", Plan::AGENT_UNIT];
+
+/// The plan for a machine that nothing would bring back if it were cut off: what could do that is
+/// held.
+pub(super) fn hold_what_cuts_off(mut plan: Plan) -> Plan {
+    let Some(watch) = plan.system.dead_man.take() else { return plan };
+    for unit in &mut plan.units {
+        let name = unit.unit.as_str();
+        let is_watched = watch.because.iter().any(|because| because == name);
+        if is_watched && !KEEPS_CONNECTIONS.contains(&name) && unit.action != Action::Refuse {
+            unit.action = Action::Hold;
+            unit.reason = Some("it could cut this machine off; do it by hand".to_owned());
+            unit.proof.clear();
+        }
+    }
+    plan
+}

@@ -1,0 +1,77 @@
+//! Whether somebody has read a file, by its access time.
+//!
+//! With `relatime` (mount(8)) the kernel moves the access time at a read if it is not after the
+//! time of the last change; so the time is set back first, and the first read shows. Where a file
+//! system keeps no access times there is no witness.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, Mode, OFlags, StatVfsMountFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT,
+    fstatvfs, futimens, open, statx,
+};
+
+/// The access time that says "not read since": the first second of 1970.
+const UNREAD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Sets the access times of the files at `paths` below `root` back; gives the paths of which a
+/// read will show.
+pub(crate) fn watch(root: &Path, paths: &[String]) -> BTreeSet<String> {
+    paths.iter().filter(|path| set_back(&place(root, path)).is_some()).cloned().collect()
+}
+
+/// Those of `paths` that somebody has read since [`watch`].
+pub(crate) fn seen(root: &Path, paths: &BTreeSet<String>) -> BTreeSet<String> {
+    let is_read = |path: &&String| {
+        let wanted = StatxFlags::ATIME;
+        let stat = statx(rustix::fs::CWD, place(root, path), AtFlags::empty(), wanted);
+        stat.is_ok_and(|stat| stat.stx_atime.tv_sec != UNREAD.tv_sec)
+    };
+    paths.iter().filter(is_read).cloned().collect()
+}
+
+fn place(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+fn set_back(path: &Path) -> Option<()> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    // Opening reads nothing.
+    let file = File::from(open(path, flags, Mode::empty()).ok()?);
+    let kept = fstatvfs(&file).ok()?.f_flag;
+    if kept.contains(StatVfsMountFlags::NOATIME) || !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let unchanged = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    futimens(&file, &Timestamps { last_access: UNREAD, last_modification: unchanged }).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_read_shows_and_a_look_does_not() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for name in ["a", "b"] {
+            fs::write(dir.path().join(name), "text").expect("written");
+        }
+        let paths: Vec<String> = ["/a", "/b", "/gone"].map(str::to_owned).to_vec();
+        let watched = watch(dir.path(), &paths);
+        if watched.is_empty() {
+            let flags =
+                fstatvfs(File::open(dir.path()).expect("opens")).expect("a file system").f_flag;
+            assert!(flags.contains(StatVfsMountFlags::NOATIME), "no reason not to watch");
+            return;
+        }
+        assert_eq!(watched, paths[..2].iter().cloned().collect());
+        fs::metadata(dir.path().join("a")).expect("there");
+        assert!(seen(dir.path(), &watched).is_empty());
+        fs::read(dir.path().join("b")).expect("readable");
+        assert_eq!(seen(dir.path(), &watched), BTreeSet::from(["/b".to_owned()]));
+    }
+}

@@ -1,0 +1,139 @@
+//! The service manager by its command: which services there are, and having them reload and
+//! restart.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use vireo_classify::{Owner, Policy, SHOW_PROPERTIES, Unit, UnitFacts, owner_of, parse_show};
+use vireo_record::Starts;
+
+use super::Reasons;
+use crate::exit::Failure;
+
+/// For how long after it is active a unit counts as starting: many say too early that they are
+/// ready.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// A service that can be restarted.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) unit: Unit,
+    pub(super) reloads: bool,
+}
+
+/// What `systemctl` printed, or what it complained of.
+pub(super) fn run(arguments: &[&str]) -> Result<Vec<u8>, String> {
+    let output = Command::new("systemctl")
+        .args(["--no-ask-password", "--no-pager"])
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(|error| format!("cannot run systemctl: {error}"))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    let said = if said.is_empty() {
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    } else {
+        said
+    };
+    Err(if said.is_empty() { output.status.to_string() } else { said })
+}
+
+fn shown() -> Result<BTreeMap<Unit, UnitFacts>, Failure> {
+    let properties = format!("--property={}", SHOW_PROPERTIES.join(","));
+    let text = run(&["show", &properties, "--", "*"]).map_err(no_manager)?;
+    Ok(parse_show(&text).0)
+}
+
+fn no_manager(why: String) -> Failure {
+    Failure::new(format!("cannot ask the service manager: {why}"))
+        .hint("vireo record needs a machine that systemd runs")
+}
+
+/// The services that run and can be restarted; the others that run are put into `skipped`.
+pub(super) fn running_services(skipped: &mut Reasons) -> Result<Vec<Service>, Failure> {
+    let policy = Policy::default();
+    let own = owner_of(std::process::id(), &fs::read("/proc/self/cgroup").unwrap_or_default());
+    let mut services = Vec::new();
+    for facts in shown()?.into_values() {
+        if facts.name.kind() != "service" || !facts.active.is_up() || facts.main_pid == 0 {
+            continue;
+        }
+        let why_not = if own == Owner::Unit(facts.name.clone()) {
+            Some("this very command runs in it".to_owned())
+        } else if facts.refuse_manual_stop {
+            Some("it refuses to be stopped by hand".to_owned())
+        } else {
+            policy.hold_reason(&facts.name)
+        };
+        match why_not {
+            Some(why) => drop(skipped.insert(facts.name.to_string(), why)),
+            None => services.push(Service { reloads: facts.can_reload, unit: facts.name }),
+        }
+    }
+    Ok(services)
+}
+
+/// These units, which have to run.
+pub(super) fn named(names: &[String]) -> Result<Vec<Service>, Failure> {
+    let shown = shown()?;
+    let find = |name: &String| {
+        let name = if name.contains('.') { name.clone() } else { format!("{name}.service") };
+        let named = |facts: &&UnitFacts| {
+            facts.name.as_str() == name || facts.aliases.iter().any(|alias| alias.as_str() == name)
+        };
+        let facts = shown.values().find(named).filter(|facts| facts.active.is_up());
+        let facts = facts.ok_or_else(|| {
+            Failure::new(format!("{name} does not run"))
+                .hint("start it first: only what runs can be reloaded and restarted")
+        })?;
+        Ok(Service { unit: facts.name.clone(), reloads: facts.can_reload })
+    };
+    names.iter().map(find).collect()
+}
+
+/// When the units started last.
+pub(super) fn starts() -> Result<Starts, Failure> {
+    let properties = "--property=Id,InactiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic,InactiveEnterTimestampMonotonic";
+    let text = run(&["show", properties, "--", "*"]).map_err(no_manager)?;
+    let text = String::from_utf8_lossy(&text);
+    Ok(text.split("\n\n").filter_map(start_of).collect())
+}
+
+/// The start in one block of `systemctl show`.
+fn start_of(block: &str) -> Option<(Unit, std::ops::RangeInclusive<Duration>)> {
+    let value = |key: &str| {
+        let mut lines = block.lines().filter_map(|line| line.split_once('='));
+        lines.find(|(name, _)| *name == key).map(|(_, value)| value)
+    };
+    let time = |key: &str| {
+        let micros = value(key).and_then(|value| value.parse().ok()).unwrap_or(0);
+        Duration::from_micros(micros)
+    };
+    let from = time("InactiveExitTimestampMonotonic");
+    // One that ended at once, or that is still starting, never was active.
+    let ends = [time("ActiveEnterTimestampMonotonic"), time("InactiveEnterTimestampMonotonic")];
+    let end = ends.into_iter().filter(|end| *end >= from).min().unwrap_or(Duration::MAX / 2);
+    (from > Duration::ZERO).then(|| Some((Unit::new(value("Id")?), from..=end + SETTLE)))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_lasts_until_the_unit_has_settled() {
+        let block = "Id=a.service\nInactiveExitTimestampMonotonic=7000000\n\
+            ActiveEnterTimestampMonotonic=8000000\nInactiveEnterTimestampMonotonic=6000000\n";
+        let secs = Duration::from_secs;
+        assert_eq!(start_of(block), Some((Unit::new("a.service"), secs(7)..=secs(13))));
+        let failed = block.replace("=8000000", "=5000000").replace("=6000000", "=7500000");
+        let (_, range) = start_of(&failed).expect("it left being inactive");
+        assert_eq!(*range.end(), Duration::from_millis(12_500));
+        assert_eq!(start_of("Id=a.service\nInactiveExitTimestampMonotonic=0\n"), None);
+    }
+}

@@ -1,0 +1,262 @@
+//! What was seen so far, and the map that it makes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use vireo_classify::{Class, Phase, ReadMap, Unit, class_of};
+use vireo_model::{Ignore, ImagePath};
+
+use crate::NotWatched;
+
+/// Most reads kept, each a unit with a path: some 200 bytes each. Beyond that new ones are counted
+/// as lost.
+pub const MAX_READS: usize = 500_000;
+
+/// Most times kept for a read, a second apart; of a file that is read every second the first ones.
+const MAX_TIMES: usize = 16;
+
+/// How often a file that no start and no reload read must be read by a unit that was left alone,
+/// until it counts as one that is read whenever it is needed.
+const RUN_READS_MIN: u32 = 2;
+
+/// When each unit started, on the system's monotonic clock: from the moment it left being inactive
+/// until it had settled.
+pub type Starts = BTreeMap<Unit, RangeInclusive<Duration>>;
+
+/// Whose reads count at the moment, and as what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// All units', with the time: what it was in is told later.
+    Everybody,
+    /// These units'.
+    These(BTreeSet<Unit>, Phase),
+}
+
+/// How many events there were, and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All files and directories opened on the watched file systems while somebody was watched.
+    pub events: u64,
+    /// Those of units that were watched.
+    pub attributed: u64,
+    /// Those of processes that had ended before it could be seen whose they were.
+    pub ended: u64,
+    /// Those that were attributed but have no path any more.
+    pub unnamed: u64,
+    /// How often the kernel or the memory for reads ran over, so that some are missing.
+    pub lost: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    path: ImagePath,
+    directory: bool,
+}
+
+/// In what one unit opened one place.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    phases: BTreeSet<Phase>,
+    runs: u32,
+    times: Vec<Duration>,
+}
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    units: HashMap<Unit, HashMap<Place, Seen>>,
+    watched: BTreeMap<Unit, BTreeSet<Phase>>,
+    reads: usize,
+    pub(crate) counts: Counts,
+}
+
+impl Log {
+    /// Notes that the units of `scope` were watched all through.
+    pub(crate) fn note_watched(&mut self, scope: &Scope) {
+        let Scope::These(units, phase) = scope else { return };
+        for unit in units {
+            self.watched.entry(unit.clone()).or_default().insert(*phase);
+        }
+    }
+
+    /// Notes that `unit` opened the place at `path`, in `phase` if that is known.
+    pub(crate) fn add(
+        &mut self,
+        unit: &Unit,
+        path: ImagePath,
+        directory: bool,
+        phase: Option<Phase>,
+        now: Duration,
+    ) {
+        self.counts.attributed += 1;
+        let full = self.reads >= MAX_READS;
+        let places = match self.units.get_mut(unit) {
+            Some(places) => places,
+            None => self.units.entry(unit.clone()).or_default(),
+        };
+        let place = Place { path, directory };
+        if !places.contains_key(&place) {
+            if full {
+                self.counts.lost += 1;
+                return;
+            }
+            self.reads += 1;
+        }
+        let seen = places.entry(place).or_default();
+        match phase {
+            Some(phase) => {
+                seen.phases.insert(phase);
+                seen.runs += u32::from(phase == Phase::Run);
+            }
+            None => {
+                let fresh =
+                    seen.times.last().is_none_or(|last| now - *last >= Duration::from_secs(1));
+                if fresh && seen.times.len() < MAX_TIMES {
+                    seen.times.push(now);
+                }
+            }
+        }
+    }
+}
+
+/// What a recording gave.
+#[derive(Debug)]
+pub struct Recorded {
+    pub(crate) log: Log,
+    pub(crate) ignore: Ignore,
+    /// When it began, on the system's monotonic clock.
+    pub began: Duration,
+    /// Mounted disk file systems that could not be watched.
+    pub not_watched: Vec<NotWatched>,
+}
+
+impl Recorded {
+    /// What became of the events.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.log.counts
+    }
+
+    /// The read map. What was seen while everybody was watched counts for the units that `starts`
+    /// says when they started, if that was after the recording began.
+    #[must_use]
+    pub fn map(&self, starts: &Starts) -> ReadMap {
+        let mut map = ReadMap::new();
+        for (unit, phases) in &self.log.watched {
+            phases.iter().for_each(|phase| map.watched(unit, *phase));
+        }
+        let starts: BTreeMap<&Unit, _> =
+            starts.iter().filter(|(_, range)| *range.start() >= self.began).collect();
+        starts.keys().for_each(|unit| map.watched(unit, Phase::Start));
+        for (unit, places) in &self.log.units {
+            for (place, seen) in places {
+                for phase in phases_of(seen, starts.get(unit).copied()) {
+                    self.add(&mut map, unit, place, phase);
+                }
+            }
+        }
+        map
+    }
+
+    fn add(&self, map: &mut ReadMap, unit: &Unit, place: &Place, phase: Phase) {
+        if self.ignore.matches(&place.path) {
+            return;
+        }
+        if place.directory {
+            map.add_directory(&place.path, unit, phase);
+        } else if is_of_use(&place.path) {
+            map.add_file(&place.path, unit, phase);
+        }
+    }
+}
+
+/// The phases that a unit read a file in. A file that was read in none but while the unit was left
+/// alone may have been read for good: only from the second time on it is read anew.
+fn phases_of(seen: &Seen, start: Option<&RangeInclusive<Duration>>) -> BTreeSet<Phase> {
+    let mut phases = seen.phases.clone();
+    if start.is_some_and(|range| seen.times.iter().any(|time| range.contains(time))) {
+        phases.insert(Phase::Start);
+    }
+    if phases.len() == 1 && seen.runs > 0 && seen.runs < RUN_READS_MIN {
+        phases.remove(&Phase::Run);
+    }
+    phases
+}
+
+/// Whether a plan could use it: who has a library is seen by what it maps, and documentation is for
+/// people.
+fn is_of_use(path: &ImagePath) -> bool {
+    !matches!(class_of(path, 0o644, None), Class::Library | Class::Documentation | Class::Foreign)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> ImagePath {
+        ImagePath::parse(text.as_bytes()).expect("a valid path")
+    }
+
+    fn recorded(log: Log) -> Recorded {
+        let ignore = Ignore::new(["/var/log/**"]).expect("a glob");
+        Recorded { log, ignore, began: Duration::from_secs(10), not_watched: Vec::new() }
+    }
+
+    fn at(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn what_says_nothing_about_an_update_is_left_out() {
+        let unit = Unit::new("a.service");
+        let mut log = Log::default();
+        for name in ["/etc/a.conf", "/var/log/a.log", "/usr/lib/x86_64-linux-gnu/libc.so.6"] {
+            log.add(&unit, path(name), false, Some(Phase::Start), at(11));
+        }
+        log.add(&unit, path("/etc/a.d"), true, Some(Phase::Start), at(11));
+        log.note_watched(&Scope::These(BTreeSet::from([unit.clone()]), Phase::Start));
+        let map = recorded(log).map(&Starts::new());
+        assert!(map.was_watched(&unit, Phase::Start));
+        assert_eq!(map.len(), 2, "{map:?}");
+        assert!(map.readers_of(&path("/etc/a.conf")).is_some());
+        assert_eq!(map.listers_of(&path("/etc/a.d/new.conf")).count(), 1);
+    }
+
+    #[test]
+    fn only_what_is_read_again_is_read_anew() {
+        let unit = Unit::new("a.service");
+        let mut log = Log::default();
+        log.add(&unit, path("/etc/a.conf"), false, Some(Phase::Start), at(11));
+        for (name, times) in [("/etc/a.conf", 1), ("/srv/once", 1), ("/srv/twice", 2)] {
+            for _ in 0..times {
+                log.add(&unit, path(name), false, Some(Phase::Run), at(12));
+            }
+        }
+        let map = recorded(log).map(&Starts::new());
+        let phases = |name: &str| map.readers_of(&path(name)).map(|by| by[&unit].len());
+        assert_eq!(phases("/etc/a.conf"), Some(2));
+        assert_eq!(phases("/srv/once"), None);
+        assert_eq!(phases("/srv/twice"), Some(1));
+    }
+
+    #[test]
+    fn of_everybody_the_start_counts_if_it_was_seen_from_its_beginning() {
+        let (early, late) = (Unit::new("early.service"), Unit::new("late.service"));
+        let mut log = Log::default();
+        for unit in [&early, &late] {
+            log.add(unit, path("/etc/x"), false, None, at(21));
+            log.add(unit, path("/etc/y"), false, None, at(40));
+        }
+        let starts =
+            Starts::from([(early.clone(), at(9)..=at(25)), (late.clone(), at(20)..=at(25))]);
+        let map = recorded(log).map(&starts);
+        assert!(map.was_watched(&late, Phase::Start) && !map.was_watched(&early, Phase::Start));
+        let readers = map.readers_of(&path("/etc/x")).expect("it was read");
+        assert_eq!(readers.keys().collect::<Vec<_>>(), [&late]);
+        assert!(map.readers_of(&path("/etc/y")).is_none(), "that was no part of a start");
+    }
+}

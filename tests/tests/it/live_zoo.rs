@@ -1,0 +1,47 @@
+//! Many services in one guest: each changed file gets what it needs and nothing else does.
+
+use std::collections::BTreeSet;
+
+use anyhow::ensure;
+use vireo_tests::zoo::{Ground, Zoo, cases, rounds};
+
+/// The catalogue of changes that the planner was designed by.
+const CATALOGUE: &str = include_str!("../../../crates/classify/tests/corpus.tsv");
+
+/// The names of the catalogue's rows.
+fn catalogue() -> impl Iterator<Item = &'static str> {
+    CATALOGUE.lines().skip(1).filter_map(|line| line.split('\t').next())
+}
+
+#[test]
+fn live_every_change_gets_what_it_needs_and_no_more() -> anyhow::Result<()> {
+    let only = std::env::var("VIREO_ZOO").ok();
+    let mut cases = cases();
+    cases.retain(|case| only.as_ref().is_none_or(|only| case.id.contains(only.as_str())));
+    let ground = Ground::new(&cases)?;
+    let mut zoo = Zoo::new(&ground, ground.guest()?)?;
+    let (mut right, mut wrong) = (BTreeSet::new(), BTreeSet::new());
+    for round in rounds(cases) {
+        let started = std::time::Instant::now();
+        for verdict in zoo.run(&round)? {
+            println!("{verdict}");
+            let list = if verdict.errors.is_empty() { &mut right } else { &mut wrong };
+            list.insert(verdict.id);
+        }
+        println!("  -- {} cases, {:.1} s", round.len(), started.elapsed().as_secs_f64());
+    }
+    let rows = |list: &BTreeSet<&str>| catalogue().filter(|row| list.contains(row)).count();
+    println!(
+        "{} cases, {} right; of the catalogue's {} rows {} were tried, {} right",
+        right.len() + wrong.len(),
+        right.len(),
+        catalogue().count(),
+        rows(&right) + rows(&wrong),
+        rows(&right),
+    );
+    println!("{}", zoo.score);
+    drop(zoo);
+    ground.finish()?;
+    ensure!(wrong.is_empty(), "wrong: {wrong:?}");
+    Ok(())
+}
