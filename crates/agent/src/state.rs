@@ -9,12 +9,16 @@
 //! known.json       versions that this machine has been on, and their numbers
 //! guard.json       an update that waits to be confirmed
 //! condemned.json   an update that is being undone because something was ill after it
+//! held.json        files that updates of this boot replaced
 //! hold.json        a version that was undone and is not to come back by itself
+//! reads.json       the read map that came with an update last
+//! kept.json        files beside the version that the running kernel needs
 //! edits.json       local edits that updates met, and what became of them
 //! incoming/        bundles on their way
 //! lock             held while an update is under way
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -143,6 +147,26 @@ pub struct Obligation {
     /// Why an update is taken back by itself; nothing otherwise.
     #[serde(default)]
     pub undone_because: Vec<String>,
+}
+
+/// Files that updates of one boot replaced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// Which boot.
+    pub boot: String,
+    /// By the number of the transaction.
+    pub files: BTreeMap<u64, Vec<FileId>>,
+}
+
+/// Files that stay beside a version as long as a kernel runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The kernel's release.
+    pub release: String,
+    /// The paths, in printable form.
+    pub paths: Vec<String>,
 }
 
 /// An update that is undone by itself.
@@ -297,6 +321,70 @@ impl StateDir {
         match undone {
             Some(position) => self.write("hold.json", position),
             None => self.remove("hold.json"),
+        }
+    }
+
+    /// The text of the read map that came with an update last; none if none did.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub fn read_map(&self) -> Result<Option<Vec<u8>>, AgentError> {
+        let path = self.0.join("reads.json");
+        match fs::read(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(AgentError::io("read", &path, error)),
+        }
+    }
+
+    /// Keeps a read map's text.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn set_read_map(&self, text: &[u8]) -> Result<(), AgentError> {
+        self.create()?;
+        let path = self.0.join("reads.json");
+        durable::replace(&path, text).map_err(|error| AgentError::io("write", &path, error))
+    }
+
+    /// Files that updates replaced; none if nobody noted any.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged.
+    pub fn held(&self) -> Result<Option<Held>, AgentError> {
+        self.read("held.json")
+    }
+
+    /// Keeps which files updates replaced.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn set_held(&self, held: &Held) -> Result<(), AgentError> {
+        self.write("held.json", held)
+    }
+
+    /// Files that stay for the running kernel; none if there are none.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged.
+    pub fn kept(&self) -> Result<Option<Kept>, AgentError> {
+        self.read("kept.json")
+    }
+
+    /// Keeps which files stay for the running kernel, or with `None` that none do.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written or removed.
+    pub fn set_kept(&self, kept: Option<&Kept>) -> Result<(), AgentError> {
+        match kept {
+            Some(kept) => self.write("kept.json", kept),
+            None => self.remove("kept.json"),
         }
     }
 

@@ -24,6 +24,7 @@ use crate::services::Services;
 use crate::state::{Position, StateDir};
 use crate::system::SystemView;
 
+mod aftermath;
 mod bundle;
 mod changed;
 mod drift;
@@ -166,9 +167,10 @@ impl Agent {
             replaced: &preview.replaced,
             settled: &preview.settled,
             contents: &contents,
+            reads: self.read_map(bundle.read_map())?,
             wire_len: bundle.wire_len(),
         };
-        Ok(self.prepare(policy.clone(), &outlook)?.plan)
+        Ok(self.prepare(policy.clone(), outlook)?.plan)
     }
 
     /// Applies the bundle in `file` and activates it; finishes an interrupted update first.
@@ -272,6 +274,10 @@ impl Agent {
                 return Err(error);
             }
         };
+        if let Some(map) = bundle.read_map() {
+            // For the way back, and for updates that bring none.
+            self.state.set_read_map(map)?;
+        }
         let position = Position { number: version, tree: bundle.target() };
         let undone_because = Vec::new();
         let enactment = Enactment {
@@ -303,9 +309,10 @@ impl Agent {
             replaced: staged.replaced(),
             settled: staged.settled(),
             contents: &contents,
+            reads: self.read_map(bundle.read_map())?,
             wire_len: bundle.wire_len(),
         };
-        let mut prepared = self.prepare(policy, &outlook)?;
+        let mut prepared = self.prepare(policy, outlook)?;
         watch.lap("plan");
         say(&summary(&prepared.plan));
         refuse_unfit(&prepared.plan)?;

@@ -238,6 +238,7 @@ impl From<WireError> for Failure {
             ErrorKind::Unauthorised => {
                 (REFUSED, Some("give the administrator's token with --token @FILE"))
             }
+            ErrorKind::Busy => (WAITS, None),
             ErrorKind::Conflict | ErrorKind::Refused => (REFUSED, None),
             _ => (FAILED, None),
         };

@@ -30,6 +30,7 @@ const ZOO_PACKAGES: &[&str] = &[
     "gunicorn",
     "libcap2-bin",
     "libnginx-mod-mail",
+    "libnss-systemd",
     "libpam-systemd",
     "logrotate",
     "mariadb-server",

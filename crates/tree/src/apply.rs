@@ -60,7 +60,7 @@ pub use history::{Past, forget, history};
 pub use journal::STATE_DIR;
 pub use recovery::{Direction, RecoverOptions, Recovered, recover, recover_with};
 pub use undo::{UndoOptions, stage_undo};
-pub use view::{StagedEntry, StagedView};
+pub use view::{StagedEntry, StagedView, remove_extra};
 
 /// How changes are made.
 #[derive(Clone, Copy)]

@@ -33,6 +33,8 @@ pub enum ErrorKind {
     NotFound,
     /// Somebody was faster, or what is there is something else: look, then decide.
     Conflict,
+    /// The image is being worked on: try again in a moment.
+    Busy,
     /// What the request builds on has not arrived: send it first.
     Incomplete,
     /// The request itself is wrong and will be refused again.

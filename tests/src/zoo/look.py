@@ -1,5 +1,5 @@
 # look.py ID...: what a look from outside shows of this machine: its units, and who holds which files.
-# Each ID is a path, or INODE:PATH for a file that was there. Prints JSON. Knows nothing of what is tested.
+# Each ID is :PATH, or INODE:PATH for a file that was there; one that still is there is left out. Prints JSON. Knows nothing of what is tested.
 import glob, json, os, subprocess, sys
 
 root = os.stat("/")
@@ -7,12 +7,11 @@ device = "%02x:%02x" % (os.major(root.st_dev), os.minor(root.st_dev))
 ids = {}
 for argument in sys.argv[1:]:
     inode, _, path = argument.partition(":")
-    if not inode:
-        try:
-            inode = os.stat(path).st_ino
-        except OSError:
-            continue
-    ids[int(inode)] = path
+    there = os.stat(path).st_ino if os.path.exists(path) else None
+    if inode and int(inode) != there:
+        ids[int(inode)] = path
+    elif not inode and there:
+        ids[there] = path
 
 def unit_of(pid):
     parts = open(f"/proc/{pid}/cgroup").read().strip().split("::")[-1].split("/")

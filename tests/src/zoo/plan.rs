@@ -61,7 +61,7 @@ fn planned(plan: &Value) -> BTreeSet<String> {
 /// The changed paths that an operation is planned for.
 pub(super) fn reasons<'a>(receipt: &'a Value, operation: &str) -> BTreeSet<&'a str> {
     let plan = &receipt["plan"];
-    let unit = operation.split_once(' ').map_or("", |(_, unit)| unit);
+    let unit = operation.rsplit(' ').next().unwrap_or_default();
     let entry = list(&plan["units"]).find(|entry| text(&entry["unit"]) == unit);
     let because = entry.map_or(&plan["system"]["because"], |entry| &entry["because"]);
     list(because).map(|evidence| text(&evidence["path"])).collect()

@@ -9,7 +9,7 @@ use vireo_testkit::{Guest, Nspawn, Output};
 
 use super::case::{Case, Kind};
 use super::machine::{Machine, answers};
-use super::plan::{operations, parse, reasons, text};
+use super::plan::{list, operations, parse, reasons, text};
 use super::score::Score;
 use super::{APPLY, APPLY_DEADLINE, Ground, run_script};
 use crate::shell;
@@ -26,8 +26,8 @@ const OWN: &str = "init.scope";
 /// The agent's exit code for a refused update.
 const REFUSED: i32 = 5;
 
-/// Its exit codes for an update that is there: in effect, waiting for something, taken back.
-const APPLIED: [i32; 3] = [0, 3, 4];
+/// Its exit codes for an update that is there: in effect, not quite, waiting for something, taken back.
+const APPLIED: [i32; 4] = [0, 1, 3, 4];
 
 /// What became of a case.
 #[derive(Clone, Debug)]
@@ -108,10 +108,10 @@ impl<'a> Zoo<'a> {
             (None, _) => BTreeSet::new(),
         };
         for (at, case) in round.iter().enumerate() {
-            note(at, applied.has_come_about());
             note(at, self.is_planned(case, &needed[at], &asked, &applied));
             note(at, self.probe(case, |probe| Some(probe.target)));
         }
+        note(0, applied.has_come_about(broken));
         let all: BTreeSet<String> = needed.iter().flatten().cloned().collect();
         let along: BTreeSet<&str> = round.iter().flat_map(|case| case.along).copied().collect();
         for (unit, problem) in applied.side_effects(&all, &along, round[0].kind) {
@@ -125,7 +125,8 @@ impl<'a> Zoo<'a> {
         }
         self.count(round, &needed, &asked)?;
         if applied.receipt.is_some() {
-            self.take_back(round, &applied.before).with_context(|| names(round))?;
+            let back = self.take_back(round, &applied.before);
+            verdicts[0].errors.extend(back.err().map(|error| format!("{error:#}")));
         }
         Ok(verdicts)
     }
@@ -164,7 +165,8 @@ impl<'a> Zoo<'a> {
         let key = self.ground.public_key();
         let argv = ["bash", "-s", "/run/update.vireo", &key, rivals];
         let output = self.guest.exec_with(&argv, APPLY.as_bytes(), APPLY_DEADLINE)?;
-        let receipt = APPLIED.contains(&output.code).then(|| parse(&output.stdout)).transpose()?;
+        let receipt = APPLIED.contains(&output.code).then(|| parse(&output.stdout));
+        let receipt = receipt.transpose().with_context(|| output.tail())?;
         let after = before.again(&self.guest)?;
         Ok(Applied { output, receipt, before, after })
     }
@@ -191,7 +193,10 @@ impl<'a> Zoo<'a> {
         applied: &Applied,
     ) -> anyhow::Result<()> {
         let missing: Vec<&String> = needed.difference(asked).collect();
-        ensure!(missing.is_empty(), "missing: {missing:?}; asked for: {asked:?}");
+        let others =
+            asked.iter().filter(|other| missing.iter().any(|m| unit_of(m) == unit_of(other)));
+        let others: Vec<&String> = others.collect();
+        ensure!(missing.is_empty(), "missing: {missing:?}, instead: {others:?}");
         let Some(receipt) = &applied.receipt else { return Ok(()) };
         let paths: Vec<String> =
             case.paths().map(|path| self.ground.real_path(path)).collect::<Result<_, _>>()?;
@@ -220,7 +225,7 @@ impl<'a> Zoo<'a> {
                 })
             };
             let at = round.iter().position(mine).unwrap_or(0);
-            (at, format!("{operation} for {reasons:?}"))
+            (at, format!("{operation} for {:?}", reasons.iter().take(3).collect::<Vec<_>>()))
         };
         asked.difference(needed).map(for_case).collect()
     }
@@ -282,18 +287,25 @@ impl<'a> Zoo<'a> {
 }
 
 impl Applied {
-    /// Expects that the update was applied or refused, and nothing else.
-    fn has_come_about(&self) -> anyhow::Result<()> {
+    /// Expects that the update was applied, or refused if its configuration is broken.
+    fn has_come_about(&self, broken: bool) -> anyhow::Result<()> {
         let Output { code, .. } = self.output;
         ensure!(
             code == REFUSED || self.receipt.is_some(),
-            "exit code {code}: {}\n{}",
-            self.output.tail(),
-            self.output.stdout
+            "exit code {code}: {}",
+            self.output.tail()
         );
         let Some(receipt) = &self.receipt else { return Ok(()) };
         let outcome = text(&receipt["outcome"]);
-        ensure!(matches!(outcome, "done" | "pending"), "outcome {outcome}: {}", receipt["actions"]);
+        let well =
+            |action: &&Value| matches!(text(&action["result"]), "done" | "escalated" | "later");
+        let failed: Vec<&Value> =
+            list(&receipt["actions"]).filter(|action| !well(action)).collect();
+        ensure!(
+            matches!(outcome, "done" | "pending"),
+            "outcome {outcome}: {failed:?}, failed units: {}",
+            receipt["failed_units"]
+        );
         Ok(())
     }
 
@@ -336,7 +348,7 @@ fn unit_of(operation: &str) -> &str {
     match operation {
         "daemon-reexec" => "1",
         "reboot" => operation,
-        _ => operation.split_once(' ').map_or("", |(_, unit)| unit),
+        _ => operation.rsplit(' ').next().unwrap_or_default(),
     }
 }
 

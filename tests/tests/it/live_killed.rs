@@ -67,7 +67,18 @@ fn apply_killed(
     // A shell that waits for the ambush and becomes the agent.
     let script = "while [ ! -e /tmp/go ]; do sleep 0.02; done; rm /tmp/go; exec \"$@\"";
     let bundle = format!("/tmp/{bundle}");
-    let argv = ["sh", "-c", script, "ambushed", "vireo-agent", "apply", &bundle, "--trust", key];
+    let argv = [
+        "sh",
+        "-c",
+        script,
+        "ambushed",
+        "vireo-agent",
+        "apply",
+        &bundle,
+        "--trust",
+        key,
+        "--no-guard",
+    ];
     thread::scope(|scope| {
         let applying = scope.spawn(|| guest.exec(&argv));
         let pid = wait_process(&|words| {
@@ -97,7 +108,10 @@ fn live_an_agent_killed_while_applying_converges_when_run_again() -> anyhow::Res
         let check = || -> anyhow::Result<i32> {
             let code = apply_killed(&guest, moment, bundle, &key)?.code;
             ensure!(matches!(code, KILLED | 0 | 3), "exit code {code}");
-            let again = agent(&guest, &["apply", &format!("/tmp/{bundle}"), "--trust", &key])?;
+            let again = agent(
+                &guest,
+                &["apply", &format!("/tmp/{bundle}"), "--trust", &key, "--no-guard"],
+            )?;
             ensure!(matches!(again.output().code, 0 | 3), "{}", again.output().tail());
             if forward {
                 serves_target(&guest)?

@@ -9,6 +9,7 @@ mod full_disk;
 mod hostile;
 mod images;
 mod interrupted;
+mod live_activate;
 mod live_drift;
 mod live_killed;
 mod live_record;

@@ -170,9 +170,16 @@ impl Agent {
         let Ending { obligation, before, policy, mut watch, resumed } = ending;
         let Obligation { position, plan, replaced, hold, .. } = obligation;
         let replaced: BTreeSet<FileId> = replaced.into_iter().collect();
+        // Who still holds what an earlier update replaced waits for that one, too.
+        let mut looked_for = self.replaced_earlier(&obligation.boot, committed.undoes())?;
+        looked_for.extend(&replaced);
+        if committed.undoes().is_empty() {
+            // Before anything could want to load one.
+            self.keep_modules(&committed, &plan, &before.kernel_release)?;
+        }
         let (system, services) = (&*self.system, &*self.services);
         let patience = self.patience.unwrap_or_else(|| patience_of(policy));
-        let activation = activate(&plan, &replaced, before, system, services, patience)?;
+        let activation = activate(&plan, &looked_for, before, system, services, patience)?;
         watch.lap("activate");
         let mut actions = obligation.actions;
         actions.extend(activation.actions);
@@ -227,6 +234,12 @@ impl Agent {
         }
         committed.finish()?;
         self.state.clear_obligation()?;
+        if is_update {
+            self.note_replaced(&obligation.boot, number, &replaced)?;
+        }
+        if is_update && condemned.is_none() {
+            self.mark_reboot(&receipt.plan, before.manager)?;
+        }
         if condemned.is_some() {
             return self.undo_condemned(say);
         }
@@ -322,6 +335,7 @@ impl Agent {
 
     pub(super) fn recover_locked(&self, say: Say<'_>) -> Result<Option<Applied>, AgentError> {
         let root = open_root(&self.root)?;
+        self.drop_modules(&root, false)?;
         let committed = match recover(&root)? {
             Recovered::Completed(committed) => committed,
             Recovered::Nothing | Recovered::Discarded => {

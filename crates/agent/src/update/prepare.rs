@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use vireo_classify::{Action, ChangedFile, Facts, FileId, Packages, Plan, Planner, Policy};
+use vireo_classify::{
+    Action, ChangedFile, Facts, FileId, Packages, Plan, Planner, Policy, ReadMap,
+};
 use vireo_model::ChangeSet;
 use vireo_tree::apply::{Replaced, Settled};
 
@@ -17,12 +19,15 @@ pub(super) struct Outlook<'a> {
     pub(super) replaced: &'a [Replaced],
     pub(super) settled: &'a [Settled],
     pub(super) contents: &'a Contents<'a>,
+    /// Who was seen to read what.
+    pub(super) reads: ReadMap,
     pub(super) wire_len: u64,
 }
 
 /// What it means for the machine.
 pub(super) struct Prepared {
     pub(super) policy: Policy,
+    reads: ReadMap,
     pub(super) changes: Vec<ChangedFile>,
     pub(super) replaced: BTreeSet<FileId>,
     /// What was true before anything was done.
@@ -42,9 +47,9 @@ impl Agent {
     pub(super) fn prepare(
         &self,
         policy: Policy,
-        outlook: &Outlook<'_>,
+        outlook: Outlook<'_>,
     ) -> Result<Prepared, AgentError> {
-        let Outlook { changes, replaced, .. } = outlook;
+        let Outlook { changes, replaced, .. } = &outlook;
         let mut changes = changed_files(&self.root, &policy, changes, replaced, outlook.contents)?;
         // A copy beside a file is read by nobody, whether it comes or goes.
         let beside: BTreeSet<_> =
@@ -57,18 +62,24 @@ impl Agent {
         let replaced: BTreeSet<FileId> =
             changes.iter().filter_map(|change| change.replaced).collect();
         let facts = self.system.facts(&replaced)?;
-        let mut plan = self.plan_of(&policy, &changes, &facts);
+        let mut plan = self.plan_of(&policy, &outlook.reads, &changes, &facts);
         plan.base = Some(outlook.changes.base);
         plan.target = Some(outlook.changes.target);
         plan.wire_bytes = outlook.wire_len;
         plan.disk_bytes = disk_bytes(outlook.changes);
         plan.drift = drift::shown(outlook.settled);
-        Ok(Prepared { policy, changes, replaced, facts, plan })
+        Ok(Prepared { policy, reads: outlook.reads, changes, replaced, facts, plan })
     }
 
-    fn plan_of(&self, policy: &Policy, changes: &[ChangedFile], facts: &Facts) -> Plan {
+    fn plan_of(
+        &self,
+        policy: &Policy,
+        reads: &ReadMap,
+        changes: &[ChangedFile],
+        facts: &Facts,
+    ) -> Plan {
         let host = self.system.host(policy);
-        let planner = Planner::new(policy).with_host(&host);
+        let planner = Planner::new(policy).with_host(&host).with_reads(reads);
         let plan = planner.plan(changes, facts);
         if plan.unclaimed.is_empty() {
             return plan;
@@ -81,10 +92,24 @@ impl Agent {
         planner.with_packages(&packages).plan(changes, facts)
     }
 
+    /// The read map of a bundle, or else the last one that came to this machine.
+    pub(super) fn read_map(&self, of_bundle: Option<&[u8]>) -> Result<ReadMap, AgentError> {
+        let known = match of_bundle {
+            Some(_) => None,
+            None => self.state.read_map()?,
+        };
+        let Some(text) = of_bundle.or(known.as_deref()) else { return Ok(ReadMap::new()) };
+        ReadMap::from_json(text).map_err(|error| {
+            let message =
+                "the read map that came with the update cannot be used; upgrade the agent";
+            AgentError::new(ErrorKind::Refused, message).caused_by(error)
+        })
+    }
+
     /// The same plan from what is true now that the files are in place: processes may have come.
     pub(super) fn plan_again(&self, prepared: &Prepared, facts: &Facts) -> Plan {
         let earlier = &prepared.plan;
-        let mut plan = self.plan_of(&prepared.policy, &prepared.changes, facts);
+        let mut plan = self.plan_of(&prepared.policy, &prepared.reads, &prepared.changes, facts);
         // What was to end has ended, and is not in the facts any more.
         for stopped in earlier.units.iter().filter(|unit| unit.action == Action::Stop) {
             plan.units.retain(|unit| unit.unit != stopped.unit);

@@ -127,9 +127,15 @@ fn prepared(agent: &Agent, staged: &Staged<'_>) -> Prepared {
     let (changes, view) = (staged.changes(), staged.view().expect("staged"));
     let contents = |path: &ImagePath, most| view.read(path, most).expect("readable");
     let (replaced, settled) = (staged.replaced(), staged.settled());
-    let outlook =
-        Outlook { changes: &changes, replaced, settled, contents: &contents, wire_len: 0 };
-    agent.prepare(Policy::default(), &outlook).expect("planned")
+    let outlook = Outlook {
+        changes: &changes,
+        replaced,
+        settled,
+        contents: &contents,
+        reads: vireo_classify::ReadMap::new(),
+        wire_len: 0,
+    };
+    agent.prepare(Policy::default(), outlook).expect("planned")
 }
 
 #[test]
@@ -560,4 +566,77 @@ fn whoever_sits_beside_the_machine_needs_no_guard() {
     let applied = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied");
     assert_eq!(applied.receipt.outcome, Outcome::Done, "{}", applied.receipt);
     assert_eq!(machine.calls(), ["reload ssh.service"]);
+}
+
+#[test]
+fn the_running_kernel_keeps_its_modules_until_another_runs() {
+    let lab = Lab::new();
+    let modules = "usr/lib/modules/1.2.3-gone/kernel/a.ko";
+    write(&lab.at("base").join(modules), "module");
+    write(&lab.at("target/usr/lib/modules/4.5.6/kernel/a.ko"), "module of the next");
+    let facts = Facts { kernel_release: "1.2.3-gone".to_owned(), ..Facts::new() };
+    let agent = lab.agent(leak(FakeMachine::new(facts)));
+    let before = tree(&lab.at("base"));
+    let inode = || fs::metadata(lab.at("base").join(modules)).map(|stat| stat.ino()).ok();
+    let was = inode();
+    let receipt =
+        agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied").receipt;
+    assert_eq!(receipt.plan.system.keep, ["/usr/lib/modules/1.2.3-gone"], "{}", receipt.plan);
+    assert_eq!(inode(), was, "the very file");
+    assert!(lab.at("base/usr/lib/modules/4.5.6/kernel/a.ko").exists());
+
+    // That kernel does not run here: at its next start the agent clears up.
+    assert_eq!(agent.recover(&quiet).expect("nothing to recover"), None);
+    assert_eq!(inode(), None);
+    assert_eq!(tree(&lab.at("base")).digest(), tree(&lab.at("target")).digest());
+    let _ = agent.undo(None, &UndoOptions::default(), &quiet).expect("undone");
+    assert_eq!((inode(), tree(&lab.at("base"))), (was, before));
+}
+
+#[test]
+fn a_reboot_that_waits_is_said_where_other_tools_look() {
+    let lab = Lab::new();
+    write(&lab.at("base/boot/vmlinuz-1"), "one");
+    write(&lab.at("target/boot/vmlinuz-1"), "two of it");
+    fs::create_dir_all(lab.at("base/run")).expect("made");
+    let agent = lab.agent(leak(lab.machine()));
+    let receipt =
+        agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied").receipt;
+    assert_eq!(receipt.outcome, Outcome::Pending, "{receipt}");
+    assert!(receipt.to_string().contains("pending   system needs reboot"), "{receipt}");
+    let mark = fs::read_to_string(lab.at("base/run/reboot-required")).expect("there");
+    assert!(mark.contains("restart required"), "{mark}");
+}
+
+#[test]
+fn who_holds_a_file_of_an_earlier_update_still_waits_after_the_next() {
+    let lab = Lab::new();
+    let facts = Facts::new().with_unit(UnitFacts::running("dbus.service"));
+    let machine = leak(FakeMachine::new(facts));
+    let library = lab.library();
+    machine.hold(9, "dbus.service", library);
+    let agent = lab.agent(machine);
+    let first = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied").receipt;
+    assert_eq!(first.pending.len(), 1, "{first}");
+    write(&lab.at("target/srv/www/third.html"), "the third version");
+    let second = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied").receipt;
+    assert_eq!(second.pending.len(), 1, "{second}");
+    assert_eq!(second.pending[0].subject, "dbus.service");
+}
+
+#[test]
+fn a_machine_that_is_started_anew_without_a_word_starts_on_the_base() {
+    let (lab, machine) = ssh_lab();
+    let agent = lab.agent(machine);
+    let before = tree(&lab.at("base"));
+    let _ = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied");
+    let mut guard = agent.state().guard().expect("readable").expect("armed");
+    let forward = vireo_tree::apply::Direction::Forward;
+    assert!(!agent.recover_files(forward).expect("looked"), "the boot is the same");
+    // Timers do not outlive a boot.
+    guard.boot = "another".to_owned();
+    agent.state().set_guard(Some(&guard)).expect("written");
+    assert!(agent.recover_files(forward).expect("undone"));
+    assert_eq!(tree(&lab.at("base")), before);
+    assert_eq!(agent.state().guard().expect("readable"), None);
 }

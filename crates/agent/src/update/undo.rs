@@ -17,6 +17,7 @@ use crate::error::{AgentError, ErrorKind};
 use crate::guard::Guard;
 use crate::packages::PackageLock;
 use crate::root::open_root;
+use crate::system::boot_id;
 
 /// What an update that waits to be confirmed needs, as its receipt calls it.
 pub(super) const CONFIRMATION: &str = "confirmation";
@@ -126,7 +127,16 @@ impl Agent {
         let policy = self.current_policy()?;
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
-        let staged = stage_undo(&root, number, options)?;
+        let staged = match stage_undo(&root, number, options) {
+            // What stayed for the running kernel is in the way: it gets its place by the undo.
+            Err(error)
+                if error.kind() == vireo_tree::ErrorKind::Drift && self.state.kept()?.is_some() =>
+            {
+                self.drop_modules(&root, true)?;
+                stage_undo(&root, number, options)?
+            }
+            other => other?,
+        };
         watch.lap("stage");
         let changes = staged.changes();
         let view = staged.view()?;
@@ -136,9 +146,10 @@ impl Agent {
             replaced: staged.replaced(),
             settled: staged.settled(),
             contents: &contents,
+            reads: self.read_map(None)?,
             wire_len: 0,
         };
-        let prepared = self.prepare(policy, &outlook)?;
+        let prepared = self.prepare(policy, outlook)?;
         watch.lap("plan");
         say(&summary(&prepared.plan));
         let position = self.state.version_of(changes.target)?;
@@ -168,15 +179,29 @@ impl Agent {
     }
 
     /// Brings the files of an interrupted update to base or target and leaves everything else to
-    /// the next start of the agent; for the early boot, when no service runs. Whether there was
-    /// something to do.
+    /// the next start of the agent; for the early boot, when no service runs. An update that waited to
+    /// be confirmed when the machine was started anew is undone, unless a repository can be asked.
+    /// Whether there was something to do.
     ///
     /// # Errors
     ///
     /// As [`Agent::recover`].
     pub fn recover_files(&self, direction: Direction) -> Result<bool, AgentError> {
         let root = open_root(&self.root)?;
-        Ok(!matches!(recover_with(&root, &RecoverOptions { direction })?, Recovered::Nothing))
+        let recovered = recover_with(&root, &RecoverOptions { direction })?;
+        let found = !matches!(recovered, Recovered::Nothing);
+        drop(recovered);
+        if found || self.state.enrolment()?.is_some() {
+            // An agent that follows a repository asks that first.
+            return Ok(found);
+        }
+        match self.state.guard()? {
+            // The machine was started anew because it could not be reached, for all that is known.
+            Some(guard) if guard.boot != boot_id()? => {
+                Ok(self.undo_unconfirmed(&guard.nonce, &|_| {})?.is_some())
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Forgets what is too old or too large to be kept for undoing.

@@ -51,7 +51,12 @@ impl Work<'_> {
             let gone = change.kind == ChangeKind::Removed && rule.is_per_file();
             let missing = self.host.has(&rule.needs) == Some(false)
                 && !self.brought.contains(rule.needs.as_bytes());
-            if gone || missing {
+            if gone {
+                continue;
+            }
+            if missing {
+                let note = format!("{}: not checked, there is no {}", change.path, rule.needs);
+                self.plan.notes.push(note);
                 continue;
             }
             let command = rule.command(&change.path);

@@ -62,7 +62,8 @@ impl From<RepoError> for Failure {
     fn from(error: RepoError) -> Self {
         let (status, kind) = match error.kind() {
             ErrorKind::NotFound => (StatusCode::NOT_FOUND, Wire::NotFound),
-            ErrorKind::Conflict | ErrorKind::Busy => (StatusCode::CONFLICT, Wire::Conflict),
+            ErrorKind::Conflict => (StatusCode::CONFLICT, Wire::Conflict),
+            ErrorKind::Busy => (StatusCode::LOCKED, Wire::Busy),
             ErrorKind::Incomplete => (StatusCode::FAILED_DEPENDENCY, Wire::Incomplete),
             ErrorKind::Refused | ErrorKind::Untrusted | ErrorKind::Unsupported => {
                 (StatusCode::UNPROCESSABLE_ENTITY, Wire::Refused)

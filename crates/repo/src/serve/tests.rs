@@ -429,6 +429,25 @@ async fn a_server_with_another_authority_gets_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_worked_on_is_busy_and_not_in_conflict() {
+    let site = Site::new().await;
+    let writes = Arc::new(vireo_store::Durable);
+    let store = vireo_store::Store::open(&site.dir.path().join("repo"), writes).expect("opened");
+    let held = store.lock_image(&image("db"), std::time::Duration::ZERO).expect("free");
+    let disk = site.file("disk.img", &FakeImages::disk(&tree(BASE)));
+    let options = CreateImage::default();
+    let create = async || {
+        let client = site.client().await;
+        client.create_image(&image("db"), &disk, &options, &quiet).await
+    };
+    let error = create().await.expect_err("somebody makes it");
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    drop(held);
+    create().await.expect("nobody makes it any more");
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_created_once_and_only_from_an_image() {
     let site = Site::new().await;
     let client = site.client().await;

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
+use rustix::io::Errno;
 use vireo_delta::{Bundle, Piece, Verified};
 use vireo_model::{ImagePath, Node, NodeKind};
 
@@ -14,7 +15,7 @@ use super::check::{Draft, Source};
 use super::journal::Journal;
 use super::plan::{How, Step};
 use super::stage::{LiveBase, Places, name_of};
-use super::{Preview, Staged};
+use super::{Committed, Preview, Staged};
 use crate::dir::Dir;
 use crate::{Root, TreeError};
 
@@ -100,6 +101,68 @@ impl Staged<'_> {
         let journal: &Journal<'_> = &self.journal;
         Places::open(journal, self.txn, self.plan.id, &self.plan.mounts)
     }
+}
+
+impl Committed<'_> {
+    /// Gives what was removed below the directory `below` its names again, beside the target: what
+    /// runs may need it until it ends. The paths, those above first; what is there already stays.
+    /// [`remove_extra`] takes them away.
+    ///
+    /// # Errors
+    ///
+    /// `Io`, `NoSpace`: some may be there, all can be tried again.
+    pub fn keep_removed(&self, below: &ImagePath) -> Result<Vec<ImagePath>, TreeError> {
+        let root = self.journal.root();
+        let places = Places::open(&self.journal, self.txn, self.plan.id, &self.plan.mounts)?;
+        let steps = self.plan.steps.iter().enumerate();
+        let mut removed: Vec<(usize, &Step)> = steps
+            .filter(|(_, step)| step.how == How::Remove && step.path.is_within(below))
+            .collect();
+        removed.sort_by_key(|(_, step)| &step.path);
+        for (number, step) in &removed {
+            let (path, failed) = (&step.path, root.failed("keep", &step.path));
+            let (dir, name) = root.require("keep", path)?;
+            let made = match &step.before {
+                Some(node) if step.was_dir() => {
+                    dir.make_dir(name).and_then(|()| dir.set_metadata(name, node))
+                }
+                _ => places.base(root, path).link_to(&name_of(*number), &dir, name),
+            };
+            match made {
+                Err(Errno::EXIST) => {}
+                other => other.map_err(failed)?,
+            }
+        }
+        Ok(removed.into_iter().map(|(_, step)| step.path.clone()).collect())
+    }
+}
+
+/// Removes paths that [`Committed::keep_removed`] gave, as far as they are there; directories only
+/// if they are empty then.
+///
+/// # Errors
+///
+/// `Io`: all can be tried again.
+pub fn remove_extra(root: &Root, paths: &[ImagePath]) -> Result<(), TreeError> {
+    let mut paths: Vec<&ImagePath> = paths.iter().collect();
+    paths.sort();
+    for path in paths.into_iter().rev() {
+        let (dir, name) = match root.locate(path) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+            Err(error) => return Err(root.failed("remove", path)(error)),
+        };
+        let removed = match dir.unlink(name) {
+            Err(Errno::ISDIR | Errno::PERM) => dir.remove_dir(name),
+            other => other,
+        };
+        match removed {
+            // Somebody else has something in it.
+            Ok(_) | Err(Errno::NOTEMPTY) => {}
+            Err(error) => return Err(root.failed("remove", path)(error)),
+        }
+    }
+    Ok(())
 }
 
 fn is_staged_file(step: &Step) -> bool {
