@@ -17,6 +17,7 @@ mod apply;
 mod bench;
 mod capture;
 mod contest;
+mod curve;
 mod facts;
 mod live;
 mod many;
@@ -24,8 +25,10 @@ mod measured;
 mod micro;
 mod record;
 mod report;
+mod site;
 mod table;
 mod window;
+mod workloads;
 
 use std::ffi::OsString;
 use std::fs;
@@ -38,7 +41,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::Bench;
 use crate::report::{Report, Section};
 
-/// Measure Vireo beside rsync, zstd and xdelta3; needs root
+/// Measure Vireo beside rsync, zstd, xdelta3, casync, borg and ostree; needs root
 #[derive(Debug, Parser)]
 #[command(name = "vireo-benches")]
 struct Args {
@@ -54,6 +57,9 @@ struct Args {
     /// Measure this part alone; can be given several times
     #[arg(long, value_name = "PART")]
     only: Vec<Part>,
+    /// Of the workloads measure this alone; can be given several times
+    #[arg(long, value_name = "WORKLOAD")]
+    workload: Vec<workloads::Workload>,
     #[command(subcommand)]
     inner: Option<Inner>,
 }
@@ -75,6 +81,10 @@ enum Part {
     Facts,
     /// What recording costs the machine that is recorded
     Record,
+    /// Four real changes of a server, beside more tools
+    Workloads,
+    /// What capturing costs as image and change grow
+    Curve,
     /// Chunking, decoding, reading trees
     Micro,
 }
@@ -105,6 +115,9 @@ enum Inner {
         #[arg(long)]
         quick: bool,
     },
+    /// Make a web site its next release
+    #[command(hide = true)]
+    SiteRelease { dir: PathBuf },
     /// Replace the files of a directory one by one, each made durable
     #[command(hide = true)]
     FsyncEach { from: PathBuf, to: PathBuf },
@@ -119,6 +132,7 @@ fn main() -> ExitCode {
         Some(Inner::Engine { bundle, dir, key }) => many::engine(bundle, dir, key),
         Some(Inner::Holders { files }) => facts::holders(files),
         Some(Inner::Crowd { dir, rounds, quick }) => facts::crowd(dir, *rounds, *quick),
+        Some(Inner::SiteRelease { dir }) => site::release(dir),
         Some(Inner::FsyncEach { from, to }) => many::fsync_each(from, to),
         None => run(&args),
     };
@@ -155,6 +169,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     if wanted(Part::Record) {
         sections.push(record::measure(&bench)?);
+    }
+    if wanted(Part::Workloads) {
+        sections.extend(workloads::measure(&bench, &args.workload)?);
+    }
+    if wanted(Part::Curve) {
+        sections.extend(curve::measure(&bench)?);
     }
     if wanted(Part::Micro) {
         sections.extend(micro::measure(&bench)?);
