@@ -80,18 +80,18 @@ impl Agent {
     }
 
     /// The files that earlier updates of this boot replaced and whose inodes are kept: whoever
-    /// holds one has not taken that update up. What the transactions `undone` replaced is in its
-    /// place again.
+    /// holds one has not taken that update up. What the transactions replaced that `committed`
+    /// undoes is in its place again.
     pub(super) fn replaced_earlier(
         &self,
         boot: &str,
-        undone: &[u64],
+        committed: &Committed<'_>,
     ) -> Result<BTreeSet<FileId>, AgentError> {
         let held = self.state.held()?.unwrap_or_default();
         if held.boot != boot {
             return Ok(BTreeSet::new());
         }
-        let kept = self.kept_numbers()?;
+        let (kept, undone) = (committed.kept()?, committed.undoes());
         let counts = |number: &u64| kept.contains(number) && !undone.contains(number);
         let of_kept = held.files.into_iter().filter(|(number, _)| counts(number));
         Ok(of_kept.flat_map(|(_, files)| files).collect())

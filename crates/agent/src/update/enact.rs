@@ -171,7 +171,7 @@ impl Agent {
         let Obligation { position, plan, replaced, hold, .. } = obligation;
         let replaced: BTreeSet<FileId> = replaced.into_iter().collect();
         // Who still holds what an earlier update replaced waits for that one, too.
-        let mut looked_for = self.replaced_earlier(&obligation.boot, committed.undoes())?;
+        let mut looked_for = self.replaced_earlier(&obligation.boot, &committed)?;
         looked_for.extend(&replaced);
         if committed.undoes().is_empty() {
             // Before anything could want to load one.
