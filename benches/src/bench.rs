@@ -140,6 +140,14 @@ impl Bench {
         self.check_digest(name, &found)
     }
 
+    /// Compares the trees in two images.
+    pub(crate) fn same_tree(&self, name: &str, other: &str) -> anyhow::Result<()> {
+        let digest = |name: &str| text(&self.vireo(&["digest", name])?["digest"]);
+        let (found, expected) = (digest(name)?, digest(other)?);
+        ensure!(found == expected, "{name} has tree {found}, {other} has {expected}");
+        Ok(())
+    }
+
     pub(crate) fn check_digest(&self, name: &str, found: &str) -> anyhow::Result<()> {
         ensure!(
             found == self.pair.target,
@@ -213,6 +221,7 @@ impl Bench {
             "key/vireo.key",
             "-o",
             out,
+            "--no-cache",
         ])
     }
 }
@@ -235,7 +244,11 @@ fn install_missing() -> anyhow::Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = |program: &str| std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
     missing.extend(
-        PACKAGES.iter().filter(|(_, program)| !there(program)).map(|(package, _)| *package),
+        PACKAGES
+            .iter()
+            .chain(crate::workloads::PACKAGES)
+            .filter(|(_, program)| !there(program))
+            .map(|(package, _)| *package),
     );
     if missing.is_empty() {
         return Ok(());

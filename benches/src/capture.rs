@@ -81,6 +81,7 @@ impl Maker {
                 self.effort().unwrap_or_default(),
                 "--out",
                 file,
+                "--no-cache",
                 "--quiet"
             ],
             Self::Batch => {
@@ -146,14 +147,14 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Section> {
 }
 
 /// As rsync is mostly used: two processes that talk, the receiver's tree is a copy of the base.
-fn over_pipe(bench: &Bench, check: bool) -> anyhow::Result<Sample> {
+pub(crate) fn over_pipe(bench: &Bench, check: bool) -> anyhow::Result<Sample> {
     bench.remove("copy.img")?;
-    clone_image(&bench.path("base.img"), &bench.path("copy.img"))?;
+    clone_image(&bench.path("base.img").canonicalize()?, &bench.path("copy.img"))?;
     let inner = bench.rsync(&["-z", "--stats", "-e", "./rsh", "target/", "peer:copy/"]);
     let argv = bench.mounted(&[["ro", "target.img", "target"], ["rw", "copy.img", "copy"]], inner);
     let (used, stats) = bench.meter.run(bench.dir(), argv)?;
     if check {
-        bench.check_image("copy.img")?;
+        bench.same_tree("copy.img", "target.img")?;
     }
     let total = |name: &str| {
         let line = stats.lines().find_map(|line| line.strip_prefix(name));

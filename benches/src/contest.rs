@@ -45,6 +45,7 @@ pub(crate) struct Contestant<'a> {
     name: String,
     ours: bool,
     slow: bool,
+    once: bool,
     /// Work of one run, for the rate: how much, in which unit.
     amount: Option<(f64, &'static str)>,
     run: Box<dyn FnMut(Check) -> anyhow::Result<Sample> + 'a>,
@@ -64,12 +65,19 @@ impl<'a> Contestant<'a> {
         name: impl Into<String>,
         run: impl FnMut(Check) -> anyhow::Result<Sample> + 'a,
     ) -> Self {
-        Self { name: name.into(), ours: false, slow: false, amount: None, run: Box::new(run) }
+        let (ours, slow, once, amount) = (false, false, false, None);
+        Self { name: name.into(), ours, slow, once, amount, run: Box::new(run) }
     }
 
     /// Left out of quick runs, visibly.
     pub(crate) fn slow(mut self) -> Self {
         self.slow = true;
+        self
+    }
+
+    /// Runs in the first round alone: it takes minutes, and its bytes are what matters.
+    pub(crate) fn once(mut self) -> Self {
+        self.once = true;
         self
     }
 
@@ -90,6 +98,9 @@ pub(crate) fn hold(
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); running.len()];
     for round in 0..bench.rounds {
         for (contestant, samples) in running.iter_mut().zip(&mut samples) {
+            if contestant.once && round > 0 {
+                continue;
+            }
             let sample = (contestant.run)(round == 0).with_context(|| contestant.name.clone())?;
             eprintln!(
                 "{:>3}/{} {:<58} {:8.3} s",

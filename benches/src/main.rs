@@ -17,13 +17,18 @@ mod apply;
 mod bench;
 mod capture;
 mod contest;
+mod curve;
+mod facts;
 mod live;
 mod many;
 mod measured;
 mod micro;
+mod record;
 mod report;
+mod site;
 mod table;
 mod window;
+mod workloads;
 
 use std::ffi::OsString;
 use std::fs;
@@ -36,7 +41,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::Bench;
 use crate::report::{Report, Section};
 
-/// Measure Vireo beside rsync, zstd and xdelta3; needs root
+/// Measure Vireo beside rsync, zstd, xdelta3, casync, borg and ostree; needs root
 #[derive(Debug, Parser)]
 #[command(name = "vireo-benches")]
 struct Args {
@@ -52,6 +57,9 @@ struct Args {
     /// Measure this part alone; can be given several times
     #[arg(long, value_name = "PART")]
     only: Vec<Part>,
+    /// Of the workloads measure this alone; can be given several times
+    #[arg(long, value_name = "WORKLOAD")]
+    workload: Vec<workloads::Workload>,
     #[command(subcommand)]
     inner: Option<Inner>,
 }
@@ -69,6 +77,14 @@ enum Part {
     Many,
     /// From a push to the page that a running machine serves
     Activation,
+    /// Who of thousands of processes needs a restart, and the plan for thousands of files
+    Facts,
+    /// What recording costs the machine that is recorded
+    Record,
+    /// Four real changes of a server, beside more tools
+    Workloads,
+    /// What capturing costs as image and change grow
+    Curve,
     /// Chunking, decoding, reading trees
     Micro,
 }
@@ -88,6 +104,20 @@ enum Inner {
     /// Apply a bundle to a directory, as the agent does
     #[command(hide = true)]
     Engine { bundle: PathBuf, dir: PathBuf, key: PathBuf },
+    /// Print how many processes hold one of the files, given as DEVICE:INODE
+    #[command(hide = true)]
+    Holders { files: Vec<String> },
+    /// In a process name space of its own: fill it with processes, let all look at them
+    #[command(hide = true)]
+    Crowd {
+        dir: PathBuf,
+        rounds: usize,
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Make a web site its next release
+    #[command(hide = true)]
+    SiteRelease { dir: PathBuf },
     /// Replace the files of a directory one by one, each made durable
     #[command(hide = true)]
     FsyncEach { from: PathBuf, to: PathBuf },
@@ -100,6 +130,9 @@ fn main() -> ExitCode {
             measured::child(usage, watch.as_deref(), command)
         }
         Some(Inner::Engine { bundle, dir, key }) => many::engine(bundle, dir, key),
+        Some(Inner::Holders { files }) => facts::holders(files),
+        Some(Inner::Crowd { dir, rounds, quick }) => facts::crowd(dir, *rounds, *quick),
+        Some(Inner::SiteRelease { dir }) => site::release(dir),
         Some(Inner::FsyncEach { from, to }) => many::fsync_each(from, to),
         None => run(&args),
     };
@@ -130,6 +163,18 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     if wanted(Part::Activation) {
         sections.push(activation::measure(&bench)?);
+    }
+    if wanted(Part::Facts) {
+        sections.extend(facts::measure(&bench)?);
+    }
+    if wanted(Part::Record) {
+        sections.push(record::measure(&bench)?);
+    }
+    if wanted(Part::Workloads) {
+        sections.extend(workloads::measure(&bench, &args.workload)?);
+    }
+    if wanted(Part::Curve) {
+        sections.extend(curve::measure(&bench)?);
     }
     if wanted(Part::Micro) {
         sections.extend(micro::measure(&bench)?);

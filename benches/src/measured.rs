@@ -27,7 +27,7 @@ macro_rules! argv {
 pub(crate) use argv;
 
 /// Longest for one measured program.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(900);
 
 /// What one run used.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! What the kernel, the service manager, unit files and policies say.
 
 use vireo_classify::{
-    ChangedFile, Facts, HEAD_LEN, Policy, PolicyFile, Unit, UnitFacts, UnitFile, class_of,
+    ChangedFile, Facts, HEAD_LEN, Policy, PolicyFile, ReadMap, Unit, UnitFacts, UnitFile, class_of,
     declarations_of, elf_kind, owner_of, parse_maps, parse_show, plan,
 };
 use vireo_model::{ChangeKind, ImagePath};
@@ -18,7 +18,7 @@ const PATHS: [&str; 5] = [
 /// The first byte of `input` chooses the parser.
 pub fn run(input: &[u8]) {
     let Some((choice, text)) = input.split_first() else { return };
-    match choice % 6 {
+    match choice % 7 {
         0 => {
             let maps = parse_maps(text);
             assert!(maps.files.len() + maps.unread <= text.split(|byte| *byte == b'\n').count());
@@ -27,7 +27,8 @@ pub fn run(input: &[u8]) {
         2 => show(text),
         3 => unit_files(text),
         4 => policy(text),
-        _ => content(text),
+        5 => content(text),
+        _ => read_map(text),
     }
 }
 
@@ -68,6 +69,18 @@ fn policy(text: &[u8]) {
         let _ = policy.drift_rule(&path, class_of(&path, 0o644, None));
     }
     let _ = policy.hold_reason(&Unit::new("ssh.service"));
+}
+
+/// A read map that is taken is written again, and the same for whoever reads it next.
+fn read_map(text: &[u8]) {
+    let Ok(map) = ReadMap::from_json(text) else { return };
+    for path in PATHS.iter().filter_map(|path| ImagePath::parse(path.as_bytes()).ok()) {
+        let _ = (map.is_shared(&path), map.listers_of(&path).count());
+    }
+    // Only folded paths may come out longer than what came in.
+    if let Ok(written) = map.to_json() {
+        assert_eq!(ReadMap::from_json(written.as_bytes()).as_ref(), Ok(&map));
+    }
 }
 
 /// A path up to the first NUL, then a file's first bytes.

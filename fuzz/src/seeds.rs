@@ -162,7 +162,8 @@ impl Seeds {
         self.write("classify", "unit", &[b"\x03", UNIT])?;
         self.write("classify", "policy", &[b"\x04", POLICY])?;
         self.write("classify", "program", &[b"\x05/usr/bin/x\0", &head("/proc/self/exe")?])?;
-        self.write("classify", "script", &[b"\x05/usr/bin/x\0#!/usr/bin/env perl -w\n"])
+        self.write("classify", "script", &[b"\x05/usr/bin/x\0#!/usr/bin/env perl -w\n"])?;
+        self.write("classify", "read-map", &[b"\x06", READ_MAP])
     }
 
     fn texts(&self, tree: &Tree) -> Result<(), Failure> {
@@ -226,6 +227,12 @@ fn gpt() -> Result<Vec<u8>, Failure> {
     image.truncate(128 << 10);
     Ok(image)
 }
+
+/// A read map with a path of each kind.
+const READ_MAP: &[u8] = br#"{"schema":"vireo.reads/1","watched":{"a@1.service":["start","reload"]},
+"files":[{"path":"/opt/__pycache__/x.cpython-311.pyc","by":{"a@1.service":["start","run"]}},
+{"path":"/srv/caf\\xe9","by":{"b.service":["reload"]}}],
+"directories":[{"path":"/lib/x.d","by":{"a@1.service":["start"]}}]}"#;
 
 const MAPS: &[u8] = b"\
 7f0000000000-7f0000001000 r-xp 00000000 08:01 77 /usr/lib/libx.so.1 (deleted)\n\

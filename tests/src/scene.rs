@@ -189,11 +189,12 @@ impl Scene {
     }
 }
 
-/// Arguments of `vireo capture`; everything is permitted, because fixtures change everything.
+/// Arguments of `vireo capture`; everything is permitted, because fixtures change everything, and
+/// nothing is remembered, because tests leave nothing behind.
 #[must_use]
 pub fn capture_args(base: &str, target: &str, key: &str, out: &str) -> Vec<String> {
     let mut args = vec!["capture", "--base", base, "--target", target, "--key", key, "-o", out];
-    args.extend(["--permit", "setuid", "--permit", "devices", "--permit", "mass"]);
+    args.extend(["--permit", "setuid", "--permit", "devices", "--permit", "mass", "--no-cache"]);
     args.into_iter().map(str::to_owned).collect()
 }
 

@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("vireo-image", &["vireo-model", "vireo-delta", "vireo-ext4", "vireo-tree", "vireo-sys"]),
     ("vireo-store", &["vireo-model", "vireo-delta", "vireo-sys"]),
     ("vireo-wire", &["vireo-model", "vireo-delta"]),
-    ("vireo-capture", &["vireo-model", "vireo-delta", "vireo-tree", "vireo-wire", "vireo-sys"]),
+    ("vireo-capture", &["vireo-model", "vireo-delta", "vireo-image", "vireo-tree", "vireo-sys"]),
     ("vireo-record", &["vireo-model", "vireo-classify", "vireo-sys"]),
     (
         "vireo-repo",

@@ -14,7 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vireo_classify::{
-    Action, Evidence, Facts, FileId, ManagerAction, Plan, Proof, Rule, Step, Unit, UnitPlan,
+    Action, ActiveState, Evidence, Facts, FileId, ManagerAction, Plan, Proof, Rule, Step, Unit,
+    UnitPlan,
 };
 
 use crate::error::AgentError;
@@ -322,11 +323,14 @@ impl Run<'_> {
             Shortfall::Ill(why) | Shortfall::Late(why) => Some((unit.clone(), why.clone())),
             Shortfall::Unproven(_) => None,
         }));
-        ill.extend(self.reports.failed_jobs(&[Job::Reload, Job::Restart]).filter_map(|report| {
+        ill.extend(self.reports.failed_jobs().filter_map(|report| {
             let unit = Unit::new(report.subject.clone());
             let was_up = self.scene.before.unit(&unit).is_some_and(|unit| unit.active.is_up());
+            // A restart that another job took the place of did no harm.
+            let is_well = report.action == Job::Restart.as_str()
+                && look.facts.unit(&unit).is_some_and(|unit| unit.active == ActiveState::Active);
             let why = report.detail.clone().unwrap_or_else(|| "its job failed".to_owned());
-            was_up.then_some((unit, why))
+            (was_up && !is_well).then_some((unit, why))
         }));
         ill.sort();
         ill
@@ -401,10 +405,11 @@ impl Reports {
         }
     }
 
-    fn failed_jobs<'r>(&'r self, jobs: &'r [Job]) -> impl Iterator<Item = &'r ActionReport> {
-        self.0.iter().filter(|report| {
-            report.result == ActionResult::Failed
-                && jobs.iter().any(|job| job.as_str() == report.action)
+    /// Reloads and restarts that failed.
+    fn failed_jobs(&self) -> impl Iterator<Item = &ActionReport> {
+        let jobs = [Job::Reload.as_str(), Job::Restart.as_str()];
+        self.0.iter().filter(move |report| {
+            report.result == ActionResult::Failed && jobs.contains(&report.action.as_str())
         })
     }
 }

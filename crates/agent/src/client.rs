@@ -227,7 +227,9 @@ impl Session {
         if let Some(applied) = self.recover().await? {
             self.conclude(applied).await;
         }
-        self.confirm().await?;
+        if !self.confirm().await? {
+            self.undo_unconfirmed().await?;
+        }
         self.report().await?;
         if self.is_held().await? {
             until_stopped(stop, tokio::time::sleep(HELD_PAUSE)).await;
@@ -328,6 +330,17 @@ impl Session {
             (self.tell)(&chain(&error));
         }
         receipt
+    }
+
+    /// Undoes the update that nobody could confirm: its timer may have gone with a boot.
+    async fn undo_unconfirmed(&self) -> Result<(), AgentError> {
+        let Some(guard) = self.agent.state().guard()? else { return Ok(()) };
+        let (agent, tell) = (Arc::clone(&self.agent), Arc::clone(&self.tell));
+        let undone = blocking(move || agent.undo_unconfirmed(&guard.nonce, &*tell)).await?;
+        if let Some(undone) = undone {
+            self.conclude(undone).await;
+        }
+        Ok(())
     }
 
     /// The receipt as it is after the update was confirmed, if it has to be.

@@ -2,8 +2,9 @@
 //! reload or restart that need it, and proves that they did.
 //!
 //! One update is: fetch a bundle → verify its signature → stage it beside the live files →
-//! gather facts → plan → commit → activate → prove → receipt → report. [`Agent`] does all of it
-//! on one machine, [`client`] speaks with a repository.
+//! gather facts → plan by the machine's [policy](load_policy) → [check](checks) new configuration →
+//! commit → [activate] → prove → receipt → report → confirm. [`Agent`] does all of it on one
+//! machine, [`client`] speaks with a repository.
 //!
 //! # Guarantees
 //!
@@ -12,8 +13,16 @@
 //! - No unit is reloaded or restarted that was not running or that the policy holds: `try-` verbs
 //!   alone do that. A unit starts only if the update adds it enabled, and ends only if the update
 //!   removes it.
-//! - A reload that is not proven by what the unit's processes hold is followed by one restart;
-//!   what is not proven after that is *pending*, and said so. No exit status is believed alone.
+//! - Configuration that its own program refuses is not committed. Programs look at a copy of the
+//!   machine's files, in which nothing that they write stays.
+//! - A reload that is not proven, by the inodes that the unit's processes hold, by files that it
+//!   must have read and by what it answers, is followed by one restart; what is not proven after
+//!   that is *pending*, and said so. No exit status is believed alone.
+//! - If a unit that was active before is not well after an update, the update is undone and the
+//!   unit runs again as before, unless the policy says otherwise.
+//! - An update that could cut the machine off is undone by a timer of the service manager unless it
+//!   is [confirmed](guard) over a new connection; where no timer can be set, what could do that is
+//!   held.
 //! - An update for another base, by an unknown signer, beyond what its signer permitted, or against
 //!   local edits that the policy does not settle changes nothing.
 //! - What an update replaced is kept, inode and all, so that it can be undone.
@@ -55,6 +64,7 @@ pub mod client;
 mod error;
 pub mod guard;
 mod host;
+mod mapped;
 mod packages;
 mod policy;
 pub mod receipt;

@@ -1,5 +1,6 @@
 //! Which file of the base a target's file is likely made of.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use vireo_model::{Change, ImagePath, Node, Tree};
@@ -13,16 +14,13 @@ pub(crate) struct Ancestors<'a> {
     base: &'a Tree,
     /// By the path with every number in it blotted out: `/usr/lib/libfoo.so.1.2` and `.1.3`,
     /// `/lib/modules/6.1.0-40/` and `6.1.0-41/`. The last of them in path order.
-    by_shape: HashMap<Vec<u8>, &'a ImagePath>,
+    by_shape: OnceCell<HashMap<Vec<u8>, &'a ImagePath>>,
     /// Files that the target has not, by name: they may have been moved.
     gone: HashMap<&'a [u8], Vec<&'a ImagePath>>,
 }
 
 impl<'a> Ancestors<'a> {
     pub(crate) fn new(base: &'a Tree, changes: &'a [Change]) -> Self {
-        let is_file = |node: &Node| node.content().is_some_and(|(len, _)| len >= LEAST_LEN);
-        let files = base.iter().filter(|(_, node)| is_file(node));
-        let by_shape = files.map(|(path, _)| (shape(path.as_bytes()), path)).collect();
         let mut gone: HashMap<&[u8], Vec<&ImagePath>> = HashMap::new();
         for change in changes {
             let is_gone = change.after.as_ref().and_then(Node::content).is_none();
@@ -30,7 +28,15 @@ impl<'a> Ancestors<'a> {
                 gone.entry(change.path.name()).or_default().push(&change.path);
             }
         }
-        Self { base, by_shape, gone }
+        Self { base, by_shape: OnceCell::new(), gone }
+    }
+
+    /// Made when it is needed: most changes need it not.
+    fn by_shape(&self) -> &HashMap<Vec<u8>, &'a ImagePath> {
+        self.by_shape.get_or_init(|| {
+            let files = self.base.iter().filter(|(_, node)| is_file(node));
+            files.map(|(path, _)| (shape(path.as_bytes()), path)).collect()
+        })
     }
 
     /// The likely ancestor of the target's file at `path`, with its length.
@@ -40,9 +46,13 @@ impl<'a> Ancestors<'a> {
             return Some((path.clone(), len));
         }
         let moved = self.gone.get(path.name()).and_then(|list| nearest(list, path));
-        let found = moved.or_else(|| self.by_shape.get(&shape(path.as_bytes())).copied())?;
+        let found = moved.or_else(|| self.by_shape().get(&shape(path.as_bytes())).copied())?;
         Some((found.clone(), len(found)?))
     }
+}
+
+fn is_file(node: &Node) -> bool {
+    node.content().is_some_and(|(len, _)| len >= LEAST_LEN)
 }
 
 /// The one whose last components agree most: a moved directory keeps what is below it.

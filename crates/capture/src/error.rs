@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use vireo_delta::{DeltaError, Permits, paths_needing};
+use vireo_image::ImageError;
 use vireo_model::ChangeSet;
 use vireo_tree::TreeError;
 
@@ -42,6 +43,10 @@ pub enum ErrorKind {
 }
 
 impl CaptureError {
+    pub(crate) fn busy(message: String) -> Self {
+        Self { kind: ErrorKind::Busy, message, source: None }
+    }
+
     pub(crate) fn read(path: &Path, source: io::Error) -> Self {
         let message = format!("cannot read {}", path.display());
         Self { kind: ErrorKind::Read, message, source: Some(source.into()) }
@@ -100,6 +105,14 @@ impl CaptureError {
 
 fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl From<ImageError> for CaptureError {
+    fn from(source: ImageError) -> Self {
+        let busy = source.kind() == vireo_image::ErrorKind::Busy;
+        let kind = if busy { ErrorKind::Busy } else { ErrorKind::Read };
+        Self { kind, message: "cannot capture".to_owned(), source: Some(source.into()) }
+    }
 }
 
 impl From<TreeError> for CaptureError {

@@ -6,9 +6,21 @@
 //! - The output appears under its name complete and durable, or not at all.
 //! - A file that changes while it is captured is an error, never a wrong bundle.
 //!
+//! # What is trusted
+//!
+//! [`capture_images`] computes no digest of a file that the metadata of both images shows to be
+//! unchanged. The digest then comes from the base's content: read once, and remembered in a
+//! [`DigestCache`] under the file system's identity and the inode's state, so that the next capture from
+//! this base, or from what was the target, costs a walk over two inode tables and reading what
+//! changed. What metadata proves, and what it cannot (`dd` into an image, `debugfs`), says
+//! [`vireo_image::unmounted`]; with [`CaptureOptions::paranoid`] everything is read. A digest remembered
+//! wrongly does no harm unseen: it is part of the base's digest, and whoever applies the bundle has a
+//! base with another one, and refuses.
+//!
 //! # Not here
 //!
-//! Mounting images (`vireo-image`); live recording; leaving out what differs between twins.
+//! Finding file systems in images, and mounting them (`vireo-image`); live recording; leaving out what
+//! differs between twins.
 //!
 //! # Example
 //!
@@ -31,24 +43,28 @@
 //! ```
 
 mod ancestors;
+mod base;
+mod cache;
+mod contents;
 mod error;
+mod image;
+mod snapshot;
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 use tempfile::NamedTempFile;
-use vireo_delta::merge::{is_mergeable, may_be_mergeable};
-use vireo_delta::{
-    BundleWriter, Effort, Pair, Permits, SecretKey, Side, Statement, permits_needed,
-};
-use vireo_model::{Change, ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Node, Timestamp};
+use vireo_delta::{BundleWriter, Effort, Permits, SecretKey, Statement, permits_needed};
+use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Timestamp};
 use vireo_sys::durable::{directory_of, sync_dir};
-use vireo_tree::{Root, Scan, ScanOptions, scan};
+use vireo_tree::Root;
 
-use ancestors::Ancestors;
+pub use base::Base;
+pub use cache::DigestCache;
 pub use error::{CaptureError, ErrorKind};
+pub use image::Image;
+use snapshot::Snapshot;
 
 /// How a bundle is captured.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +84,7 @@ pub struct CaptureOptions {
 }
 
 /// What was captured.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Captured {
     /// Digest of the base tree.
     pub base: Digest,
@@ -94,6 +110,10 @@ pub struct Captured {
     pub paths: usize,
     /// Files of the target whose content was read to compare it.
     pub hashed: usize,
+    /// Files of the base whose content was read, because nothing told their digests.
+    pub base_hashed: usize,
+    /// Why the digests could not be remembered for the next capture, if they should have been.
+    pub not_remembered: Option<std::io::Error>,
 }
 
 /// Compares the trees `base` and `target` and writes the bundle that turns the one into the
@@ -114,11 +134,75 @@ pub fn capture(
     key: &SecretKey,
     out: &Path,
 ) -> Result<Captured, CaptureError> {
-    let before = scan(base, &options.ignore, &ScanOptions::default())?;
-    let clone_of = (!options.paranoid).then_some(&before);
-    let after = scan(target, &options.ignore, &ScanOptions { clone_of })?;
-    let changes = ChangeSet::between(&before.tree, &after.tree);
-    let base_paths = before.tree.len() as u64;
+    let (base, target) = snapshot::of_roots(base, target, &options.ignore, options.paranoid)?;
+    write(&base, &target, options, key, out)
+}
+
+/// The same for two images, read in place without a mount.
+///
+/// Cost: a walk over the metadata of both, and reading what changed; without a `cache` that knows
+/// the base, or with [`CaptureOptions::paranoid`], the base is read, too. What is trusted then: see
+/// [`Image`].
+///
+/// # Errors
+///
+/// As [`capture`]; `Busy` also if an image is written meanwhile.
+pub fn capture_images(
+    base: &Image,
+    target: &Image,
+    options: &CaptureOptions,
+    cache: Option<&DigestCache>,
+    key: &SecretKey,
+    out: &Path,
+) -> Result<Captured, CaptureError> {
+    let sides = image::of_images(base, target, &options.ignore, options.paranoid, cache)?;
+    let captured = write(&sides.base, &sides.target, options, key, out)?;
+    Ok(Captured { not_remembered: sides.forgotten, ..captured })
+}
+
+/// The same for an image and a directory, in either order, both read whole.
+///
+/// # Errors
+///
+/// As [`capture_images`].
+pub fn capture_mixed(
+    base: Source<'_>,
+    target: Source<'_>,
+    options: &CaptureOptions,
+    key: &SecretKey,
+    out: &Path,
+) -> Result<Captured, CaptureError> {
+    write(&base.read(&options.ignore)?, &target.read(&options.ignore)?, options, key, out)
+}
+
+/// What [`capture_mixed`] takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A directory, or a mounted image.
+    Root(&'a Root),
+    /// An image that is read in place.
+    Image(&'a Image),
+}
+
+impl<'a> Source<'a> {
+    fn read(self, ignore: &Ignore) -> Result<Snapshot<'a>, CaptureError> {
+        match self {
+            Self::Root(root) => snapshot::of_root(root, ignore),
+            Self::Image(image) => image::of_image(image, ignore, None),
+        }
+    }
+}
+
+/// Writes the bundle that turns `base` into `target`.
+fn write(
+    base: &Snapshot<'_>,
+    target: &Snapshot<'_>,
+    options: &CaptureOptions,
+    key: &SecretKey,
+    out: &Path,
+) -> Result<Captured, CaptureError> {
+    let changes = ChangeSet::between(&base.tree, &target.tree);
+    let base_paths = base.tree.len() as u64;
     let missing = permits_needed(&changes, base_paths).without(options.permits);
     if !missing.is_empty() {
         return Err(CaptureError::not_permitted(missing, &changes));
@@ -130,11 +214,11 @@ pub fn capture(
     if let Some(map) = &options.read_map {
         writer.set_read_map(map).map_err(|error| CaptureError::delta("write", out, error))?;
     }
-    for (path, time) in dir_times(&before, &after, &changes) {
+    for (path, time) in dir_times(base, target, &changes) {
         writer.set_dir_time(path, time);
     }
-    encode_mergeable(base, target, &changes, &mut writer)?;
-    let content_len = encode(base, target, (&before, &after), &changes, &mut writer)?;
+    contents::encode_mergeable(base, target, &changes, &mut writer)?;
+    let content_len = contents::encode(base, target, &changes, &mut writer)?;
 
     let mut file = NamedTempFile::new_in(directory_of(out)).map_err(written)?;
     let statement = Statement {
@@ -146,6 +230,8 @@ pub fn capture(
     let finished = writer
         .finish(&statement, key, std::io::BufWriter::new(file.as_file_mut()))
         .map_err(|error| CaptureError::delta("write", out, error))?;
+    base.files.check_settled()?;
+    target.files.check_settled()?;
     publish(file, out).map_err(written)?;
 
     let count = |kind| changes.changes.iter().filter(|change| change.kind() == kind).count();
@@ -160,14 +246,20 @@ pub fn capture(
         modified: count(ChangeKind::Modified),
         removed: count(ChangeKind::Removed),
         metadata: count(ChangeKind::Metadata),
-        paths: after.tree.len(),
-        hashed: after.hashed,
+        paths: target.tree.len(),
+        hashed: target.hashed,
+        base_hashed: base.hashed,
+        not_remembered: None,
     })
 }
 
 /// The times of the target's directories that differ from the base's or that patching would
 /// move: those that hold a changed path, and the root, where patching keeps its state.
-fn dir_times(before: &Scan, after: &Scan, changes: &ChangeSet) -> Vec<(ImagePath, Timestamp)> {
+fn dir_times(
+    before: &Snapshot<'_>,
+    after: &Snapshot<'_>,
+    changes: &ChangeSet,
+) -> Vec<(ImagePath, Timestamp)> {
     if changes.is_empty() {
         return Vec::new();
     }
@@ -178,135 +270,6 @@ fn dir_times(before: &Scan, after: &Scan, changes: &ChangeSet) -> Vec<(ImagePath
         |path: &ImagePath, time| touched.contains(path) || before.dir_times.get(path) != Some(time);
     let times = after.dir_times.iter().filter(|(path, time)| moved(path, *time));
     times.map(|(path, time)| (path.clone(), *time)).collect()
-}
-
-/// Encodes the base's and the target's text of every file that a machine may have edited, next to
-/// each other and whole, so that the edit can be merged whatever the machine's file has become.
-fn encode_mergeable(
-    base: &Root,
-    target: &Root,
-    changes: &ChangeSet,
-    writer: &mut BundleWriter<File>,
-) -> Result<(), CaptureError> {
-    let content = |node: &Option<Node>| node.as_ref().and_then(Node::content);
-    for change in &changes.changes {
-        let (before, after) = (content(&change.before), content(&change.after));
-        if before == after {
-            continue;
-        }
-        for (root, side) in [(base, before), (target, after)] {
-            let Some((len, digest)) = side else { continue };
-            if !may_be_mergeable(&change.path, len) {
-                continue;
-            }
-            let failed = |error| CaptureError::delta("read", &place(root, &change.path), error);
-            let mut text = Vec::new();
-            root.open_file(&change.path)?
-                .take(len + 1)
-                .read_to_end(&mut text)
-                .map_err(|error| CaptureError::read(&place(root, &change.path), error))?;
-            if is_mergeable(&change.path, &text) {
-                writer.encode_whole(digest, len, &text[..]).map_err(failed)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Encodes every content that the target needs and the base has not at that path. Returns their
-/// length.
-fn encode(
-    base: &Root,
-    target: &Root,
-    scans: (&Scan, &Scan),
-    changes: &ChangeSet,
-    writer: &mut BundleWriter<File>,
-) -> Result<u64, CaptureError> {
-    let (before, after) = scans;
-    let mut in_base: HashMap<Digest, &ImagePath> = HashMap::new();
-    for (path, node) in before.tree.iter() {
-        if let Some((_, digest)) = node.content() {
-            in_base.entry(digest).or_insert(path);
-        }
-    }
-    let ancestors = Ancestors::new(&before.tree, &changes.changes);
-    let mut seen = HashMap::new();
-    let (mut pairs, mut large) = (Vec::new(), Vec::new());
-    let mut content_len = 0;
-    for change in &changes.changes {
-        let Some((len, digest)) = new_content(change) else { continue };
-        content_len += len;
-        if writer.has(digest) || seen.insert(digest, &change.path).is_some() {
-            continue;
-        }
-        let sparse = after.files.get(&change.path).is_some_and(|file| file.sparse);
-        if let Some(source) = in_base.get(&digest) {
-            writer
-                .reuse(digest, len, sparse, source)
-                .map_err(|error| CaptureError::delta("read", &place(base, source), error))?;
-            continue;
-        }
-        let pair = Pair { digest, len, sparse, ancestor: ancestors.of(&change.path) };
-        if pair.fits() { pairs.push(pair) } else { large.push((pair, &change.path)) }
-    }
-    if !large.is_empty() || pairs.iter().any(|pair| pair.ancestor.is_none()) {
-        index(base, changes, writer)?;
-    }
-    let read = |pair: &Pair, side: Side| {
-        let (root, path) = match (side, &pair.ancestor) {
-            (Side::Base, Some((path, _))) => (base, path),
-            _ => (target, seen[&pair.digest]),
-        };
-        read_file(root, path)
-    };
-    writer
-        .encode_pairs(&pairs, read)
-        .map_err(|error| CaptureError::delta("read", target.label(), error))?;
-    for (pair, path) in large {
-        let file = target.open_file(path)?;
-        writer
-            .encode(pair.digest, pair.len, pair.sparse, file)
-            .map_err(|error| CaptureError::delta("read", &place(target, path), error))?;
-    }
-    Ok(content_len)
-}
-
-/// The content of the target that the base has not at that path.
-fn new_content(change: &Change) -> Option<(u64, Digest)> {
-    let (len, digest) = change.after.as_ref()?.content()?;
-    let had = change.before.as_ref().and_then(Node::content).map(|(_, digest)| digest);
-    (had != Some(digest)).then_some((len, digest))
-}
-
-fn read_file(root: &Root, path: &ImagePath) -> std::io::Result<Vec<u8>> {
-    let mut file = root.open_file(path).map_err(std::io::Error::other)?;
-    let mut content = Vec::with_capacity(file.metadata()?.len() as usize);
-    file.read_to_end(&mut content)?;
-    Ok(content)
-}
-
-/// Makes the chunks of every base file that changes or goes available: a file that was moved,
-/// renamed and edited finds its own.
-fn index(
-    base: &Root,
-    changes: &ChangeSet,
-    writer: &mut BundleWriter<File>,
-) -> Result<(), CaptureError> {
-    for change in &changes.changes {
-        let content = change.before.as_ref().and_then(Node::content);
-        if content.is_some() && matches!(change.kind(), ChangeKind::Modified | ChangeKind::Removed)
-        {
-            let file = base.open_file(&change.path)?;
-            writer
-                .index_base(&change.path, file)
-                .map_err(|error| CaptureError::delta("read", &place(base, &change.path), error))?;
-        }
-    }
-    Ok(())
-}
-
-fn place(root: &Root, path: &ImagePath) -> PathBuf {
-    PathBuf::from(format!("{}{path}", root.label().display()))
 }
 
 /// The bytes first, then the name.

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use clap::Subcommand;
-use vireo_delta::{DeltaError, PublicKey, TrustedKeys};
+use vireo_delta::{DeltaError, PublicKey, SecretKey, TrustedKeys};
 
 use crate::Context;
 use crate::exit::{Failure, Report};
 
 mod apply;
+mod bundle;
 mod capture;
 mod diff;
 mod digest;
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     Key(key::Command),
     Capture(capture::Args),
     Show(show::Args),
+    #[command(subcommand)]
+    Bundle(bundle::Command),
     Apply(apply::Args),
     Digest(digest::Args),
     Diff(diff::Args),
@@ -44,6 +47,7 @@ impl Command {
             Self::Key(command) => Box::new(command.run()?),
             Self::Capture(args) => Box::new(capture::run(args, context)?),
             Self::Show(args) => Box::new(show::run(args)?),
+            Self::Bundle(command) => Box::new(command.run(context)?),
             Self::Apply(args) => Box::new(apply::run(args, context)?),
             Self::Digest(args) => Box::new(digest::run(args, context)?),
             Self::Diff(args) => Box::new(diff::run(args, context)?),
@@ -53,6 +57,20 @@ impl Command {
             Self::Log(args) => Box::new(log::run(args)?),
         })
     }
+}
+
+/// The key that signs, from its file.
+fn secret_key(path: &Path) -> Result<SecretKey, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        let absent = error.kind() == std::io::ErrorKind::NotFound;
+        let failure = Failure::io("read the key", path, error);
+        if absent { failure.hint("make one with `vireo key generate`") } else { failure }
+    })?;
+    text.parse().map_err(|error: DeltaError| {
+        Failure::refused(format!("cannot use the key {}", path.display()))
+            .caused_by(error)
+            .hint("make one with `vireo key generate`")
+    })
 }
 
 /// Public keys given as text or in files, one a line.

@@ -87,6 +87,9 @@ impl Failure {
                 (REFUSED, "name the signer's public key with --trust, if you do trust it")
             }
             ErrorKind::Limit => (REFUSED, "capture a smaller change"),
+            ErrorKind::NotPermitted => {
+                (REFUSED, "look at the change; --permit takes setuid, devices and mass")
+            }
             _ => (FAILED, "see the cause"),
         };
         let message = format!("cannot use the bundle {}", path.display());

@@ -41,6 +41,15 @@ pub(crate) struct Context {
     pub(crate) quiet: bool,
 }
 
+impl Context {
+    /// Tells of what is no failure.
+    pub(crate) fn warn(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("warning: {text}");
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let context = Context { quiet: cli.quiet || cli.json };

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use vireo_capture::Image;
 use vireo_image::unmounted::{self, Reader, Unfinished};
-use vireo_image::{Access, DiskImage, Mounted, RootPartition};
+use vireo_image::{Access, DiskImage, ErrorKind, Mounted, RootPartition};
 use vireo_model::{Ignore, Tree};
 use vireo_tree::{Root, ScanOptions, scan};
 
@@ -76,6 +77,63 @@ impl Source {
         match self {
             Self::Dir(root) => root,
             Self::Image(mounted) => mounted.root(),
+        }
+    }
+}
+
+/// Where digests of images' files are remembered.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct CacheArgs {
+    /// Directory where digests of the images' files are remembered, so that the next capture reads
+    /// only what changed since
+    #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
+    cache: Option<PathBuf>,
+    /// Remember nothing
+    #[arg(long)]
+    no_cache: bool,
+}
+
+impl CacheArgs {
+    /// `--cache`, else `$XDG_CACHE_HOME/vireo/digests`, else that in `~/.cache`.
+    pub(crate) fn dir(&self) -> Option<PathBuf> {
+        if self.no_cache {
+            return None;
+        }
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let caches = || {
+            let home = || set("HOME").map(|home| PathBuf::from(home).join(".cache"));
+            set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)
+        };
+        self.cache.clone().or_else(|| Some(caches()?.join("vireo/digests")))
+    }
+}
+
+/// An open source of a capture: images are read in place, or mounted where only the kernel can read
+/// them.
+#[derive(Debug)]
+pub(crate) enum CaptureSource {
+    Root(Source),
+    Image(Box<Image>),
+}
+
+impl CaptureSource {
+    pub(crate) fn open(path: &Path, partition: RootPartitionArgs) -> Result<Self, Failure> {
+        if path.is_dir() {
+            return Source::open(path, partition).map(Self::Root);
+        }
+        match Image::open(path, partition.get()) {
+            Ok(image) => Ok(Self::Image(Box::new(image))),
+            Err(error) if error.kind() == ErrorKind::Unsupported && !unmounted::is_needed() => {
+                Source::open(path, partition).map(Self::Root)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) fn source(&self) -> vireo_capture::Source<'_> {
+        match self {
+            Self::Root(source) => vireo_capture::Source::Root(source.root()),
+            Self::Image(image) => vireo_capture::Source::Image(image),
         }
     }
 }

@@ -213,6 +213,12 @@ impl<'a> Bundle<'a, Verified<'a>> {
         Some(ContentSource { path, digest, content, sources: &manifest.sources, frames })
     }
 
+    /// The base's file that the new content of `path` mostly comes from.
+    pub(crate) fn origin(&self, path: &ImagePath) -> Option<&ImagePath> {
+        let source = self.content(path)?.content.origin()?;
+        Some(&self.state.manifest.sources.get(source as usize)?.path)
+    }
+
     /// Compares every frame with its digest: whether the file is whole.
     ///
     /// # Errors

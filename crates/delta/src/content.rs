@@ -24,6 +24,17 @@ pub trait BaseRead: Sync {
     ///
     /// As reading a file; `UnexpectedEof` if it is shorter.
     fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// The length of the base's file `path` in bytes. Decoding does not ask for it; deriving bundles
+    /// does, of files that no change set tells the length of, and makes larger ones without it.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if there is no such file; `Unsupported` from implementers that do not tell.
+    fn len_of(&self, path: &ImagePath) -> io::Result<u64> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// A base in memory, for tests and small tools.
@@ -43,6 +54,10 @@ impl BaseRead for MemBase {
         let end = start.checked_add(buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(file.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
+    }
+
+    fn len_of(&self, path: &ImagePath) -> io::Result<u64> {
+        self.0.get(path).map(|file| file.len() as u64).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -139,6 +154,40 @@ impl ContentSource<'_> {
         let mut bytes = Vec::new();
         self.decode(base, &mut |piece| append(&mut bytes, piece))?;
         Ok(bytes)
+    }
+
+    /// Fills `buffer` from `offset` on without decoding what is before it; `None` if this content
+    /// can be decoded from its start only. What it gives is not compared with any digest.
+    pub(crate) fn read_at(
+        &self,
+        base: &dyn BaseRead,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Option<Result<(), DeltaError>> {
+        let Body::Segments(segments) = &self.content.body else { return None };
+        if self.content.recipe.is_some() {
+            return None;
+        }
+        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.content.len);
+        let Some(end) = end else {
+            return Some(Err(self.damaged("it is shorter than what is read of it".to_owned())));
+        };
+        let (mut at, mut filled) = (0, 0);
+        for segment in segments {
+            let (start, stop) = (offset.max(at), end.min(at + segment.len()));
+            if start < stop {
+                let part = segment.part(start - at, stop - start);
+                let outcome = self.segment(&part, base, &mut |piece| {
+                    filled += fill(&mut buffer[filled..], piece);
+                    Ok(())
+                });
+                if let Err(error) = outcome {
+                    return Some(Err(error));
+                }
+            }
+            at += segment.len();
+        }
+        Some(Ok(()))
     }
 
     /// A gzip file: its plain text, then made into the file again.
@@ -352,6 +401,22 @@ fn append(bytes: &mut Vec<u8>, piece: Piece<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Copies a piece to the start of `buffer`; returns its length.
+fn fill(buffer: &mut [u8], piece: Piece<'_>) -> usize {
+    match piece {
+        Piece::Data(data) => {
+            let len = data.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&data[..len]);
+            len
+        }
+        Piece::Zeros(zeros) => {
+            let len = usize::try_from(zeros).unwrap_or(usize::MAX).min(buffer.len());
+            buffer[..len].fill(0);
+            len
+        }
+    }
 }
 
 fn hash_zeros(hasher: &mut Hasher, len: u64) {

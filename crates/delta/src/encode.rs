@@ -7,12 +7,13 @@ use std::str::FromStr;
 use rayon::prelude::*;
 use vireo_model::{ChangeSet, Digest, Hasher, Ignore, ImagePath, Timestamp};
 
-use crate::chunk::{Chunk, Chunker, chunks};
+use crate::chunk::{Chunker, Cutter};
 use crate::consistency;
 use crate::error::{DeltaError, Detail, io_step};
 use crate::file::{Delta, Search};
 use crate::format::{HEADER_LEN, Header, feature, limit, limits};
 use crate::frames::{Class, Part, StreamId};
+use crate::gzip;
 use crate::manifest::Source;
 use crate::manifest::{
     self, Body, Content, Contents, FileDelta, Manifest, Packed, Segment, new_content,
@@ -47,10 +48,19 @@ impl Effort {
         }
     }
 
+    /// Longest gzip file that is looked into, in bytes: to find out what a long one's compressor did
+    /// takes longer than sending it.
+    pub(crate) fn packed_len(self) -> u64 {
+        match self {
+            Self::Fast => 12 << 10,
+            Self::Default | Self::Max => gzip::MAX_PACKED_LEN,
+        }
+    }
+
     /// How places of the base are looked for.
     pub(crate) fn search(self) -> Search {
         match self {
-            Self::Fast => Search { depth: 4, step: 4 },
+            Self::Fast => Search { depth: 2, step: 16 },
             Self::Default => Search { depth: 32, step: 1 },
             Self::Max => Search { depth: 256, step: 1 },
         }
@@ -156,11 +166,11 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     /// As `content`'s reads.
     pub fn index_base(&mut self, path: &ImagePath, content: impl Read) -> Result<(), DeltaError> {
         let source = self.source(path, None)?;
-        for chunk in chunks(content, Chunker::DEFAULT) {
-            let chunk = chunk?;
-            let len = chunk.bytes.len() as u64;
-            let segment = Segment::Base { source, offset: chunk.offset, len };
-            self.base_chunks.entry(chunk.digest).or_insert(segment);
+        let failed = io_step("read the content to be cut into chunks");
+        let mut cutter = Cutter::new(content, Chunker::DEFAULT);
+        while let Some((offset, bytes)) = cutter.next().map_err(&failed)? {
+            let segment = Segment::Base { source, offset, len: bytes.len() as u64 };
+            self.base_chunks.entry(Digest::of(bytes)).or_insert(segment);
         }
         Ok(())
     }
@@ -366,16 +376,19 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let literal_len = self.spool.plain_len();
         let (contents, sources) = without_unused(self.contents, self.sources);
         let (mut spool, frames, content_len) = self.spool.finish()?;
-        let mut manifest = manifest::encode(&Manifest {
-            changes: changes.clone(),
-            ignore: ignore.clone(),
-            contents,
-            sources,
-            dir_times: self.dir_times,
-            frames,
-            permits,
-            base_paths,
-        })?;
+        let mut manifest = manifest::encode(
+            &Manifest {
+                changes: changes.clone(),
+                ignore: ignore.clone(),
+                contents,
+                sources,
+                dir_times: self.dir_times,
+                frames,
+                permits,
+                base_paths,
+            },
+            self.effort.level(),
+        )?;
         let mut incompat = feature::LAYOUT_2;
         let (mut read_map_len, mut read_map_plain_len) = (0, 0);
         if let Some(map) = self.read_map {
@@ -445,11 +458,12 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut hasher = Hasher::new();
         let mut class = None;
-        for chunk in chunks(content, Chunker::DEFAULT) {
-            let chunk = chunk?;
-            hasher.update(&chunk.bytes);
-            let class = *class.get_or_insert_with(|| Class::of(&chunk.bytes));
-            let segment = self.segment_of(&chunk, class, may_refer)?;
+        let failed = io_step("read the content to be cut into chunks");
+        let mut cutter = Cutter::new(content, Chunker::DEFAULT);
+        while let Some((_, chunk)) = cutter.next().map_err(&failed)? {
+            hasher.update(chunk);
+            let class = *class.get_or_insert_with(|| Class::of(chunk));
+            let segment = self.segment_of(chunk, class, may_refer)?;
             if !segments.last_mut().is_some_and(|last| last.absorb(&segment)) {
                 segments.push(segment);
             }
@@ -463,21 +477,22 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
 
     fn segment_of(
         &mut self,
-        chunk: &Chunk,
+        chunk: &[u8],
         class: Class,
         may_refer: bool,
     ) -> Result<Segment, DeltaError> {
-        let len = chunk.bytes.len() as u64;
-        if chunk.bytes.iter().all(|byte| *byte == 0) {
+        let len = chunk.len() as u64;
+        if chunk.iter().all(|byte| *byte == 0) {
             return Ok(Segment::Zero { len });
         }
-        let in_base = self.base_chunks.get(&chunk.digest).filter(|_| may_refer);
-        if let Some(segment) = in_base.or(self.literal_chunks.get(&chunk.digest)) {
+        let digest = Digest::of(chunk);
+        let in_base = self.base_chunks.get(&digest).filter(|_| may_refer);
+        if let Some(segment) = in_base.or(self.literal_chunks.get(&digest)) {
             return Ok(*segment);
         }
-        let span = self.spool.add(StreamId::new(class, Part::Literal), &chunk.bytes)?;
+        let span = self.spool.add(StreamId::new(class, Part::Literal), chunk)?;
         let segment = Segment::Literal { class, offset: span.start, len };
-        self.literal_chunks.insert(chunk.digest, segment);
+        self.literal_chunks.insert(digest, segment);
         Ok(segment)
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use vireo_model::{Digest, ImagePath};
 
-use crate::PublicKey;
+use crate::{Permits, PublicKey};
 
 /// Why encoding, reading or decoding a bundle failed.
 ///
@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Untrusted,
     /// It is larger than a named limit allows: split it.
     Limit,
+    /// It would do what nobody permitted: look at the change, then permit it.
+    NotPermitted,
     /// Reading or writing failed; the source says why.
     Io,
 }
@@ -79,6 +81,14 @@ pub(crate) enum Detail {
         "the file that should have digest {expected} was read with {found}: it changed while it was captured"
     )]
     Changed { expected: Digest, found: Digest },
+    #[error("the second bundle starts from {base}, but the first ends at {target}")]
+    Chain { target: Digest, base: Digest },
+    #[error(
+        "the bundles differ in which paths belong to no version, so their digests mean different things"
+    )]
+    Ignores,
+    #[error("the derived bundle needs the permit {missing}, which those it is made of have not")]
+    Permits { missing: Permits },
     #[error("{path} is in the change set, but its content was never encoded")]
     NotEncoded { path: ImagePath },
 }
@@ -98,7 +108,11 @@ impl DeltaError {
             Detail::Features { .. } => ErrorKind::Unsupported,
             Detail::Limit { .. } => ErrorKind::Limit,
             Detail::Signature { .. } | Detail::Signer { .. } => ErrorKind::Untrusted,
-            Detail::Decoded { .. } | Detail::Base { .. } => ErrorKind::WrongBase,
+            Detail::Decoded { .. }
+            | Detail::Base { .. }
+            | Detail::Chain { .. }
+            | Detail::Ignores => ErrorKind::WrongBase,
+            Detail::Permits { .. } => ErrorKind::NotPermitted,
             Detail::Random { .. }
             | Detail::Io { .. }
             | Detail::Changed { .. }

@@ -111,6 +111,21 @@ impl Content {
         }
     }
 
+    /// The number of the base's file that most of it comes from.
+    pub(crate) fn origin(&self) -> Option<u32> {
+        match &self.body {
+            Body::Delta(delta) => Some(delta.source),
+            Body::Segments(list) => {
+                let base = list.iter().filter_map(|segment| match segment {
+                    Segment::Base { source, len, .. } => Some((*len, *source)),
+                    _ => None,
+                });
+                base.max_by_key(|(len, source)| (*len, u32::MAX - *source))
+                    .map(|(_, source)| source)
+            }
+        }
+    }
+
     /// Length of what the body stands for.
     pub(crate) fn plain_len(&self) -> u64 {
         match &self.body {
@@ -154,6 +169,17 @@ impl Segment {
     pub(crate) fn len(&self) -> u64 {
         match *self {
             Self::Base { len, .. } | Self::Literal { len, .. } | Self::Zero { len } => len,
+        }
+    }
+
+    /// `len` bytes of it from `skip` on, which it has.
+    pub(crate) fn part(&self, skip: u64, len: u64) -> Self {
+        match *self {
+            Self::Base { source, offset, .. } => Self::Base { source, offset: offset + skip, len },
+            Self::Literal { class, offset, .. } => {
+                Self::Literal { class, offset: offset + skip, len }
+            }
+            Self::Zero { .. } => Self::Zero { len },
         }
     }
 
@@ -215,7 +241,7 @@ mod tests {
             permits: Permits::NONE,
             base_paths: 1,
         };
-        let packed = encode(&manifest).expect("small");
+        let packed = encode(&manifest, 19).expect("small");
         let header = Header {
             incompat: 0,
             compat: 0,
@@ -341,14 +367,14 @@ mod tests {
 
     #[test]
     fn a_manifest_reads_back_what_it_wrote() {
-        let packed = encode(&sample()).expect("small");
+        let packed = encode(&sample(), 19).expect("small");
         let read = decode(&header(&packed.bytes, packed.plain_len), &packed.bytes);
         assert_eq!(read.expect("its own bytes"), sample());
     }
 
     #[test]
     fn manifests_that_nobody_wrote_never_panic() {
-        let packed = encode(&sample()).expect("small");
+        let packed = encode(&sample(), 19).expect("small");
         let plain = zstd::bulk::decompress(&packed.bytes, packed.plain_len as usize);
         let plain = plain.expect("its own bytes");
         let signer = header(&[], 0);
@@ -373,7 +399,7 @@ mod tests {
             let digest = if number == 0 { b"2".to_vec() } else { number.to_le_bytes().to_vec() };
             contents.insert(Digest::of(&digest), content);
         }
-        let packed = encode(&Manifest { contents, ..sample() }).expect("small");
+        let packed = encode(&Manifest { contents, ..sample() }, 19).expect("small");
         decode(&header(&packed.bytes, packed.plain_len), &packed.bytes)
     }
 
@@ -469,7 +495,7 @@ mod tests {
             with_attributes.xattrs.insert(format!("user.{number}").into_bytes(), Vec::new());
         }
         let changes = ChangeSet { changes: vec![added("/a", with_attributes)], ..sample().changes };
-        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() });
+        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() }, 19);
         let packed = packed.expect("small");
         let header = header(&packed.bytes, packed.plain_len);
         decode(&header, &packed.bytes).expect("a megabyte");
@@ -485,7 +511,7 @@ mod tests {
             node.xattrs.insert(format!("user.{number:0>249}").into_bytes(), Vec::new());
         }
         let changes = ChangeSet { changes: vec![added("/a", node)], ..sample().changes };
-        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() });
+        let packed = encode(&Manifest { changes, contents: Contents::default(), ..sample() }, 19);
         let packed = packed.expect("small");
         let error = decode(&header(&packed.bytes, packed.plain_len), &packed.bytes);
         let error = error.expect_err("75 KiB of names");
@@ -495,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_manifest_longer_than_the_header_says_is_refused() {
-        let packed = encode(&sample()).expect("small");
+        let packed = encode(&sample(), 19).expect("small");
         for plain_len in [0, packed.plain_len - 1, packed.plain_len + 1] {
             let error = decode(&header(&packed.bytes, plain_len), &packed.bytes);
             assert_eq!(error.expect_err("another length").kind(), ErrorKind::Corrupt);

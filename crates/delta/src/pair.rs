@@ -86,7 +86,8 @@ pub(crate) fn encode(
     if found != pair.digest {
         return Err(Detail::Changed { expected: pair.digest, found }.into());
     }
-    let unpacked = if gzip::is_packed(&target) { gzip::unpack(&target) } else { None };
+    let may_unpack = gzip::is_packed(&target) && target.len() as u64 <= effort.packed_len();
+    let unpacked = if may_unpack { gzip::unpack(&target) } else { None };
     let (target, recipe) = match unpacked {
         Some((plain, recipe)) => (plain, Some(recipe)),
         None => (target, None),

@@ -69,8 +69,11 @@ impl Known {
     /// What an earlier scan read.
     #[must_use]
     pub fn from_scan(scan: &Scan) -> Self {
+        // Both are in path order.
+        let mut nodes = scan.tree.iter();
         let file = |(path, state): (&ImagePath, &FileState)| {
-            let (_, digest) = scan.tree.get(path)?.content()?;
+            let (_, node) = nodes.find(|(found, _)| *found == path)?;
+            let (_, digest) = node.content()?;
             Some((state.ino, (*state, digest)))
         };
         Self { identity: scan.identity, by_inode: scan.files.iter().filter_map(file).collect() }
@@ -96,6 +99,29 @@ impl Known {
         };
         let files = entries.iter().filter(|entry| entry.kind == InodeKind::File);
         Ok(Self { identity: reader.identity(), by_inode: files.filter_map(file).collect() })
+    }
+
+    /// Which file system it is about, and in which state.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether it is about this file system, in whatever state.
+    #[must_use]
+    pub fn is_of(&self, identity: &Identity) -> bool {
+        trusted_until(&self.identity, identity) != Err(Distrust::OtherFileSystem)
+    }
+
+    pub(crate) fn parts(&self) -> (&Identity, &HashMap<u32, (FileState, Digest)>) {
+        (&self.identity, &self.by_inode)
+    }
+
+    pub(crate) fn of_parts(
+        identity: Identity,
+        by_inode: HashMap<u32, (FileState, Digest)>,
+    ) -> Self {
+        Self { identity, by_inode }
     }
 
     /// Prepares for a file system with this identity.

@@ -77,6 +77,7 @@ mod extent;
 mod group;
 mod inode;
 mod journal;
+mod known;
 mod reader;
 mod source;
 mod superblock;

@@ -21,7 +21,7 @@
 use std::fs::File;
 use std::path::Path;
 
-pub use vireo_ext4::{Known, Reader, Scan, ScanOptions, Unfinished};
+pub use vireo_ext4::{Content, FileState, Identity, Known, Reader, Scan, ScanOptions, Unfinished};
 use vireo_model::{ChangeSet, Ignore, Tree};
 
 use crate::partition::{RootPartition, find_root};

@@ -1,6 +1,6 @@
 //! What turns one tree into another.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
 
 use serde::Serialize;
 
@@ -63,23 +63,35 @@ impl ChangeSet {
     /// whoever replaces the first name has to link the others anew.
     #[must_use]
     pub fn between(base: &Tree, target: &Tree) -> Self {
-        let paths: BTreeSet<&ImagePath> =
-            base.iter().map(|(path, _)| path).chain(target.iter().map(|(path, _)| path)).collect();
         let differs = |path: &ImagePath| base.get(path) != target.get(path);
-        let leader_differs = |node: Option<&Node>| match node.map(|node| &node.kind) {
-            Some(NodeKind::HardLink { leader }) => differs(leader),
-            _ => false,
-        };
-        let changes = paths
-            .into_iter()
-            .filter(|path| differs(path) || leader_differs(target.get(path)))
-            .map(|path| (path, base.get(path), target.get(path)))
-            .map(|(path, before, after)| Change {
+        let is_listed = |path: &ImagePath, before: Option<&Node>, after: Option<&Node>| {
+            let leader_differs = match after.map(|node| &node.kind) {
+                Some(NodeKind::HardLink { leader }) => differs(leader),
+                _ => false,
+            };
+            (before != after || leader_differs).then(|| Change {
                 path: path.clone(),
                 before: before.cloned(),
                 after: after.cloned(),
             })
-            .collect();
+        };
+        // Both are in path order: one pass, without looking any path up.
+        let (mut base_nodes, mut target_nodes) = (base.iter().peekable(), target.iter().peekable());
+        let mut changes = Vec::new();
+        loop {
+            let order = match (base_nodes.peek(), target_nodes.peek()) {
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => break,
+            };
+            let before = if order.is_le() { base_nodes.next() } else { None };
+            let after = if order.is_ge() { target_nodes.next() } else { None };
+            if let Some((path, _)) = before.or(after) {
+                let nodes = (before.map(|(_, node)| node), after.map(|(_, node)| node));
+                changes.extend(is_listed(path, nodes.0, nodes.1));
+            }
+        }
         Self { base: base.digest(), target: target.digest(), changes }
     }
 

@@ -109,6 +109,17 @@ impl ImagePath {
         Some(if cut == 0 { Self::root() } else { Self(self.0[..cut].into()) })
     }
 
+    /// Whether `dir` is the directory that holds it.
+    #[must_use]
+    pub fn is_child_of(&self, dir: &Self) -> bool {
+        let below = if dir.is_root() { self.0.get(1..) } else { self.0.strip_prefix(&*dir.0) };
+        match below {
+            Some(rest) if dir.is_root() => !rest.is_empty() && !rest.contains(&b'/'),
+            Some([b'/', rest @ ..]) => !rest.contains(&b'/'),
+            _ => false,
+        }
+    }
+
     /// The last component; empty for the root.
     #[must_use]
     pub fn name(&self) -> &[u8] {

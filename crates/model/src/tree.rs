@@ -58,7 +58,37 @@ impl Tree {
     /// pass over the nodes, no content is read.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.dir_digests().remove(&ImagePath::root()).unwrap_or_else(|| Hasher::new().finish())
+        self.whole_digest().unwrap_or_else(|| {
+            let mut digests = self.dir_digests();
+            digests.remove(&ImagePath::root()).unwrap_or_else(|| Hasher::new().finish())
+        })
+    }
+
+    /// The digest of a tree of which every node's directory is there, as in all that was read from
+    /// a file system; else `None`.
+    fn whole_digest(&self) -> Option<Digest> {
+        // Backwards, what a directory holds comes right before it: its children are the last that
+        // wait for their directory, the first of them at the end.
+        let mut waiting: Vec<(&ImagePath, Digest)> = Vec::new();
+        for (path, node) in self.0.iter().rev() {
+            let mut hasher = Hasher::new();
+            hasher.update(b"vireo tree 1");
+            node.hash_into(&mut hasher);
+            while let Some((child, digest)) = waiting.last()
+                && child.is_within(path)
+            {
+                if !child.is_child_of(path) {
+                    return None;
+                }
+                hasher.field(child.name()).update(digest.as_bytes());
+                waiting.pop();
+            }
+            waiting.push((path, hasher.finish()));
+        }
+        match waiting.as_slice() {
+            [(path, digest)] if path.is_root() => Some(*digest),
+            _ => None,
+        }
     }
 
     /// The digest of every directory, as [`Tree::digest`] defines it. A parent that has no node
@@ -165,6 +195,18 @@ mod tests {
             tree.insert(path("/a/x"), node);
             assert_ne!(tree.digest(), base.digest(), "mutation {index}");
         }
+    }
+
+    #[test]
+    fn a_tree_without_some_directory_has_the_digest_that_its_directories_give() {
+        for gone in ["/", "/a", "/b", "/a/x"] {
+            let mut tree = sample();
+            tree.remove(&path(gone));
+            let by_dirs = tree.dir_digests().remove(&ImagePath::root()).expect("a root");
+            assert_eq!(tree.digest(), by_dirs, "without {gone}");
+        }
+        assert_eq!(sample().whole_digest(), sample().dir_digests().remove(&ImagePath::root()));
+        assert!(sample().whole_digest().is_some());
     }
 
     #[test]

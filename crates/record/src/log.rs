@@ -13,8 +13,11 @@ use crate::NotWatched;
 /// as lost.
 pub const MAX_READS: usize = 500_000;
 
-/// Most times kept for a read, a second apart; of a file that is read every second the first ones.
+/// Most times kept for a read.
 const MAX_TIMES: usize = 16;
+
+/// Span within which two times of a read say all; a start lasts longer.
+const SAME_TIME: Duration = Duration::from_secs(1);
 
 /// How often a file that no start and no reload read must be read by a unit that was left alone,
 /// until it counts as one that is read whenever it is needed.
@@ -65,6 +68,24 @@ struct Seen {
     times: Vec<Duration>,
 }
 
+impl Seen {
+    /// Keeps the time. Of three within a second the middle one goes: whatever longer span it was
+    /// in has one of its neighbours. Of too many the second goes: the first may be of a start long
+    /// ago, the later ones of one just now.
+    fn at(&mut self, now: Duration) {
+        if let [.., before, last] = self.times.as_mut_slice()
+            && now.saturating_sub(*before) < SAME_TIME
+        {
+            *last = now;
+            return;
+        }
+        if self.times.len() >= MAX_TIMES {
+            self.times.remove(1);
+        }
+        self.times.push(now);
+    }
+}
+
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
@@ -112,13 +133,7 @@ impl Log {
                 seen.phases.insert(phase);
                 seen.runs += u32::from(phase == Phase::Run);
             }
-            None => {
-                let fresh =
-                    seen.times.last().is_none_or(|last| now - *last >= Duration::from_secs(1));
-                if fresh && seen.times.len() < MAX_TIMES {
-                    seen.times.push(now);
-                }
-            }
+            None => seen.at(now),
         }
     }
 }
@@ -241,6 +256,25 @@ mod tests {
         assert_eq!(phases("/etc/a.conf"), Some(2));
         assert_eq!(phases("/srv/once"), None);
         assert_eq!(phases("/srv/twice"), Some(1));
+    }
+
+    #[test]
+    fn of_many_starts_in_a_row_the_last_is_remembered_and_the_first() {
+        let unit = Unit::new("a.service");
+        for step in [100, 400, 700, 1500, 3000] {
+            let mut log = Log::default();
+            let times: Vec<Duration> =
+                (0..100).map(|n| at(20) + Duration::from_millis(n * step)).collect();
+            for time in &times {
+                log.add(&unit, path("/etc/x"), false, None, *time);
+            }
+            let recorded = recorded(log);
+            for time in [times[0], times[99]] {
+                let range = time.saturating_sub(Duration::from_millis(10))..=time + at(5);
+                let map = recorded.map(&Starts::from([(unit.clone(), range)]));
+                assert!(map.readers_of(&path("/etc/x")).is_some(), "{step} ms apart");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - [`durable`]: writes that survive power loss whole or not at all.
 //! - [`copy`]: reflink or sparse copies of large files.
 //! - [`fanotify`]: who opens what on a whole file system.
+//! - [`procmap`]: the files that a process maps, without a text in between.
 //! - [`lock`], [`lease`]: who else uses a file.
 //!
 //! # Not here
@@ -34,5 +35,6 @@ pub mod lock;
 pub mod loopdev;
 mod map;
 pub mod mounts;
+pub mod procmap;
 
 pub use map::{Mapped, map_sealed};

@@ -34,6 +34,12 @@ impl TestkitError {
         Self { kind, message: message.into(), source: None }
     }
 
+    /// What a caller's own step of making something says of its failure.
+    #[must_use]
+    pub fn other(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Failed, message)
+    }
+
     /// `cannot <step> <path>`, because of `source`.
     pub(crate) fn io(step: &str, path: impl AsRef<Path>, source: io::Error) -> Self {
         let message = format!("cannot {step} {}", path.as_ref().display());

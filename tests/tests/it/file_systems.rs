@@ -43,8 +43,9 @@ impl Scene {
         vireo(["key", "generate", "--out", &keys])?.ok()?;
         let (base, target) = (mounts.arg("base"), mounts.arg("target"));
         let secret = format!("{keys}/vireo.key");
-        vireo(["capture", "--base", &base, "--target", &target, "--key", &secret, "-o", &bundle])?
-            .ok()?;
+        let mut args = vec!["capture", "--base", &base, "--target", &target, "--key", &secret];
+        args.extend(["-o", &bundle, "--no-cache"]);
+        vireo(args)?.ok()?;
         let key = std::fs::read_to_string(format!("{keys}/vireo.pub"))?.trim().to_owned();
         Ok(Self { mounts, bundle, key })
     }

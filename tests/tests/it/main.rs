@@ -3,6 +3,8 @@
 
 mod bad_bundle;
 mod bad_image;
+mod derived;
+mod facts;
 mod file_systems;
 mod full_disk;
 mod hostile;

@@ -92,6 +92,7 @@ impl Agent {
         staged: &Staged<'_>,
         boot: &str,
     ) -> Result<(), AgentError> {
+        prepared.hold_cutters = self.guarded && !staged.is_undo();
         let Some(man) = &prepared.plan.system.dead_man else { return Ok(()) };
         let is_update = prepared.plan.target.is_some() && !staged.is_undo();
         if is_update && self.guarded && prepared.facts.manager {
@@ -285,7 +286,8 @@ impl Agent {
             say(&format!("undoing the update: {reason}"));
         }
         self.drop_guard()?;
-        let options = UndoOptions::default();
+        // Nobody is there to say what is to become of files that were edited since: they are kept.
+        let options = UndoOptions { take: true };
         let number = condemned.transaction;
         let mut applied = self.undo_locked(number, &options, condemned.because.clone(), say)?;
         let receipt = &mut applied.receipt;

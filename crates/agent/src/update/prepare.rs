@@ -33,6 +33,8 @@ pub(super) struct Prepared {
     /// What was true before anything was done.
     pub(super) facts: Facts,
     pub(super) plan: Plan,
+    /// Nothing would bring the machine back if it were cut off: what could do that is held.
+    pub(super) hold_cutters: bool,
 }
 
 impl Agent {
@@ -68,7 +70,15 @@ impl Agent {
         plan.wire_bytes = outlook.wire_len;
         plan.disk_bytes = disk_bytes(outlook.changes);
         plan.drift = drift::shown(outlook.settled);
-        Ok(Prepared { policy, reads: outlook.reads, changes, replaced, facts, plan })
+        Ok(Prepared {
+            policy,
+            reads: outlook.reads,
+            changes,
+            replaced,
+            facts,
+            plan,
+            hold_cutters: true,
+        })
     }
 
     fn plan_of(
@@ -117,7 +127,7 @@ impl Agent {
         }
         plan.units.sort_by(|a, b| a.unit.cmp(&b.unit));
         let Plan { base, target, wire_bytes, disk_bytes, .. } = *earlier;
-        if earlier.system.dead_man.is_none() {
+        if prepared.hold_cutters && earlier.system.dead_man.is_none() {
             plan = hold_what_cuts_off(plan);
         }
         plan.system.dead_man.clone_from(&earlier.system.dead_man);

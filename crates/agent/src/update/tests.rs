@@ -623,3 +623,20 @@ fn who_holds_a_file_of_an_earlier_update_still_waits_after_the_next() {
     assert_eq!(second.pending.len(), 1, "{second}");
     assert_eq!(second.pending[0].subject, "dbus.service");
 }
+
+#[test]
+fn a_machine_that_is_started_anew_without_a_word_starts_on_the_base() {
+    let (lab, machine) = ssh_lab();
+    let agent = lab.agent(machine);
+    let before = tree(&lab.at("base"));
+    let _ = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied");
+    let mut guard = agent.state().guard().expect("readable").expect("armed");
+    let forward = vireo_tree::apply::Direction::Forward;
+    assert!(!agent.recover_files(forward).expect("looked"), "the boot is the same");
+    // Timers do not outlive a boot.
+    guard.boot = "another".to_owned();
+    agent.state().set_guard(Some(&guard)).expect("written");
+    assert!(agent.recover_files(forward).expect("undone"));
+    assert_eq!(tree(&lab.at("base")), before);
+    assert_eq!(agent.state().guard().expect("readable"), None);
+}

@@ -17,6 +17,7 @@ use crate::error::{AgentError, ErrorKind};
 use crate::guard::Guard;
 use crate::packages::PackageLock;
 use crate::root::open_root;
+use crate::system::boot_id;
 
 /// What an update that waits to be confirmed needs, as its receipt calls it.
 pub(super) const CONFIRMATION: &str = "confirmation";
@@ -178,15 +179,29 @@ impl Agent {
     }
 
     /// Brings the files of an interrupted update to base or target and leaves everything else to
-    /// the next start of the agent; for the early boot, when no service runs. Whether there was
-    /// something to do.
+    /// the next start of the agent; for the early boot, when no service runs. An update that waited to
+    /// be confirmed when the machine was started anew is undone, unless a repository can be asked.
+    /// Whether there was something to do.
     ///
     /// # Errors
     ///
     /// As [`Agent::recover`].
     pub fn recover_files(&self, direction: Direction) -> Result<bool, AgentError> {
         let root = open_root(&self.root)?;
-        Ok(!matches!(recover_with(&root, &RecoverOptions { direction })?, Recovered::Nothing))
+        let recovered = recover_with(&root, &RecoverOptions { direction })?;
+        let found = !matches!(recovered, Recovered::Nothing);
+        drop(recovered);
+        if found || self.state.enrolment()?.is_some() {
+            // An agent that follows a repository asks that first.
+            return Ok(found);
+        }
+        match self.state.guard()? {
+            // The machine was started anew because it could not be reached, for all that is known.
+            Some(guard) if guard.boot != boot_id()? => {
+                Ok(self.undo_unconfirmed(&guard.nonce, &|_| {})?.is_some())
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Forgets what is too old or too large to be kept for undoing.

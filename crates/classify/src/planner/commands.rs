@@ -48,7 +48,9 @@ impl Work<'_> {
     pub(super) fn consider_checks(&mut self, change: &ChangedFile) {
         let policy = self.policy;
         for rule in policy.checks_for(&change.path) {
-            let gone = change.kind == ChangeKind::Removed && rule.is_per_file();
+            // A link has nothing in it to be checked, least of all one that masks a unit.
+            let empty = change.kind == ChangeKind::Removed || change.details.links_to.is_some();
+            let gone = empty && rule.is_per_file();
             let missing = self.host.has(&rule.needs) == Some(false)
                 && !self.brought.contains(rule.needs.as_bytes());
             if gone {

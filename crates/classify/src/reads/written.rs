@@ -160,7 +160,11 @@ fn read(
         if by.values().any(BTreeSet::is_empty) || by.is_empty() {
             return Err(format!("nobody is said to read {path}"));
         }
-        if places.insert(place_of(&path), by).is_some() {
+        let place = place_of(&path);
+        if ImagePath::parse(&place).is_err() {
+            return Err(format!("{path} is too long"));
+        }
+        if places.insert(place, by).is_some() {
             return Err(format!("{path} stands there twice"));
         }
     }

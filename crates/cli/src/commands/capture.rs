@@ -3,20 +3,23 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vireo_capture::{CaptureOptions, Captured, ErrorKind};
+use vireo_capture::{
+    CaptureError, CaptureOptions, Captured, DigestCache, ErrorKind, Source, capture_images,
+    capture_mixed,
+};
 use vireo_classify::ReadMap;
 use vireo_delta::{Effort, Permits, SecretKey, limits};
 use vireo_model::Digest;
 
-use super::bytes;
+use super::{bytes, secret_key};
 use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
-use crate::source::{IgnoreArgs, RootPartitionArgs, Source};
+use crate::source::{CacheArgs, CaptureSource, IgnoreArgs, RootPartitionArgs};
 
 /// Capture what turns one image or directory into another, as a signed bundle
 ///
-/// Neither source is changed. Both may be raw disk images (as root) or directories.
+/// Neither source is changed. Both may be raw disk images, which are read in place, or directories.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Image or directory before the change
@@ -51,6 +54,8 @@ pub(crate) struct Args {
     ignore: IgnoreArgs,
     #[command(flatten)]
     partition: RootPartitionArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,19 +73,11 @@ pub(crate) struct Done {
     metadata: usize,
     paths: usize,
     hashed: usize,
+    base_hashed: usize,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
-    let text = fs::read_to_string(&args.key).map_err(|error| {
-        let absent = error.kind() == std::io::ErrorKind::NotFound;
-        let failure = Failure::io("read the key", &args.key, error);
-        if absent { failure.hint("make one with `vireo key generate`") } else { failure }
-    })?;
-    let key: SecretKey = text.parse().map_err(|error| {
-        Failure::refused(format!("cannot use the key {}", args.key.display()))
-            .caused_by(Box::<dyn std::error::Error>::from(error))
-            .hint("make one with `vireo key generate`")
-    })?;
+    let key = secret_key(&args.key)?;
     let options = CaptureOptions {
         ignore: args.ignore.get()?,
         paranoid: args.paranoid,
@@ -89,15 +86,37 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
         read_map: args.read_map.as_deref().map(read_map).transpose()?,
     };
     let _step = Step::new(context, format!("capturing {}", args.target.display()));
-    let base = Source::open(&args.base, args.partition)?;
-    let target = Source::open(&args.target, args.partition)?;
-    let captured = vireo_capture::capture(base.root(), target.root(), &options, &key, &args.out)
-        .map_err(|error| match error.kind() {
+    let base = CaptureSource::open(&args.base, args.partition)?;
+    let target = CaptureSource::open(&args.target, args.partition)?;
+    let captured =
+        capture(&base, &target, args, &options, &key).map_err(|error| match error.kind() {
             ErrorKind::NotPermitted => Failure::refused(error.to_string())
                 .hint("look at the paths; --permit takes setuid, devices and mass"),
             _ => error.into(),
         })?;
+    if let Some(error) = &captured.not_remembered {
+        context.warn(&format!("the images' digests cannot be remembered: {error}"));
+    }
     Ok(Done::new(args.out.clone(), &captured))
+}
+
+fn capture(
+    base: &CaptureSource,
+    target: &CaptureSource,
+    args: &Args,
+    options: &CaptureOptions,
+    key: &SecretKey,
+) -> Result<Captured, CaptureError> {
+    match (base.source(), target.source()) {
+        (Source::Image(base), Source::Image(target)) => {
+            let cache = args.cache.dir().map(DigestCache::new);
+            capture_images(base, target, options, cache.as_ref(), key, &args.out)
+        }
+        (Source::Root(base), Source::Root(target)) => {
+            vireo_capture::capture(base, target, options, key, &args.out)
+        }
+        (base, target) => capture_mixed(base, target, options, key, &args.out),
+    }
 }
 
 /// What a bundle may carry is what a machine reads from it.
@@ -138,6 +157,7 @@ impl Done {
             metadata: captured.metadata,
             paths: captured.paths,
             hashed: captured.hashed,
+            base_hashed: captured.base_hashed,
         }
     }
 }

@@ -67,7 +67,8 @@ pub(crate) struct Done {
 type Reasons = BTreeMap<String, String>;
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
-    // Before anything is restarted: a map that cannot be added to, a place that cannot be written.
+    // Before anything is done: no service manager, a map that cannot be added to.
+    systemd::starts()?;
     let mut map = if args.add { known(&args.out)? } else { ReadMap::new() };
     let recorder = Recorder::start(&Options { ignore: Ignore::default() })?;
     let (mut skipped, mut failed) = (Reasons::new(), Reasons::new());

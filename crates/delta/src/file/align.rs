@@ -5,14 +5,14 @@
 //! places are found by hashes of eight bytes, not by sorted suffixes: what suffixes find more lies in
 //! repetitions, and memory and time are a third.
 
+use std::cell::LazyCell;
+
 use super::Op;
 
 /// Bytes that are hashed together; no shorter match is found.
 const KEY_LEN: usize = 8;
 /// Bytes of the second key, which finds long matches where the short key is frequent.
 const LONG_KEY_LEN: usize = 24;
-/// A match elsewhere must have that many more right bytes than going on has.
-const MARGIN: usize = 8;
 /// Going on for that many equal bytes, nothing better is looked for.
 const GOOD_RUN: usize = 24;
 /// Matches are compared up to this length; longer is good enough.
@@ -28,7 +28,7 @@ const NOWHERE: u32 = u32::MAX;
 struct Index<'a> {
     base: &'a [u8],
     heads: Vec<u32>,
-    /// For each place the one before it with the same hash.
+    /// For each indexed place the one before it with the same hash.
     chain: Vec<u32>,
     long_heads: Vec<u32>,
     bits: u32,
@@ -50,7 +50,7 @@ impl<'a> Index<'a> {
         let mut index = Self {
             base,
             heads: vec![NOWHERE; 1 << bits],
-            chain: vec![NOWHERE; base.len()],
+            chain: vec![NOWHERE; base.len() / search.step + 1],
             long_heads: vec![NOWHERE; 1 << bits],
             bits,
             search,
@@ -64,7 +64,7 @@ impl<'a> Index<'a> {
             }
             last = Some(key);
             let hash = index.hash(key);
-            index.chain[at] = index.heads[hash];
+            index.chain[at / search.step] = index.heads[hash];
             index.heads[hash] = at as u32;
             if at + LONG_KEY_LEN <= base.len() {
                 let hash = index.long_hash(base, at);
@@ -113,7 +113,7 @@ impl<'a> Index<'a> {
             if place == NOWHERE || consider(place as usize) >= ENOUGH {
                 break;
             }
-            place = self.chain[place as usize];
+            place = self.chain[place as usize / self.search.step];
         }
         best
     }
@@ -143,11 +143,12 @@ fn common(a: &[u8], b: &[u8]) -> usize {
 }
 
 /// The copies and additions that make `target` from `base`; every op copies before it adds.
-pub(crate) fn align(base: &[u8], target: &[u8], search: Search) -> Vec<Op> {
+pub(crate) fn align(base: &[u8], target: &[u8], search: Search, margin: usize) -> Vec<Op> {
     if is_edited_in_place(base, target) {
         return vec![Op { base_at: 0, copy_len: target.len() as u64, extra_len: 0 }];
     }
-    let index = Index::new(base, search);
+    // Made when a place is first looked for: what only grows at its end needs none.
+    let index = LazyCell::new(|| Index::new(base, search));
     let mut ops = Vec::new();
     // The copy at hand: where it started in both.
     let (mut start, mut base_start) = (0, 0);
@@ -161,7 +162,7 @@ pub(crate) fn align(base: &[u8], target: &[u8], search: Search) -> Vec<Op> {
         }
         let (len, place) = index.find(target, scan);
         let right = agreeing(&base[going_on..], &target[scan..], len);
-        if len > right + MARGIN {
+        if len > right + margin {
             let copy = Copy { start, base_start };
             (start, base_start) = copy.end(base, target, scan, place, &mut ops);
             scan += len.min(target.len() - scan);
@@ -197,12 +198,19 @@ struct Copy {
 impl Copy {
     /// How far the copy goes on before more bytes are wrong than right, at most to `stop`.
     fn forward(&self, base: &[u8], target: &[u8], stop: usize) -> usize {
-        let pairs = base[self.base_start.min(base.len())..].iter().zip(&target[self.start..stop]);
-        let (mut score, mut best, mut len) = (0_i64, 0, 0);
-        for (count, (a, b)) in pairs.enumerate() {
-            score += if a == b { 1 } else { -1 };
+        let base = &base[self.base_start.min(base.len())..];
+        let target = &target[self.start..stop];
+        let most = base.len().min(target.len());
+        let (mut score, mut best, mut len, mut at) = (0_i64, 0, 0, 0);
+        // What is left cannot make up for what is wrong so far: nothing better comes.
+        while at < most && score + (most - at) as i64 > best {
+            let run = common(&base[at..], &target[at..]);
+            (score, at) = (score + run as i64, at + run);
             if score > best {
-                (best, len) = (score, count + 1);
+                (best, len) = (score, at);
+            }
+            if run == 0 {
+                (score, at) = (score - 1, at + 1);
             }
         }
         len
@@ -221,10 +229,14 @@ impl Copy {
         let mut forward = self.forward(base, target, scan);
         // The next copy backwards.
         let (mut score, mut best, mut back) = (0_i64, 0, 0);
-        for count in 1..=(scan - self.start).min(place) {
+        let most = (scan - self.start).min(place);
+        for count in 1..=most {
             score += if base[place - count] == target[scan - count] { 1 } else { -1 };
             if score > best {
                 (best, back) = (score, count);
+            }
+            if score + (most - count) as i64 <= best {
+                break;
             }
         }
         // Where both want the same bytes, cut where the sum of right bytes is greatest.

@@ -25,8 +25,11 @@ mod tests;
 pub(crate) mod varint;
 
 pub(crate) use align::Search;
+
 use moves::Moves;
 use refs::{Layout, Reference};
+
+use crate::frames::Class;
 
 /// How much of the base is read at a time, in bytes.
 const BLOCK_LEN: usize = 64 << 10;
@@ -67,12 +70,13 @@ pub(crate) fn encode(base: &[u8], target: &[u8], search: Search) -> Option<Delta
     }
     let shapes = elf::shape(base).zip(elf::shape(target));
     let layout = shapes.as_ref().and_then(|(base, target)| elf::layout(base, target));
+    let margin = margin(target);
     let ops = match (&shapes, &layout) {
         (Some((base_shape, target_shape)), Some(_)) => {
             let (base, target) = (elf::marked(base, base_shape), elf::marked(target, target_shape));
-            align::align(&base, &target, search)
+            align::align(&base, &target, search, margin)
         }
-        _ => align::align(base, target, search),
+        _ => align::align(base, target, search, margin),
     };
     let mut delta = Delta { control: control(layout.as_ref(), &ops), ..Delta::default() };
     if delta.control.len() as u64 > MAX_CONTROL_LEN {
@@ -108,6 +112,16 @@ pub(crate) fn encode(base: &[u8], target: &[u8], search: Search) -> Option<Delta
         at += extra;
     }
     Some(delta)
+}
+
+/// How many more right bytes than going on has another place of the base must have to be taken. A jump
+/// costs four or five bytes: as much as eight bytes of a program, or some twenty of text, cost when
+/// they travel themselves, compressed among their like.
+fn margin(target: &[u8]) -> usize {
+    match Class::of(target) {
+        Class::Text => 24,
+        Class::Program | Class::Other => 8,
+    }
 }
 
 fn found(layout: &Layout, offset: u64, bytes: &[u8]) -> Vec<Reference> {

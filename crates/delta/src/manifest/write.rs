@@ -15,9 +15,6 @@ use crate::error::{DeltaError, Detail, io_step};
 use crate::format::{limit, limits};
 use crate::frames::{CLASSES, Class, Span};
 
-/// zstd's level: the manifest is small, and most of it is digests that no level makes smaller.
-const COMPRESSION_LEVEL: i32 = 19;
-
 /// A manifest as it travels.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -25,8 +22,8 @@ pub(crate) struct Packed {
     pub(crate) plain_len: u64,
 }
 
-/// The manifest's bytes.
-pub(crate) fn encode(manifest: &Manifest) -> Result<Packed, DeltaError> {
+/// The manifest's bytes, compressed at zstd's `level`.
+pub(crate) fn encode(manifest: &Manifest, level: i32) -> Result<Packed, DeltaError> {
     let mut writer = Writer::default();
     writer.columns.base_paths = manifest.base_paths;
     writer.columns.permits = manifest.permits.bits();
@@ -61,8 +58,7 @@ pub(crate) fn encode(manifest: &Manifest) -> Result<Packed, DeltaError> {
         .map_err(|error| Detail::Manifest { what: error.to_string() })?;
     let plain_len = plain.len() as u64;
     limit("manifest length before compression", plain_len, limits::MAX_MANIFEST_PLAIN_LEN)?;
-    let bytes = zstd::bulk::compress(&plain, COMPRESSION_LEVEL)
-        .map_err(io_step("compress the manifest"))?;
+    let bytes = zstd::bulk::compress(&plain, level).map_err(io_step("compress the manifest"))?;
     limit("manifest length", bytes.len() as u64, limits::MAX_MANIFEST_LEN)?;
     Ok(Packed { bytes, plain_len })
 }

@@ -1,0 +1,212 @@
+//! Images as sources: read from their bytes, without a mount and without rights.
+//! What is trusted stands in the crate's documentation.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use vireo_image::unmounted::{
+    self, Content, FileState, Known, Reader, Scan, ScanOptions, Unfinished,
+};
+use vireo_image::{ImageError, RootPartition};
+use vireo_model::{Ignore, ImagePath};
+
+use crate::CaptureError;
+use crate::cache::DigestCache;
+use crate::snapshot::{Files, Snapshot};
+
+/// A disk image that is read in place: without a mount, without rights, without writing.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    stamp: Option<Stamp>,
+    reader: Reader,
+}
+
+/// What a write to a file changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    dev: u64,
+    ino: u64,
+    len: u64,
+    mtime: (i64, i64),
+    ctime: (i64, i64),
+}
+
+impl Stamp {
+    fn of(found: &Metadata) -> Self {
+        Self {
+            dev: found.dev(),
+            ino: found.ino(),
+            len: found.len(),
+            mtime: (found.mtime(), found.mtime_nsec()),
+            ctime: (found.ctime(), found.ctime_nsec()),
+        }
+    }
+}
+
+impl Image {
+    /// Opens the root file system of the image `path`. It must be unmounted cleanly.
+    ///
+    /// # Errors
+    ///
+    /// As [`unmounted::open`]: `Unsupported` where only the kernel can read it, by a mount.
+    pub fn open(path: &Path, root: RootPartition) -> Result<Self, ImageError> {
+        // Before the first byte is read, so that no change goes unseen. What cannot be looked at
+        // cannot be opened either.
+        let stamp = fs::metadata(path).ok().map(|found| Stamp::of(&found));
+        let reader = unmounted::open(path, root, Unfinished::Refuse)?;
+        Ok(Self { path: path.to_owned(), stamp, reader })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn check_settled(&self) -> Result<(), CaptureError> {
+        let path = &self.path;
+        let found = fs::metadata(path).map_err(|error| CaptureError::read(path, error))?;
+        if Some(Stamp::of(&found)) == self.stamp {
+            return Ok(());
+        }
+        Err(CaptureError::busy(format!(
+            "{} was written while it was captured: stop what uses it, or capture a copy",
+            path.display()
+        )))
+    }
+}
+
+/// An image's files, by where the scan found them.
+struct ImageFiles<'a> {
+    image: &'a Image,
+    files: BTreeMap<ImagePath, FileState>,
+}
+
+/// Both sides, and why their digests could not be remembered, if so.
+pub(crate) struct Sides<'a> {
+    pub(crate) base: Snapshot<'a>,
+    pub(crate) target: Snapshot<'a>,
+    pub(crate) forgotten: Option<io::Error>,
+}
+
+/// Reads two images. What the cache knows of the base is not read, nor what the base's metadata
+/// shows to be unchanged in the target; with `paranoid` all is.
+pub(crate) fn of_images<'a>(
+    base: &'a Image,
+    target: &'a Image,
+    ignore: &Ignore,
+    paranoid: bool,
+    cache: Option<&DigestCache>,
+) -> Result<Sides<'a>, CaptureError> {
+    let (before, after) = scan_both(base, target, ignore, cache, paranoid)?;
+    // What was read while somebody wrote must not be remembered.
+    base.check_settled()?;
+    target.check_settled()?;
+    let forgotten = cache.and_then(|cache| {
+        let put = |scan: &Scan| {
+            // Nothing was read, so nothing is new.
+            let is_known = scan.hashed == 0 && cache.has(&scan.identity);
+            if is_known { Ok(()) } else { cache.put(&Known::from_scan(scan)) }
+        };
+        put(&before).and_then(|()| put(&after)).err()
+    });
+    Ok(Sides { base: snapshot(base, before), target: snapshot(target, after), forgotten })
+}
+
+/// Reads one image; with a `cache` not what that knows.
+pub(crate) fn of_image<'a>(
+    image: &'a Image,
+    ignore: &Ignore,
+    cache: Option<&DigestCache>,
+) -> Result<Snapshot<'a>, CaptureError> {
+    let known = cache.and_then(|cache| cache.get(&image.reader.identity()));
+    let scan = scan(image, ignore, known.as_ref())?;
+    image.check_settled()?;
+    Ok(snapshot(image, scan))
+}
+
+fn scan_both(
+    base: &Image,
+    target: &Image,
+    ignore: &Ignore,
+    cache: Option<&DigestCache>,
+    paranoid: bool,
+) -> Result<(Scan, Scan), CaptureError> {
+    if paranoid {
+        return Ok((scan(base, ignore, None)?, scan(target, ignore, None)?));
+    }
+    let identity = base.reader.identity();
+    let remembered = cache.and_then(|cache| cache.get(&identity));
+    if remembered.as_ref().is_some_and(|known| *known.identity() == identity) {
+        // All of the base is known already, so that neither has to wait for the other.
+        let known = remembered.as_ref();
+        let (before, after) =
+            rayon::join(|| scan(base, ignore, known), || scan(target, ignore, known));
+        return Ok((before?, after?));
+    }
+    let before = scan(base, ignore, remembered.as_ref())?;
+    let after = scan(target, ignore, Some(&Known::from_scan(&before)))?;
+    Ok((before, after))
+}
+
+fn scan(image: &Image, ignore: &Ignore, known: Option<&Known>) -> Result<Scan, CaptureError> {
+    let options = ScanOptions { known, ..ScanOptions::default() };
+    Ok(unmounted::scan(&image.path, &image.reader, ignore, &options)?)
+}
+
+fn snapshot(image: &Image, scan: Scan) -> Snapshot<'_> {
+    let sparse = scan.files.iter().filter(|(_, file)| file.sparse);
+    Snapshot {
+        sparse: sparse.map(|(path, _)| path.clone()).collect(),
+        tree: scan.tree,
+        dir_times: scan.dir_times,
+        hashed: scan.hashed,
+        files: Box::new(ImageFiles { image, files: scan.files }),
+    }
+}
+
+impl ImageFiles<'_> {
+    fn content(&self, path: &ImagePath) -> io::Result<Content<'_>> {
+        let state = self.files.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let reader = &self.image.reader;
+        let inode = reader.inode(state.ino).map_err(io::Error::other)?;
+        reader.content(&inode).map_err(io::Error::other)
+    }
+}
+
+impl Files for ImageFiles<'_> {
+    fn label(&self) -> &Path {
+        &self.image.path
+    }
+
+    fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>> {
+        Ok(Box::new(ContentReader { content: self.content(path)?, at: 0 }))
+    }
+
+    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let read = self.content(path)?.read_at(offset, buffer).map_err(io::Error::other)?;
+        if read < buffer.len() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    fn check_settled(&self) -> Result<(), CaptureError> {
+        self.image.check_settled()
+    }
+}
+
+/// A file's content from its start.
+struct ContentReader<'a> {
+    content: Content<'a>,
+    at: u64,
+}
+
+impl Read for ContentReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.content.read_at(self.at, buffer).map_err(io::Error::other)?;
+        self.at += len as u64;
+        Ok(len)
+    }
+}

@@ -1,0 +1,101 @@
+//! A tree that was read, and the files behind it: what a bundle is made from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use vireo_model::{Ignore, ImagePath, Timestamp, Tree};
+use vireo_tree::{Root, Scan, ScanOptions, scan};
+
+use crate::CaptureError;
+
+/// The files of a tree: a directory's, or an image's.
+pub(crate) trait Files: Sync {
+    /// What messages call it.
+    fn label(&self) -> &Path;
+
+    /// Opens the regular file `path`; of a file with several names the first.
+    fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>>;
+
+    /// Fills `buffer` with the bytes of `path` from `offset` on.
+    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Fails if what was read may have changed meanwhile.
+    fn check_settled(&self) -> Result<(), CaptureError>;
+
+    /// The whole content of `path`, `len` bytes by what was read before.
+    fn read(&self, path: &ImagePath, len: u64) -> io::Result<Vec<u8>> {
+        let mut content = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+        // A byte more than expected shows that the file grew.
+        self.open(path)?.take(len.saturating_add(1)).read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    /// What messages call `path`.
+    fn place(&self, path: &ImagePath) -> PathBuf {
+        PathBuf::from(format!("{}{path}", self.label().display()))
+    }
+}
+
+/// One side of a capture.
+pub(crate) struct Snapshot<'a> {
+    pub(crate) tree: Tree,
+    /// Files with holes.
+    pub(crate) sparse: BTreeSet<ImagePath>,
+    /// Times of modification of the directories; no part of the tree.
+    pub(crate) dir_times: BTreeMap<ImagePath, Timestamp>,
+    /// How many files' content was read for the tree.
+    pub(crate) hashed: usize,
+    pub(crate) files: Box<dyn Files + 'a>,
+}
+
+impl<'a> Snapshot<'a> {
+    fn of_scan(scan: Scan, root: &'a Root) -> Self {
+        let sparse = scan.files.into_iter().filter(|(_, file)| file.sparse);
+        Self {
+            tree: scan.tree,
+            sparse: sparse.map(|(path, _)| path).collect(),
+            dir_times: scan.dir_times,
+            hashed: scan.hashed,
+            files: Box::new(root),
+        }
+    }
+}
+
+/// Reads two directories, of which the target may be a copy of the base.
+pub(crate) fn of_roots<'a>(
+    base: &'a Root,
+    target: &'a Root,
+    ignore: &Ignore,
+    paranoid: bool,
+) -> Result<(Snapshot<'a>, Snapshot<'a>), CaptureError> {
+    let before = scan(base, ignore, &ScanOptions::default())?;
+    let clone_of = (!paranoid).then_some(&before);
+    let after = scan(target, ignore, &ScanOptions { clone_of })?;
+    Ok((Snapshot::of_scan(before, base), Snapshot::of_scan(after, target)))
+}
+
+/// Reads one directory, every file of it.
+pub(crate) fn of_root<'a>(root: &'a Root, ignore: &Ignore) -> Result<Snapshot<'a>, CaptureError> {
+    Ok(Snapshot::of_scan(scan(root, ignore, &ScanOptions::default())?, root))
+}
+
+impl Files for &Root {
+    fn label(&self) -> &Path {
+        Root::label(self)
+    }
+
+    fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>> {
+        Ok(Box::new(self.open_file(path).map_err(io::Error::other)?))
+    }
+
+    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.open_file(path).map_err(io::Error::other)?.read_exact_at(buffer, offset)
+    }
+
+    /// Each file's content is compared with the digest that was taken before.
+    fn check_settled(&self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+}

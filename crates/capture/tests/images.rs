@@ -1,0 +1,214 @@
+//! Capture over images that are read in place: the same bundles as over directories, and the cost of
+//! the change alone once digests are remembered. mke2fs and debugfs (e2fsprogs) make the images.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+use vireo_capture::{
+    CaptureError, CaptureOptions, Captured, DigestCache, ErrorKind, Image, Source, capture,
+    capture_images, capture_mixed,
+};
+use vireo_delta::SecretKey;
+use vireo_image::RootPartition;
+use vireo_tree::Root;
+
+/// What mke2fs and debugfs take for now: long after the files were made, so that no file's time lies
+/// within the seconds that prove nothing.
+const NOW: u64 = 4_000_000_000;
+
+struct Place {
+    dir: TempDir,
+    key: SecretKey,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self { dir, key: SecretKey::generate().expect("random bytes") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, program: &str, args: &[&str], now: u64) {
+        let status = Command::new(program)
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .env("E2FSPROGS_FAKE_TIME", now.to_string())
+            .status()
+            .unwrap_or_else(|error| panic!("{program}: {error}; install e2fsprogs"));
+        assert!(status.success(), "{program} {args:?}");
+    }
+
+    /// A directory with files of a hundred lengths.
+    fn tree(&self, name: &str) {
+        for number in 0..100_usize {
+            let dir = self.path(name).join(format!("d{}", number % 7));
+            fs::create_dir_all(&dir).expect("made");
+            let text: String = (0..number * 13).map(|n| format!("{number} {n}\n")).collect();
+            let path = dir.join(format!("f{number}"));
+            fs::write(&path, text).expect("written");
+            // mke2fs takes whole seconds over.
+            let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+            let file = fs::File::open(path).expect("opens");
+            file.set_modified(long_ago).expect("set");
+        }
+    }
+
+    /// An image of the directory `tree`.
+    fn image(&self, tree: &str, image: &str) {
+        self.run(
+            "mke2fs",
+            &["-q", "-t", "ext4", "-O", "^has_journal", "-d", tree, image, "8M"],
+            NOW,
+        );
+    }
+
+    /// A copy of `base` in which one file has another content, as a kernel would have left it.
+    fn edited(&self, base: &str, target: &str) {
+        fs::copy(self.path(base), self.path(target)).expect("copied");
+        fs::write(self.path("new"), "another text\n").expect("written");
+        let script = "rm /d3/f10\nwrite new /d3/f10\nset_inode_field /d3/f10 ctime @4000000100\n\
+                      set_inode_field /d3/f10 mtime @4000000100\n";
+        fs::write(self.path("script"), script).expect("written");
+        self.run("debugfs", &["-w", "-f", "script", target], NOW + 200);
+    }
+
+    fn open(&self, name: &str) -> Image {
+        Image::open(&self.path(name), RootPartition::Find).expect("an image")
+    }
+
+    fn capture(&self, base: &str, target: &str, cache: Option<&DigestCache>) -> Captured {
+        self.try_capture(&self.open(base), &self.open(target), cache).expect("captured")
+    }
+
+    fn try_capture(
+        &self,
+        base: &Image,
+        target: &Image,
+        cache: Option<&DigestCache>,
+    ) -> Result<Captured, CaptureError> {
+        let options = CaptureOptions::default();
+        capture_images(base, target, &options, cache, &self.key, &self.path("out.vireo"))
+    }
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).expect("there")
+}
+
+#[test]
+fn images_give_the_bundle_that_their_files_give() {
+    let place = Place::new();
+    place.tree("tree");
+    place.image("tree", "base.img");
+    place.edited("base.img", "target.img");
+    let from_images = place.capture("base.img", "target.img", None);
+    assert_eq!((from_images.modified, from_images.added, from_images.removed), (1, 0, 0));
+    // Of the target only what its metadata leaves in doubt is read.
+    assert_eq!(from_images.hashed, 1);
+    assert!(from_images.base_hashed > 90, "{}", from_images.base_hashed);
+    let paranoid = CaptureOptions { paranoid: true, ..CaptureOptions::default() };
+    let (base, target) = (place.open("base.img"), place.open("target.img"));
+    let (key, out) = (&place.key, place.path("paranoid.vireo"));
+    let all = capture_images(&base, &target, &paranoid, None, key, &out).expect("captured");
+    assert!(all.hashed > 90, "{}", all.hashed);
+    assert_eq!(read(&out), read(&place.path("out.vireo")));
+}
+
+#[test]
+fn remembered_digests_save_reading_the_base_and_change_nothing() {
+    let place = Place::new();
+    place.tree("tree");
+    place.image("tree", "base.img");
+    place.edited("base.img", "target.img");
+    let cache = DigestCache::new(place.path("cache"));
+    let first = place.capture("base.img", "target.img", Some(&cache));
+    let bundle = read(&place.path("out.vireo"));
+    assert!(first.base_hashed > 90 && first.not_remembered.is_none());
+    let again = place.capture("base.img", "target.img", Some(&cache));
+    assert_eq!((again.base_hashed, again.hashed), (0, 1));
+    assert_eq!(read(&place.path("out.vireo")), bundle);
+    // The target's are remembered, too: it is the next base.
+    let back = place.capture("target.img", "base.img", Some(&cache));
+    assert!(back.base_hashed <= 1, "{}", back.base_hashed);
+    // Damaged, they count as absent.
+    for entry in fs::read_dir(place.path("cache")).expect("there") {
+        let path = entry.expect("readable").path();
+        let mut bytes = read(&path);
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).expect("written");
+    }
+    let damaged = place.capture("base.img", "target.img", Some(&cache));
+    assert!(damaged.base_hashed > 90, "{}", damaged.base_hashed);
+    assert_eq!(read(&place.path("out.vireo")), bundle);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_told_and_does_no_harm() {
+    let place = Place::new();
+    place.tree("tree");
+    place.image("tree", "base.img");
+    place.edited("base.img", "target.img");
+    fs::write(place.path("cache"), "no directory").expect("written");
+    let cache = DigestCache::new(place.path("cache"));
+    let captured = place.capture("base.img", "target.img", Some(&cache));
+    assert!(captured.not_remembered.is_some());
+    assert!(place.path("out.vireo").exists());
+}
+
+#[test]
+fn an_image_that_is_written_while_it_is_captured_is_refused() {
+    let place = Place::new();
+    place.tree("tree");
+    place.image("tree", "base.img");
+    place.edited("base.img", "target.img");
+    let (base, target) = (place.open("base.img"), place.open("target.img"));
+    // Somebody has it open for writing and writes.
+    let bytes = read(&place.path("target.img"));
+    fs::write(place.path("target.img"), bytes).expect("written");
+    let cache = DigestCache::new(place.path("cache"));
+    let error = place.try_capture(&base, &target, Some(&cache)).expect_err("it changed");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("target.img was written"), "{error}");
+    assert!(!place.path("out.vireo").exists() && !place.path("cache").exists());
+}
+
+#[test]
+fn an_image_and_a_directory_can_be_compared() {
+    let place = Place::new();
+    place.tree("tree");
+    place.image("tree", "base.img");
+    place.edited("base.img", "target.img");
+    let (image, edited) = (place.open("base.img"), place.open("target.img"));
+    let root = Root::open(&place.path("tree")).expect("a directory");
+    let options = CaptureOptions::default();
+    let out = |name: &str| place.path(name);
+    let same = capture_mixed(
+        Source::Root(&root),
+        Source::Image(&image),
+        &options,
+        &place.key,
+        &out("same.vireo"),
+    )
+    .expect("captured");
+    assert_eq!(same.base, same.target, "the image is of the directory");
+    let mixed = capture_mixed(
+        Source::Root(&root),
+        Source::Image(&edited),
+        &options,
+        &place.key,
+        &out("mixed.vireo"),
+    )
+    .expect("captured");
+    assert_eq!((mixed.modified, mixed.added, mixed.removed), (1, 0, 0));
+    // Two directories: nothing changed.
+    let none = capture(&root, &root, &options, &place.key, &out("none.vireo")).expect("captured");
+    assert_eq!(none.modified + none.added + none.removed + none.metadata, 0);
+}
