@@ -192,7 +192,7 @@ impl Run<'_> {
                 // Nobody is waiting for it, and a unit that is gone has nothing to reset.
                 Step::ResetFailed(units) => drop(services.reset_failed(&units)),
                 Step::Reload(units) => self.jobs(Job::Reload, &units),
-                Step::Restart(units) => self.jobs(Job::Restart, &units),
+                Step::Restart(units) => self.restart(&units),
                 Step::Start(units) => self.jobs(Job::Start, &units),
                 _ => {}
             }
@@ -213,6 +213,47 @@ impl Run<'_> {
             self.acted.retain(|(other, _)| *other != unit);
             self.acted.push((unit, job));
         }
+    }
+
+    /// Restarts units. A socket cannot listen anew while its service runs, and two restarts do not
+    /// reach the manager at once: the service may be back before the socket is gone. So both end,
+    /// then both begin, each in the manager's own order, with what went down along with them.
+    fn restart(&mut self, units: &[Unit]) {
+        let (services, before) = (self.scene.services, self.scene.before);
+        let pairs = units.iter().filter(|unit| unit.kind() == "socket").flat_map(|socket| {
+            let triggers = before.unit(socket).into_iter().flat_map(|unit| &unit.triggers);
+            triggers.filter(|service| units.contains(service)).map(move |it| (socket, it))
+        });
+        let bound: BTreeSet<&Unit> = pairs.flat_map(|(socket, it)| [socket, it]).collect();
+        let (mut bound, rest): (Vec<Unit>, Vec<Unit>) =
+            units.iter().cloned().partition(|unit| bound.contains(unit));
+        // A job begins when it is asked for: the socket's comes first both times.
+        bound.sort_by_key(|unit| unit.kind() != "socket");
+        if !rest.is_empty() {
+            self.jobs(Job::Restart, &rest);
+        }
+        if bound.is_empty() {
+            return;
+        }
+        let (start, up) = (Instant::now(), self.units_up());
+        let ended = services.run(Job::Stop, &bound);
+        let after = self.units_up();
+        let along = up.difference(&after).filter(|unit| !bound.contains(unit));
+        let again: Vec<Unit> = bound.iter().chain(along).cloned().collect();
+        let begun = services.run(Job::Start, &again);
+        for ((unit, ended), begun) in bound.iter().zip(ended).zip(begun) {
+            if begun.is_ok() {
+                self.acted.push((unit.clone(), Job::Restart));
+            }
+            self.reports.note(unit.as_str(), Job::Restart.as_str(), start, ended.and(begun));
+        }
+    }
+
+    /// The units that run now; none if nobody can say.
+    fn units_up(&self) -> BTreeSet<Unit> {
+        let facts = self.scene.system.facts(&BTreeSet::new()).unwrap_or_default();
+        let up = facts.units.into_values().filter(|unit| unit.active.is_up());
+        up.map(|unit| unit.name).collect()
     }
 
     /// Restarts units whose reload is not proven, where the plan allows it; whether there were any.

@@ -71,6 +71,13 @@ pub trait SystemView: Debug + Send + Sync {
 
     /// Those of the watched files that somebody has read since.
     fn reads_seen(&self, watched: &BTreeSet<String>) -> BTreeSet<String>;
+
+    /// Whether a read of the file at `path` by process `pid` would show; so it is taken to be
+    /// where nothing is known.
+    fn shows_reads(&self, pid: u32, path: &str) -> bool {
+        let _ = (pid, path);
+        true
+    }
 }
 
 impl<S: SystemView + ?Sized> SystemView for &S {
@@ -96,6 +103,10 @@ impl<S: SystemView + ?Sized> SystemView for &S {
 
     fn reads_seen(&self, watched: &BTreeSet<String>) -> BTreeSet<String> {
         (**self).reads_seen(watched)
+    }
+
+    fn shows_reads(&self, pid: u32, path: &str) -> bool {
+        (**self).shows_reads(pid, path)
     }
 }
 
@@ -263,6 +274,11 @@ impl SystemView for LiveSystem {
 
     fn reads_seen(&self, watched: &BTreeSet<String>) -> BTreeSet<String> {
         witness::seen(&self.root, watched)
+    }
+
+    fn shows_reads(&self, pid: u32, path: &str) -> bool {
+        let mounts = fs::read_to_string(self.proc.join(format!("{pid}/mountinfo")));
+        witness::leaves_trace(&mounts.unwrap_or_default(), path)
     }
 }
 

@@ -32,6 +32,21 @@ pub(crate) fn seen(root: &Path, paths: &BTreeSet<String>) -> BTreeSet<String> {
     paths.iter().filter(is_read).cloned().collect()
 }
 
+/// Whether a read of the file at `path` by the process of which `mounts` is the `mountinfo` file
+/// (proc(5)) moves its access time: not where the process has the file on a read-only mount, as
+/// services with `ProtectSystem=` have (systemd.exec(5)), or on one without access times.
+pub(crate) fn leaves_trace(mounts: &str, path: &str) -> bool {
+    let options = |line: &str| {
+        let mut fields = line.split(' ').skip(4);
+        let (point, options) = (fields.next()?, fields.next()?);
+        let below = path.strip_prefix(point.trim_end_matches('/'))?;
+        (below.is_empty() || below.starts_with('/')).then(|| (point.len(), options.to_owned()))
+    };
+    // Of two mounts on one point the later is on top.
+    let found = mounts.lines().filter_map(options).max_by_key(|(len, _)| *len);
+    found.is_none_or(|(_, options)| !options.split(',').any(|it| it == "ro" || it == "noatime"))
+}
+
 fn place(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
@@ -53,6 +68,19 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn a_read_from_a_read_only_mount_leaves_no_trace() {
+        let mounts = "1 0 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+            2 1 8:1 /etc /etc ro,relatime master:1 - ext4 /dev/sda1 rw\n\
+            3 2 8:1 /etc/redis /etc/redis rw,relatime - ext4 /dev/sda1 rw\n\
+            4 1 8:2 / /srv rw,noatime - ext4 /dev/sda2 rw\n";
+        let traced = ["/opt/app.conf", "/etc/redis/redis.conf", "/etcetera"];
+        assert!(traced.iter().all(|path| leaves_trace(mounts, path)));
+        assert!(!leaves_trace(mounts, "/etc/memcached.conf"));
+        assert!(!leaves_trace(mounts, "/srv/www/page"));
+        assert!(leaves_trace("", "/etc/memcached.conf"), "nothing is known");
+    }
 
     #[test]
     fn a_read_shows_and_a_look_does_not() {

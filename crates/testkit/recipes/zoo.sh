@@ -160,6 +160,7 @@ ENABLE="$ENABLE conn.socket"
 printf '[Service]\nType=oneshot\nExecStart=/bin/true\n' | unit hello.service
 printf '[Timer]\nOnCalendar=2038-01-01\n[Install]\nWantedBy=timers.target\n' | unit hello.timer
 ENABLE="$ENABLE hello.timer"
+mkdir -p "$R/srv/zoo"   # a mount point
 put /etc/zoo/once.conf <<< base
 service once '/bin/cp /etc/zoo/once.conf /run/once' Type=oneshot RemainAfterExit=yes
 put /etc/zoo/stopped.conf <<< base
@@ -172,7 +173,7 @@ service cred '/bin/sh -c "echo $$WORD $$(cat $$CREDENTIALS_DIRECTORY/token) > /r
 put /opt/deaf/deaf.sh <<< $'trap : HUP\ncp /etc/zoo/deaf.conf /run/deaf\nwhile :; do sleep 1; done'
 put /etc/zoo/deaf.conf <<< base
 service deaf '/bin/sh /opt/deaf/deaf.sh /etc/zoo/deaf.conf' 'ExecReload=/bin/kill -HUP $MAINPID'
-put /opt/polite/polite.sh <<< $'read_it() { cp /etc/zoo/polite.conf /run/polite; }\ntrap read_it HUP\nread_it\nwhile :; do sleep 0.2; done'
+put /opt/polite/polite.sh <<< $'read_it() { cp /etc/zoo/polite.conf /run/polite; }\ntrap read_it HUP\nread_it\nwhile :; do sleep 60 & wait $!; done'
 put /etc/zoo/polite.conf <<< base
 service polite '/bin/sh /opt/polite/polite.sh /etc/zoo/polite.conf' 'ExecReload=/bin/kill -HUP $MAINPID'
 cp "$R/bin/sleep" "$R/usr/local/bin/capsvc"; service capsvc '/usr/local/bin/capsvc infinity'

@@ -374,6 +374,17 @@ impl Committed<'_> {
         self.was_complete
     }
 
+    /// The numbers of the earlier transactions that are kept to be undone, those that it takes
+    /// back among them. [`history`] cannot say while this one holds the lock.
+    ///
+    /// # Errors
+    ///
+    /// Their directory cannot be read.
+    pub fn kept(&self) -> Result<Vec<u64>, TreeError> {
+        let list = self.journal.list()?.into_iter();
+        Ok(list.filter(|txn| txn.state == State::Past).map(|txn| txn.number).collect())
+    }
+
     /// The numbers of the transactions that it takes back; none for an update.
     #[must_use]
     pub fn undoes(&self) -> &[u64] {

@@ -15,13 +15,13 @@ ask() { # NAME: what the others say now, as names of units
 if [ "$3" = 1 ]; then ask before; fi
 nice -n 10 vireo-agent apply "$1" --trust "$2" --json > agent.out 2> agent.err & agent=$!
 pids() { systemctl show '*.service' -p Id,MainPID | grep -v '^$' | paste - - | sort; }
-before=$(pids)
+pids > rival.pids.before
 while IFS= read -r line; do
   echo "$line" >&2
   case $line in *"in place"*)
     if [ "$3" = 1 ]; then
       kill -STOP $agent
-      if [ "$(pids)" = "$before" ]; then ask after; else echo late > rival.late; fi
+      pids > rival.pids.after; ask after
       kill -CONT $agent
     fi;;
   esac

@@ -16,10 +16,11 @@ mod score;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use vireo_capture::capture;
+use vireo_capture::{CaptureOptions, capture};
 use vireo_delta::SecretKey;
 use vireo_testkit::image::{BaseImage, clone_image};
 use vireo_testkit::{Cache, Guest, Lab, Nspawn, Run, fixture, programs};
@@ -36,10 +37,13 @@ use crate::scene::permissive;
 
 /// Puts the agent in and copies the files that cases change, with all above them.
 const PREPARE: &str = r#"
-install -m755 "$2" "$1/usr/bin/vireo-agent"; install -d -m700 "$1/var/lib/vireo"
-mkdir "$3"; cd "$1"
-for path in "${@:4}"; do for file in .$path; do
-  if [ -e "$file" ] || [ -L "$file" ]; then cp -a --parents "$file" "$3"; fi
+install -m755 "$2" "$1/usr/bin/vireo-agent"; install -m755 "$3" "$1/usr/local/bin/vireo"
+install -d -m700 "$1/var/lib/vireo"; mkdir -p "$1/etc/vireo/policy.d"
+# Services that end later than so are none of these.
+printf 'version = 1\n[defaults]\nsettle = "2s"\n' > "$1/etc/vireo/policy.d/zoo.toml"
+mkdir "$4"; cd "$1"
+for path in "${@:5}"; do for file in .$path; do
+  if [ -e "$file" ] || [ -L "$file" ]; then cp -a --parents "$file" "$4"; fi
 done; done"#;
 
 /// Longest for the guest's services to have started.
@@ -50,6 +54,16 @@ const APPLY_DEADLINE: Duration = Duration::from_secs(120);
 
 const APPLY: &str = include_str!("apply.sh");
 
+/// Which unit reads which file, seen as an administrator sees it: each unit reloads and starts once,
+/// then what serves something is asked for it twice.
+const RECORD: &str = "vireo record --each-unit -o /run/reads.json -- bash -c 'for i in 1 2; do \
+    curl -s localhost:8000; curl -s localhost/v.html; curl -sk https://localhost:8443/v.php; \
+    curl -s localhost:8080/a/go; head -1 </dev/tcp/127.0.0.1/7009; sleep 1; done' >&2 && \
+    cat /run/reads.json";
+
+/// Longest for it: some forty services, a second or two each.
+const RECORD_DEADLINE: Duration = Duration::from_secs(240);
+
 /// Every service of the zoo has started and answers.
 const READY: &str = "until s=$(systemctl is-system-running); [ $s = running ] || [ $s = degraded ]; \
     do sleep 0.1; done; systemctl list-units --failed --plain --no-legend";
@@ -59,6 +73,7 @@ const READY: &str = "until s=$(systemctl is-system-running); [ $s = running ] ||
 pub struct Ground {
     lab: Lab,
     key: SecretKey,
+    read_map: OnceLock<Vec<u8>>,
 }
 
 impl Ground {
@@ -72,13 +87,14 @@ impl Ground {
         let cache = Cache::open()?;
         let image = BaseImage::zoo(&cache)?;
         let lab = Lab::new(&cache)?;
-        let ground = Self { lab, key: SecretKey::generate()? };
+        let ground = Self { lab, key: SecretKey::generate()?, read_map: OnceLock::new() };
         let disk = ground.path("guest.img");
         clone_image(&image, &disk)?;
-        let agent = programs::find("vireo-agent")?.display().to_string();
+        let program = |name| programs::find(name).map(|path| path.display().to_string());
+        let (agent, vireo) = (program("vireo-agent")?, program("vireo")?);
         let base = ground.path("base").display().to_string();
         let paths: BTreeSet<&str> = cases.iter().flat_map(Case::needed).collect();
-        let mut arguments = vec![agent.as_str(), &base];
+        let mut arguments = vec![agent.as_str(), &vireo, &base];
         arguments.extend(paths);
         fixture::edit(&disk, 0, PREPARE, &arguments)?;
         Ok(ground)
@@ -95,6 +111,19 @@ impl Ground {
         let failed = guest.exec_with(&["bash", "-c", READY], &[], BOOT_DEADLINE)?;
         ensure!(failed.success() && failed.stdout.is_empty(), "the zoo: {}", failed.tail());
         Ok(guest)
+    }
+
+    /// Records in the guest who reads what; updates bring it from then on. Gives what the recorder
+    /// says about it.
+    ///
+    /// # Errors
+    ///
+    /// The recorder fails.
+    pub fn record(&self, guest: &dyn Guest) -> anyhow::Result<String> {
+        let recorded = guest.exec_with(&["bash", "-c", RECORD], &[], RECORD_DEADLINE)?;
+        ensure!(recorded.success(), "cannot record: {}", recorded.tail());
+        let _ = self.read_map.set(recorded.stdout.into_bytes());
+        Ok(recorded.stderr)
     }
 
     /// Takes everything down and expects that nothing of it stays.
@@ -121,7 +150,8 @@ impl Ground {
         for edit in round.iter().flat_map(|case| &case.edits) {
             edit.apply(&target)?;
         }
-        capture(&Root::open(&base)?, &Root::open(&target)?, &permissive(), &self.key, &out)?;
+        let options = CaptureOptions { read_map: self.read_map.get().cloned(), ..permissive() };
+        capture(&Root::open(&base)?, &Root::open(&target)?, &options, &self.key, &out)?;
         let bundle = fs::read(&out)?;
         fs::remove_file(&out)?;
         let put =

@@ -124,7 +124,7 @@ impl<'a> Zoo<'a> {
             note(problem.0, Err(anyhow::anyhow!("not needed: {}", problem.1)));
         }
         self.count(round, &needed, &asked)?;
-        if applied.receipt.is_some() {
+        if applied.is_there() {
             let back = self.take_back(round, &applied.before);
             verdicts[0].errors.extend(back.err().map(|error| format!("{error:#}")));
         }
@@ -244,8 +244,11 @@ impl<'a> Zoo<'a> {
         if round[0].kind == Kind::Broken || asked.is_empty() && !all.is_empty() {
             return Ok(()); // There was no moment to ask the others in.
         }
-        let late = self.guest.exec(&["test", "-e", "/run/rival.late"])?;
-        ensure!(!late.success(), "{}: the others were asked too late", names(round));
+        // Restarts come last: if there was none yet, the others saw what the agent saw.
+        let early = shell(&self.guest, "cd /run; diff rival.pids.before rival.pids.after || true")?;
+        let restarts = asked.iter().filter_map(|operation| operation.strip_prefix("restart "));
+        let late: Vec<&str> = restarts.filter(|unit| early.contains(&format!("={unit}"))).collect();
+        ensure!(late.is_empty(), "{}: the others were asked too late: {late:?}", names(round));
         for (tool, name) in [(1, "needrestart"), (2, "checkrestart")] {
             let said = |when: &str| -> anyhow::Result<BTreeSet<String>> {
                 let text = shell(&self.guest, &format!("cat /run/rival.{name}.{when} || true"))?;
@@ -280,18 +283,24 @@ impl<'a> Zoo<'a> {
         }
         let after = Machine::look(&self.guest, [])?;
         let up: BTreeSet<&str> = after.up().collect();
-        let down: Vec<&str> = before.up().filter(|unit| !up.contains(unit)).collect();
+        let gone = |unit: &&str| !up.contains(unit) && !unit.starts_with("vireo-");
+        let down: Vec<&str> = before.up().filter(gone).collect();
         ensure!(down.is_empty(), "down after undoing: {down:?}\n{}", undone.stdout);
         Ok(())
     }
 }
 
 impl Applied {
+    /// Whether the update is there, and was not undone by the agent itself.
+    fn is_there(&self) -> bool {
+        self.receipt.as_ref().is_some_and(|receipt| text(&receipt["outcome"]) != "undone")
+    }
+
     /// Expects that the update was applied, or refused if its configuration is broken.
     fn has_come_about(&self, broken: bool) -> anyhow::Result<()> {
         let Output { code, .. } = self.output;
         ensure!(
-            code == REFUSED || self.receipt.is_some(),
+            code == REFUSED && broken || self.receipt.is_some(),
             "exit code {code}: {}",
             self.output.tail()
         );
@@ -320,7 +329,8 @@ impl Applied {
         let mut note = |unit: &str, problem| problems.push((unit.to_owned(), problem));
         let wants = |verb: &str, unit: &str| needed.contains(&format!("{verb} {unit}"));
         let up: BTreeSet<&str> = self.after.up().collect();
-        for unit in self.before.up().filter(|unit| !wants("stop", unit)) {
+        let own = |unit: &str| unit.starts_with("vireo-");
+        for unit in self.before.up().filter(|unit| !wants("stop", unit) && !own(unit)) {
             if !up.contains(unit) {
                 note(unit, "is down".to_owned());
                 continue;

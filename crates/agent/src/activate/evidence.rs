@@ -67,7 +67,7 @@ impl Scene<'_> {
                 .not_active(facts, unit, *job)
                 .or_else(|| self.sockets_lost(unit, &listening))
                 .or_else(|| holds(facts, unit))
-                .or_else(|| self.not_read(unit, &unread))
+                .or_else(|| self.not_read(facts, unit, &unread))
                 .or_else(|| self.probes_fail(unit));
             if let Some(shortfall) = shortfall {
                 found.insert(unit.clone(), shortfall);
@@ -107,10 +107,18 @@ impl Scene<'_> {
             .then(|| Shortfall::Late(format!("it does not listen on {} any more", lost.join(", "))))
     }
 
-    fn not_read(&self, unit: &Unit, unread: &BTreeSet<&String>) -> Option<Shortfall> {
+    /// Files that it must have read, where a read of its would show.
+    fn not_read(
+        &self,
+        facts: &Facts,
+        unit: &Unit,
+        unread: &BTreeSet<&String>,
+    ) -> Option<Shortfall> {
         let entry = self.unit(unit)?;
-        let missing: Vec<&str> =
-            entry.reads.iter().filter(|path| unread.contains(path)).map(String::as_str).collect();
+        let pid = facts.unit(unit).map_or(0, |facts| facts.main_pid);
+        let missing = entry.reads.iter().filter(|path| unread.contains(path));
+        let missing = missing.filter(|path| self.system.shows_reads(pid, path));
+        let missing: Vec<&str> = missing.map(String::as_str).collect();
         (!missing.is_empty())
             .then(|| Shortfall::Unproven(format!("it has not read {}", missing.join(", "))))
     }

@@ -247,3 +247,29 @@ fn a_unit_that_ends_after_its_job_is_ill() {
     assert_eq!(done.ill.len(), 1);
     assert_eq!(done.actions[0].result, ActionResult::Failed);
 }
+
+/// Two restarts in a row would find the service back before the socket is gone.
+#[test]
+fn a_socket_and_its_running_service_end_before_either_begins() {
+    let service = Unit::new("echo.service");
+    let socket = UnitFacts { triggers: vec![service], ..UnitFacts::running("echo.socket") };
+    let facts = Facts::new()
+        .with_unit(socket)
+        .with_unit(UnitFacts::running("echo.service"))
+        .with_unit(UnitFacts::running("cron.service"));
+    let changes = [
+        change("/etc/systemd/system/echo.socket", None),
+        change("/etc/systemd/system/cron.service", None),
+    ];
+    let (calls, outcome) = run(&FakeMachine::new(facts), &changes);
+    assert_eq!(
+        calls,
+        "daemon-reload; restart cron.service; stop echo.socket echo.service; \
+         start echo.socket echo.service"
+    );
+    assert_eq!(
+        outcome,
+        "done daemon-reload system; done restart cron.service; done restart echo.socket; \
+         done restart echo.service"
+    );
+}

@@ -80,8 +80,8 @@ impl Agent {
     }
 
     /// The files that earlier updates of this boot replaced and whose inodes are kept: whoever
-    /// holds one has not taken that update up. What the transactions that `committed` takes back
-    /// replaced is in its place again.
+    /// holds one has not taken that update up. What the transactions replaced that `committed`
+    /// undoes is in its place again.
     pub(super) fn replaced_earlier(
         &self,
         boot: &str,
@@ -91,7 +91,7 @@ impl Agent {
         if held.boot != boot {
             return Ok(BTreeSet::new());
         }
-        let (kept, undone) = (committed.earlier()?, committed.undoes());
+        let (kept, undone) = (committed.kept()?, committed.undoes());
         let counts = |number: &u64| kept.contains(number) && !undone.contains(number);
         let of_kept = held.files.into_iter().filter(|(number, _)| counts(number));
         Ok(of_kept.flat_map(|(_, files)| files).collect())

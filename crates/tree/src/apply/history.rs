@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use vireo_model::Digest;
 
+use super::Settled;
 use super::journal::{Journal, State};
-use super::{Committed, Settled};
 use crate::{Root, TreeError};
 
 /// A transaction that can be undone.
@@ -54,19 +54,6 @@ pub fn history(root: &Root) -> Result<Vec<Past>, TreeError> {
             })
         })
         .collect()
-}
-
-impl Committed<'_> {
-    /// The numbers of the earlier transactions that can be undone: the inodes that they replaced
-    /// are kept.
-    ///
-    /// # Errors
-    ///
-    /// `Io` if the state directory cannot be read.
-    pub fn earlier(&self) -> Result<Vec<u64>, TreeError> {
-        let list = self.journal.list()?.into_iter();
-        Ok(list.filter(|txn| txn.state == State::Past).map(|txn| txn.number).collect())
-    }
 }
 
 /// Gives up undoing the transaction `last` and all before it, and frees what they keep.

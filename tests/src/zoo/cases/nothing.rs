@@ -56,7 +56,7 @@ fn content() -> Vec<Case> {
 fn data() -> Vec<Case> {
     vec![
         row("CRN-01").write("/etc/cron.d/v", "* * * * * root true\n"),
-        row("LOG-02").write("/etc/logrotate.d/zoo", "/var/log/zoo.log {\n  weekly\n}\n"),
+        row("LOG-02").write("/etc/logrotate.d/zoo", "/var/log/zoo.log {\n  weekly\n  missingok\n}\n"),
         row("NSS-01")
             .append("/etc/hosts", "10.9.8.7 zoo-host\n")
             .shows("getent hosts zoo-host | cut -d' ' -f1", "", "10.9.8.7"),
