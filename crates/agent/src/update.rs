@@ -39,7 +39,7 @@ pub use undo::{UNDO_AGE_MAX, UNDO_COUNT_MAX, UNDO_LEN_MAX};
 use changed::summary;
 use drift::DriftRules;
 use enact::Enactment;
-use prepare::{Outlook, Prepared, refuse_unfit};
+use prepare::{Outlook, Prepared, refuse_bad_policy, refuse_unfit};
 use watch::Watch;
 
 /// Where the agent's program is, unless somebody says otherwise.
@@ -312,6 +312,7 @@ impl Agent {
             reads: self.read_map(bundle.read_map())?,
             wire_len: bundle.wire_len(),
         };
+        refuse_bad_policy(&outlook)?;
         let mut prepared = self.prepare(policy, outlook)?;
         watch.lap("plan");
         say(&summary(&prepared.plan));

@@ -63,7 +63,7 @@ fn bundle(base: &Files, target: &Files) -> Vec<u8> {
         let origin = base
             .get_key_value(name)
             .filter(is_file)
-            .or_else(|| base.iter().filter(is_file).next_back());
+            .or_else(|| base.iter().rfind(is_file));
         let ancestor = origin.map(|(origin, bytes)| (path(origin), bytes.len() as u64));
         pairs.push(Pair { digest, len: bytes.len() as u64, sparse: false, ancestor });
         names.insert(digest, name.clone());

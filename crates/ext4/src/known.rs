@@ -144,7 +144,7 @@ mod tests {
                 mtime: time(11),
                 ctime: time(12),
                 map: Digest::of(&ino.to_le_bytes()),
-                sparse: ino % 2 == 0,
+                sparse: ino.is_multiple_of(2),
             };
             (ino, (state, Digest::of(b"content")))
         };

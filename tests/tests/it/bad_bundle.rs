@@ -103,7 +103,7 @@ fn root_a_bundle_without_a_trusted_signature_is_refused() -> anyhow::Result<()> 
     args[5] = scene.arg("others/vireo.pub");
     scene.refuses(&args, 5, &["update.vireo", "not trusted here", "--trust"])?;
     args[5] = "vireo-key-v1:1234".to_owned();
-    vireo(&args)?.fails(1, &["vireo-key-v1:1234"])?;
+    vireo(&args)?.fails(5, &["vireo-key-v1:1234", "64 hexadecimal digits"])?;
     // Nobody is trusted who is not named.
     vireo(&args[..4])?.exits(2)?.says(&["--trust"])?;
     Ok(())

@@ -66,21 +66,27 @@ enum Ended {
     Well,
     /// With this output.
     Badly(String),
-    /// It is not there.
-    Missing,
+    /// It is not there, or what it needs to be loaded is not: ld.so(8) and shells use the same status.
+    Missing(String),
 }
 
 fn check(question: &Question, target: &Path, base: &Path, rooms: &mut Rooms) -> CheckReport {
     let start = Instant::now();
     let (result, detail) = match run(&question.command, target, rooms) {
         Ended::Well => (CheckResult::Passed, String::new()),
-        Ended::Missing => (CheckResult::Skipped, "its program is not on this machine".to_owned()),
+        Ended::Missing(output) => match run(&question.command, base, rooms) {
+            Ended::Missing(_) => {
+                (CheckResult::Skipped, "its program is not on this machine".to_owned())
+            }
+            // It can be loaded now and could not with the update.
+            Ended::Well | Ended::Badly(_) => (CheckResult::Failed, output),
+        },
         Ended::Badly(output) if question.is_new => (CheckResult::Failed, output),
         Ended::Badly(output) => match run(&question.command, base, rooms) {
             Ended::Badly(_) => {
                 (CheckResult::Skipped, format!("it fails without the update, too: {output}"))
             }
-            Ended::Well | Ended::Missing => (CheckResult::Failed, output),
+            Ended::Well | Ended::Missing(_) => (CheckResult::Failed, output),
         },
     };
     let (command, seconds) = (question.command.clone(), start.elapsed().as_secs_f64());
@@ -95,7 +101,7 @@ fn run(command: &[String], root: &Path, rooms: &mut Rooms) -> Ended {
     end_leftovers();
     match ended {
         Ok(ended) => ended,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ended::Missing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ended::Missing(error.to_string()),
         Err(error) => Ended::Badly(format!("it cannot be run: {error}")),
     }
 }
@@ -133,15 +139,14 @@ fn run_into(command: &[String], root: &Path, mut output: File) -> io::Result<End
     if status.success() {
         return Ok(Ended::Well);
     }
-    if status.code() == Some(super::MISSING_CODE) {
-        return Ok(Ended::Missing);
-    }
     let len = output.metadata()?.len();
     output.seek(SeekFrom::Start(len.saturating_sub(OUTPUT_LEN_MAX)))?;
     let mut bytes = Vec::new();
     output.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-    Ok(Ended::Badly(if text.is_empty() { status.to_string() } else { text }))
+    let text = if text.is_empty() { status.to_string() } else { text };
+    let is_missing = status.code() == Some(super::MISSING_CODE);
+    Ok(if is_missing { Ended::Missing(text) } else { Ended::Badly(text) })
 }
 
 /// Becomes the program `command`, with `root` as its root directory.

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use vireo_classify::{Action, ActiveState, Facts, FileId, OnFailure, Plan, Policy, Reboot, Unit};
-use vireo_tree::apply::{Committed, Recovered, Staged, UndoOptions, recover};
+use vireo_tree::apply::{Committed, Recovered, Staged, UndoOptions, history, recover};
 use vireo_tree::{ErrorKind as TreeErrorKind, Root};
 
 use super::prepare::{Prepared, hold_what_cuts_off};
@@ -93,16 +93,27 @@ impl Agent {
         boot: &str,
     ) -> Result<(), AgentError> {
         prepared.hold_cutters = self.guarded && !staged.is_undo();
+        let earlier = self.state.guard()?;
+        // One with this number or a later one is of an update that was undone since.
+        let earlier = match earlier.filter(|guard| guard.transaction < staged.number()) {
+            None => self.drop_guard().map(|()| None)?,
+            earlier => earlier,
+        };
         let Some(man) = &prepared.plan.system.dead_man else { return Ok(()) };
         let is_update = prepared.plan.target.is_some() && !staged.is_undo();
         if is_update && self.guarded && prepared.facts.manager {
-            let guard = Guard::new(man, staged.number(), boot)?;
+            // Whoever confirms this one has reached the machine with the earlier one, too.
+            let first = earlier.as_ref().map_or(staged.number(), |guard| guard.transaction);
+            let guard = Guard::new(man, first, boot)?;
             // The record first: a timer without one does nothing.
             self.state.set_guard(Some(&guard))?;
             if guard.arm(&*self.services, &self.undoer()).is_ok() {
+                if let Some(earlier) = earlier {
+                    earlier.disarm(&*self.services);
+                }
                 return Ok(());
             }
-            self.state.set_guard(None)?;
+            self.state.set_guard(earlier.as_ref())?;
         }
         if is_update && self.guarded {
             let plan = std::mem::replace(&mut prepared.plan, Plan::empty());
@@ -221,7 +232,12 @@ impl Agent {
             // Before the update counts as over, or an interruption would leave it.
             self.state.set_condemned(Some(condemned))?;
         } else if is_update {
+            // An interruption may have left it: all is well now.
+            self.state.set_condemned(None)?;
             self.await_confirmation(&mut receipt, number)?;
+        } else if self.state.guard()?.is_some_and(|it| committed.undoes().contains(&it.transaction))
+        {
+            self.drop_guard()?;
         }
         drift::record(&self.state, &committed)?;
         self.state.set_receipt(&receipt)?;
@@ -257,7 +273,7 @@ impl Agent {
 
     /// Has the time to confirm begin, if the update has to be confirmed.
     fn await_confirmation(&self, receipt: &mut Receipt, number: u64) -> Result<(), AgentError> {
-        let Some(guard) = self.state.guard()?.filter(|guard| guard.transaction == number) else {
+        let Some(guard) = self.state.guard()?.filter(|guard| guard.transaction <= number) else {
             return Ok(());
         };
         // If it cannot be set, the first one still counts.
@@ -285,19 +301,38 @@ impl Agent {
         for reason in &condemned.because {
             say(&format!("undoing the update: {reason}"));
         }
-        self.drop_guard()?;
+        let number = condemned.transaction;
+        if !history(&open_root(&self.root)?)?.iter().any(|past| past.number == number) {
+            // The undo was interrupted when it was over but for this.
+            return self.absolve(&condemned, self.unchanged()?);
+        }
         // Nobody is there to say what is to become of files that were edited since: they are kept.
         let options = UndoOptions { take: true };
-        let number = condemned.transaction;
         let mut applied = self.undo_locked(number, &options, condemned.because.clone(), say)?;
         let receipt = &mut applied.receipt;
         receipt.actions.splice(0..0, condemned.actions.iter().cloned());
         receipt.checks.clone_from(&condemned.checks);
+        self.absolve(&condemned, applied)
+    }
+
+    /// The last of an undo that nobody asked for: what ran before runs again, and that is written
+    /// down.
+    fn absolve(&self, condemned: &Condemned, mut applied: Applied) -> Result<Applied, AgentError> {
+        let receipt = &mut applied.receipt;
         self.revive(&condemned.revive, receipt)?;
         receipt.outcome = receipt.judge();
         self.state.set_receipt(receipt)?;
+        self.drop_guard()?;
         self.state.set_condemned(None)?;
         Ok(applied)
+    }
+
+    /// What the last update or undo came to, once more.
+    fn unchanged(&self) -> Result<Applied, AgentError> {
+        let receipt = self.state.last_receipt()?.ok_or_else(|| {
+            AgentError::new(crate::ErrorKind::State, "the receipt of what was undone is gone")
+        })?;
+        Ok(Applied { receipt, restart_self: false })
     }
 
     /// Starts again what ran before the update and does not now.
@@ -342,8 +377,12 @@ impl Agent {
             Recovered::Completed(committed) => committed,
             Recovered::Nothing | Recovered::Discarded => {
                 // What it was for did not happen, or all of it did.
+                let tree = self.state.position()?.map(|position| position.tree);
                 match self.state.obligation()? {
-                    Some(obligation) if self.state.condemned()?.is_none() => {
+                    Some(obligation)
+                        if self.state.condemned()?.is_none()
+                            && tree != Some(obligation.position.tree) =>
+                    {
                         self.drop_obligation(&obligation)?;
                     }
                     _ => self.state.clear_obligation()?,
@@ -396,7 +435,7 @@ impl Agent {
                 }
             }
         }
-        let policy = self.current_policy()?;
+        let policy = self.policy_of_return(say);
         let (before, policy, watch) = (&before, &policy, Watch::start());
         self.finish(committed, Ending { obligation, before, policy, watch, resumed: true }, say)
     }

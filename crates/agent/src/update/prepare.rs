@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 
 use vireo_classify::{
-    Action, ChangedFile, Facts, FileId, Packages, Plan, Planner, Policy, ReadMap,
+    Action, ChangedFile, Facts, FileId, MAX_POLICY_LEN, Packages, Plan, Planner, Policy,
+    PolicyFile, ReadMap,
 };
 use vireo_model::ChangeSet;
 use vireo_tree::apply::{Replaced, Settled};
 
 use super::changed::{Contents, changed_files, disk_bytes};
-use super::{Agent, drift};
+use super::{Agent, Say, drift};
+use crate::client::chain;
 use crate::error::{AgentError, ErrorKind};
-use crate::policy::load_policy;
+use crate::policy::{POLICY_DIRS, load_policy};
 
 /// What is about to change.
 pub(super) struct Outlook<'a> {
@@ -44,6 +46,15 @@ impl Agent {
             Some(policy) => Ok(policy.clone()),
             None => load_policy(&self.root),
         }
+    }
+
+    /// The policy for a way back or on, which must not depend on it: what an update has brought may
+    /// be the very thing that is wrong.
+    pub(super) fn policy_of_return(&self, say: Say<'_>) -> Policy {
+        self.current_policy().unwrap_or_else(|error| {
+            say(&format!("going on with the built-in policy: {}", chain(&error)));
+            Policy::default()
+        })
     }
 
     pub(super) fn prepare(
@@ -142,6 +153,29 @@ impl Agent {
             ..plan
         }
     }
+}
+
+/// Refuses policy files that the update brings and that nothing could be planned with afterwards.
+pub(super) fn refuse_bad_policy(outlook: &Outlook<'_>) -> Result<(), AgentError> {
+    for change in &outlook.changes.changes {
+        let path = change.path.to_string();
+        let is_policy = path.ends_with(".toml")
+            && POLICY_DIRS
+                .iter()
+                .any(|dir| path[1..].rsplit_once('/').is_some_and(|it| it.0 == *dir));
+        if !is_policy {
+            continue;
+        }
+        let Some(text) = (outlook.contents)(&change.path, MAX_POLICY_LEN as u64 + 1) else {
+            continue;
+        };
+        let text = String::from_utf8_lossy(&text);
+        PolicyFile::parse(&path, &text).map_err(|error| {
+            let message = "the update brings a policy that cannot be used, nothing was changed";
+            AgentError::new(ErrorKind::Refused, message).caused_by(error)
+        })?;
+    }
+    Ok(())
 }
 
 /// Refuses what the plan says must not be committed.

@@ -598,7 +598,9 @@ fn a_reboot_that_waits_is_said_where_other_tools_look() {
     let lab = Lab::new();
     write(&lab.at("base/boot/vmlinuz-1"), "one");
     write(&lab.at("target/boot/vmlinuz-1"), "two of it");
-    fs::create_dir_all(lab.at("base/run")).expect("made");
+    for tree in ["base/run", "target/run"] {
+        fs::create_dir_all(lab.at(tree)).expect("made");
+    }
     let agent = lab.agent(leak(lab.machine()));
     let receipt =
         agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied").receipt;

@@ -124,7 +124,7 @@ impl Agent {
         say: Say<'_>,
     ) -> Result<Applied, AgentError> {
         let mut watch = Watch::start();
-        let policy = self.current_policy()?;
+        let policy = self.policy_of_return(say);
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
         let staged = match stage_undo(&root, number, options) {
