@@ -35,16 +35,20 @@ pub use score::{Count, Row, Score, TOOLS};
 use crate::require_host;
 use crate::scene::permissive;
 
-/// Puts the agent in and copies the files that cases change, with all above them.
+/// Puts the agent in and copies the files that cases change and the directories above them.
 const PREPARE: &str = r#"
 install -m755 "$2" "$1/usr/bin/vireo-agent"; install -m755 "$3" "$1/usr/local/bin/vireo"
 install -d -m700 "$1/var/lib/vireo"; mkdir -p "$1/etc/vireo/policy.d"
 # Services that end later than so are none of these.
-printf 'version = 1\n[defaults]\nsettle = "2s"\n' > "$1/etc/vireo/policy.d/zoo.toml"
+printf 'version = 1\n[defaults]\nsettle = "1s"\n' > "$1/etc/vireo/policy.d/zoo.toml"
 mkdir "$4"; cd "$1"
 for path in "${@:5}"; do for file in .$path; do
-  if [ -e "$file" ] || [ -L "$file" ]; then cp -a --parents "$file" "$4"; fi
-done; done"#;
+  while [ "$file" != . ]; do
+    if [ -e "$file" ] || [ -L "$file" ]; then echo "$file"; fi
+    file=${file%/*}
+  done
+done; done | sort -u > "$4.list"
+tar -c --no-recursion --xattrs --xattrs-include='*' -T "$4.list" | tar -xp --xattrs --xattrs-include='*' --numeric-owner -C "$4""#;
 
 /// Longest for the guest's services to have started.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);

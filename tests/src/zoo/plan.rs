@@ -15,7 +15,8 @@ pub(super) fn operations(receipt: &Value) -> BTreeSet<String> {
     for action in list(&receipt["actions"]) {
         let (verb, subject) = (text(&action["action"]), text(&action["subject"]));
         let operation = match (verb, subject) {
-            ("daemon-reload" | "daemon-reexec", _) => verb.to_owned(),
+            ("daemon-reload" | "daemon-reexec", "system") => verb.to_owned(),
+            ("daemon-reload" | "daemon-reexec", manager) => format!("{verb} in {manager}"),
             (command, "system") => format!("run {command}"),
             (verb, unit) => format!("{verb} {unit}"),
         };
@@ -102,13 +103,14 @@ mod tests {
             "actions": [
                 {"subject": "system", "action": "newaliases", "result": "done"},
                 {"subject": "system", "action": "daemon-reload", "result": "done"},
+                {"subject": "user@1.service", "action": "daemon-reload", "result": "done"},
                 {"subject": "a.service", "action": "reload", "result": "escalated"},
                 {"subject": "b.service", "action": "reload", "result": "failed"},
                 {"subject": "a.service", "action": "restart", "result": "done"},
             ],
         });
         let found = operations(&receipt).into_iter().collect::<Vec<_>>().join(", ");
-        let wanted = "daemon-reload, failed: reload b.service, hold c.service, reboot, \
+        let wanted = "daemon-reload, daemon-reload in user@1.service, failed: reload b.service, hold c.service, reboot, \
             restart a.service, run newaliases";
         assert_eq!(found, wanted);
         assert_eq!(reasons(&receipt, "restart a.service"), BTreeSet::from(["/etc/a"]));

@@ -211,5 +211,11 @@ fn broken() -> Vec<Case> {
                 .write("/etc/rsyslog.d/bad.conf", "module(load=\"no-such\")\n*.* ((\n"),
             "ls /etc/rsyslog.d/bad.conf 2>/dev/null || echo absent",
         ),
+        // What no program finds beforehand shows afterwards.
+        case(Kind::Broken, "PG-03")
+            .append("/etc/postgresql/15/main/postgresql.conf", "work_mem = banana\n")
+            .wants(&["undone"])
+            .shows("grep -c banana /etc/postgresql/15/main/postgresql.conf", "0", "0")
+            .alone(),
     ]
 }
