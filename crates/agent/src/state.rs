@@ -16,6 +16,7 @@
 //! edits.json       local edits that updates met, and what became of them
 //! incoming/        bundles on their way
 //! lock             held while an update is under way
+//! guard.lock       held while an update is confirmed or found to be unconfirmed
 //! ```
 
 use std::collections::BTreeMap;
@@ -46,6 +47,9 @@ pub const DEFAULT_DIR: &str = "/var/lib/vireo";
 
 /// Time between two tries to lock the state.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long whoever settles the fate of an unconfirmed update may take.
+const GUARD_LOCK_WAIT: Duration = Duration::from_secs(20);
 
 /// Longest state file read, in bytes: a plan of a million files.
 const MAX_FILE_LEN: u64 = 512 << 20;
@@ -165,8 +169,8 @@ pub struct Held {
 pub struct Kept {
     /// The kernel's release.
     pub release: String,
-    /// The paths, in printable form.
-    pub paths: Vec<String>,
+    /// The paths, in printable form, by the number of the transaction that removed them.
+    pub paths: BTreeMap<u64, Vec<String>>,
 }
 
 /// An update that is undone by itself.
@@ -209,8 +213,12 @@ impl StateDir {
     ///
     /// `Busy` if another process holds it.
     pub fn lock(&self) -> Result<FileLock, AgentError> {
+        self.lock_file("lock")
+    }
+
+    fn lock_file(&self, name: &str) -> Result<FileLock, AgentError> {
         self.create()?;
-        let path = self.0.join("lock");
+        let path = self.0.join(name);
         let held =
             FileLock::exclusive(&path).map_err(|error| AgentError::io("lock", &path, error))?;
         held.ok_or_else(|| {
@@ -552,15 +560,17 @@ impl StateDir {
     ///
     /// `Busy` if it still does then.
     pub fn lock_within(&self, wait: Duration) -> Result<FileLock, AgentError> {
-        let start = Instant::now();
-        loop {
-            match self.lock() {
-                Err(error) if error.kind() == ErrorKind::Busy && start.elapsed() < wait => {
-                    std::thread::sleep(LOCK_PAUSE.min(wait));
-                }
-                other => return other,
-            }
-        }
+        within(wait, || self.lock())
+    }
+
+    /// Locks what decides whether an update that waits to be confirmed stays, so that it is not
+    /// confirmed and undone at once. It is held for moments only.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if another process holds it for long.
+    pub fn lock_guard(&self) -> Result<FileLock, AgentError> {
+        within(GUARD_LOCK_WAIT, || self.lock_file("guard.lock"))
     }
 
     fn create(&self) -> Result<(), AgentError> {
@@ -600,6 +610,22 @@ impl StateDir {
                 Err(AgentError::io("remove", &path, error))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Tries to lock until it is free or the time is over.
+fn within(
+    wait: Duration,
+    lock: impl Fn() -> Result<FileLock, AgentError>,
+) -> Result<FileLock, AgentError> {
+    let start = Instant::now();
+    loop {
+        match lock() {
+            Err(error) if error.kind() == ErrorKind::Busy && start.elapsed() < wait => {
+                std::thread::sleep(LOCK_PAUSE.min(wait));
+            }
+            other => return other,
         }
     }
 }
