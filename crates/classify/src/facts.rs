@@ -109,6 +109,9 @@ pub struct UnitFacts {
     /// Other unit files of its name that the one in [`files`](Self::files) comes before.
     #[serde(default, with = "crate::path_text::list")]
     pub shadowed: Vec<ImagePath>,
+    /// The file that a generator made the unit from (`SourcePath=`).
+    #[serde(default, with = "crate::path_text::option")]
+    pub source: Option<ImagePath>,
 }
 
 /// One file or directory that a unit file names.
@@ -133,9 +136,14 @@ pub enum DeclaredBy {
     Credential,
     /// `ConfigurationDirectory=`, `/etc/NAME`.
     ConfigurationDirectory,
-    /// `WorkingDirectory=`.
+    /// `WorkingDirectory=`, or a variable that says where modules are found.
     WorkingDirectory,
-    /// `BindPaths=`, `BindReadOnlyPaths=`, `RequiresMountsFor=` or a condition.
+    /// A value of `Environment=`.
+    Environment,
+    /// `BindPaths=`, `BindReadOnlyPaths=`: a file that is mounted so stays what it was when the
+    /// unit started, whatever takes its place.
+    Bind,
+    /// `RequiresMountsFor=` or a condition, which are looked at when the unit starts.
     Other,
 }
 
@@ -149,6 +157,8 @@ impl DeclaredBy {
             Self::Credential => "LoadCredential",
             Self::ConfigurationDirectory => "ConfigurationDirectory",
             Self::WorkingDirectory => "WorkingDirectory",
+            Self::Environment => "Environment",
+            Self::Bind => "BindPaths",
             Self::Other => "unit file",
         }
     }
@@ -156,7 +166,7 @@ impl DeclaredBy {
     /// Whether only a start reads it, so that a reload would not.
     #[must_use]
     pub const fn needs_start(self) -> bool {
-        matches!(self, Self::EnvironmentFile | Self::Credential)
+        matches!(self, Self::EnvironmentFile | Self::Credential | Self::Bind)
     }
 }
 
@@ -272,6 +282,7 @@ impl UnitFacts {
             start_limit_burst: 0,
             start_limit_interval: String::new(),
             shadowed: Vec::new(),
+            source: None,
         }
     }
 
