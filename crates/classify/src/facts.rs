@@ -70,7 +70,7 @@ pub struct UnitFacts {
     /// The unit's file and its drop-ins.
     #[serde(with = "crate::path_text::list")]
     pub files: Vec<ImagePath>,
-    /// The programs it starts.
+    /// The programs it starts, first the main one.
     #[serde(with = "crate::path_text::list")]
     pub programs: Vec<ImagePath>,
     /// Files and directories that its unit file says it reads.
@@ -128,8 +128,11 @@ pub struct Declared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeclaredBy {
-    /// An argument of a command it runs.
+    /// An argument of the command that starts it.
     Argument,
+    /// An argument of a command that is run beside it: before, after, to reload. Code that such a
+    /// command runs is not kept.
+    Helper,
     /// `EnvironmentFile=`, read when processes start and at no other time.
     EnvironmentFile,
     /// `LoadCredential=`, read when the unit starts.
@@ -153,6 +156,7 @@ impl DeclaredBy {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Argument => "argument",
+            Self::Helper => "argument of a helper",
             Self::EnvironmentFile => "EnvironmentFile",
             Self::Credential => "LoadCredential",
             Self::ConfigurationDirectory => "ConfigurationDirectory",

@@ -60,7 +60,10 @@ pub(crate) mod list {
 pub(crate) mod option {
     use super::*;
 
-    pub(crate) fn serialize<S: Serializer>(path: &Option<ImagePath>, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        path: &Option<ImagePath>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
         match path {
             Some(path) => s.serialize_some(&escape(path)),
             None => s.serialize_none(),

@@ -186,8 +186,7 @@ impl<'a> Context<'a> {
     fn paths_within(&self, word: &[u8]) -> Vec<Vec<u8>> {
         let is_script = word.iter().any(u8::is_ascii_whitespace);
         let separates = |b: &u8| b.is_ascii_whitespace() || b";|&<>()\"'".contains(b);
-        let parts: Vec<&[u8]> = if is_script && !word.starts_with(b"/") && !word.starts_with(b"-")
-        {
+        let parts: Vec<&[u8]> = if is_script && !word.starts_with(b"/") && !word.starts_with(b"-") {
             word.split(separates).filter(|part| !part.is_empty()).collect()
         } else {
             vec![word]
@@ -218,11 +217,12 @@ impl Declarations {
         match key {
             "ExecStart" | "ExecStartPre" | "ExecStartPost" | "ExecReload" | "ExecCondition" => {
                 let command = context.command(value);
-                if key == "ExecStart" {
+                let main = key == "ExecStart";
+                if main {
                     let words = command.iter().skip(1).map(|word| String::from_utf8_lossy(word));
                     self.arguments.extend(words.map(|word| word.into_owned()));
                 }
-                self.read_command(context, command);
+                self.read_command(context, command, main);
             }
             "Environment" => self.read_environment(words()),
             "EnvironmentFile" => self.declare(words(), DeclaredBy::EnvironmentFile),
@@ -233,7 +233,10 @@ impl Declarations {
             }
             // What has no path of its own is looked for in a store (`systemd.exec(5)`).
             "LoadCredential" => {
-                self.declare(words().map(|word| credential(&word, b"/etc/credstore/")), DeclaredBy::Credential);
+                self.declare(
+                    words().map(|word| credential(&word, b"/etc/credstore/")),
+                    DeclaredBy::Credential,
+                );
             }
             "LoadCredentialEncrypted" => {
                 let store = b"/etc/credstore.encrypted/";
@@ -272,7 +275,7 @@ impl Declarations {
         }
     }
 
-    fn read_command(&mut self, context: &Context<'_>, mut words: Vec<Vec<u8>>) {
+    fn read_command(&mut self, context: &Context<'_>, mut words: Vec<Vec<u8>>, main: bool) {
         if words.is_empty() {
             return;
         }
@@ -284,7 +287,7 @@ impl Declarations {
             self.programs.push(path);
         }
         let paths = words.iter().flat_map(|word| context.paths_within(word));
-        self.declare(paths, DeclaredBy::Argument);
+        self.declare(paths, if main { DeclaredBy::Argument } else { DeclaredBy::Helper });
     }
 
     fn declare(&mut self, words: impl Iterator<Item = Vec<u8>>, by: DeclaredBy) {
@@ -489,7 +492,11 @@ mod tests {
              ExecStart=@!/usr/share/memcached/wrapper --config=/etc/memcached.conf -d /run/x \"-c/opt/a b\"\n\
              ExecReload=/bin/kill -HUP $MAINPID\n",
             &["/usr/share/memcached/wrapper", "/usr/bin/test", "/bin/kill"],
-            &["/etc/memcached.conf argument", "/opt/a b argument"],
+            &[
+                "/etc/memcached.conf argument",
+                "/etc/memcached.conf argument of a helper",
+                "/opt/a b argument",
+            ],
         );
     }
 
@@ -507,8 +514,50 @@ mod tests {
                 "/etc/app/sub ConfigurationDirectory",
                 "/etc/default/app EnvironmentFile",
                 "/etc/env.d EnvironmentFile",
-                "/etc/other unit file",
+                "/etc/other BindPaths",
                 "/opt/app WorkingDirectory",
+            ],
+        );
+    }
+
+    #[test]
+    fn variables_relative_paths_and_scripts_for_a_shell_are_followed() {
+        check(
+            "site.service",
+            "[Service]\nWorkingDirectory=-/opt/site\n\
+             Environment=\"CONF=/etc/site/a.conf\" OPTS='-v --log /etc/site/log.conf' PYTHONPATH=/opt/lib:/opt/more\n\
+             ExecStart=/usr/bin/node ./server.js --env=conf/live.json -c ${CONF} $OPTS $UNKNOWN web.main:app 127.0.0.1\n\
+             ExecStartPre=/bin/sh -c 'test -r /etc/site/b.conf && exec /opt/site/prepare --to=/opt/site/x'\n\
+             LoadCredential=tls\n",
+            &["/usr/bin/node", "/bin/sh"],
+            &[
+                "/etc/credstore/tls LoadCredential",
+                "/etc/site/a.conf argument",
+                "/etc/site/a.conf Environment",
+                "/etc/site/b.conf argument of a helper",
+                "/etc/site/log.conf argument",
+                "/opt/lib WorkingDirectory",
+                "/opt/more WorkingDirectory",
+                "/opt/site WorkingDirectory",
+                "/opt/site/conf/live.json argument",
+                "/opt/site/prepare argument of a helper",
+                "/opt/site/server.js argument",
+                "/opt/site/x argument of a helper",
+            ],
+        );
+    }
+
+    #[test]
+    fn escaped_names_are_read_as_the_manager_reads_them() {
+        check(
+            r"app-web@my\x2dsite-a.service",
+            "[Service]\nExecStart=/usr/bin/app --c=/etc/app/%I.conf /srv%f /etc/%j/%P/x\nWorkingDirectory=%S/app\n",
+            &["/usr/bin/app"],
+            &[
+                "/etc/app/my-site/a.conf argument",
+                "/etc/web/app/web/x argument",
+                "/srv/my-site/a argument",
+                "/var/lib/app WorkingDirectory",
             ],
         );
     }

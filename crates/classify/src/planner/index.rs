@@ -22,6 +22,13 @@ pub(super) struct Declaration {
     pub(super) exact: bool,
 }
 
+/// A tree that is a unit's own.
+struct Tree {
+    unit: usize,
+    /// Of a script that an interpreter is told to run: files of the same ending alone.
+    ending: Option<&'static [u8]>,
+}
+
 /// Units by what leads to them. Lists are in the order of the units' names.
 pub(super) struct Index<'a> {
     pub(super) units: Vec<UnitView<'a>>,
@@ -37,7 +44,7 @@ pub(super) struct Index<'a> {
     /// Units by the paths that they run, read or work in, for what lies below a path.
     used: BTreeMap<Vec<u8>, Vec<usize>>,
     /// Units by the trees that are their programs' own, `/opt/NAME`.
-    trees: HashMap<Vec<u8>, Vec<usize>>,
+    trees: HashMap<Vec<u8>, Vec<Tree>>,
     holders: HashMap<FileId, Vec<&'a Process>>,
 }
 
@@ -89,27 +96,29 @@ impl<'a> Index<'a> {
         if let Some(source) = &unit.source {
             self.sources.entry(canonical(source)).or_default().push(at);
         }
-        let mut own = Vec::new();
+        let mut own: Vec<(Vec<u8>, Option<&'static [u8]>)> = Vec::new();
         for declared in &unit.declared {
             let place = canonical(&declared.path);
-            if declared.by == DeclaredBy::Argument && is_code_by_name(&place) {
-                own.extend(tree_of(&place));
+            if let Some(ending) = ending_of(&place).filter(|_| declared.by == DeclaredBy::Argument)
+            {
+                own.extend(tree_of(&place).map(|tree| (tree, Some(ending))));
             }
-            if declared.by != DeclaredBy::Other {
+            if !matches!(declared.by, DeclaredBy::Other | DeclaredBy::Helper) {
                 self.used.entry(place.clone()).or_default().push(at);
             }
             self.declared.entry(place).or_default().push((at, declared.by));
         }
-        for program in &unit.programs {
+        // What runs beside the main program is over.
+        for program in unit.programs.iter().take(1) {
             let place = canonical(program);
-            own.extend(tree_of(&place));
+            own.extend(tree_of(&place).map(|tree| (tree, None)));
             self.used.entry(place.clone()).or_default().push(at);
             self.programs.entry(place).or_default().push(at);
         }
         own.sort();
         own.dedup();
-        for tree in own {
-            self.trees.entry(tree).or_default().push(at);
+        for (tree, ending) in own {
+            self.trees.entry(tree).or_default().push(Tree { unit: at, ending });
         }
     }
 
@@ -121,7 +130,8 @@ impl<'a> Index<'a> {
     /// The units that run, read or work in something at `place`, as a directory, or below it.
     pub(super) fn units_below(&self, place: &[u8]) -> Vec<usize> {
         let inside = [place, b"/"].concat();
-        let below = self.used.range(inside.clone()..).take_while(|(path, _)| path.starts_with(&inside));
+        let below =
+            self.used.range(inside.clone()..).take_while(|(path, _)| path.starts_with(&inside));
         let mut units: Vec<usize> = below.flat_map(|(_, units)| units).copied().collect();
         let there = self.declared.get(place).into_iter().flatten();
         let works = there.filter(|(_, by)| *by == DeclaredBy::WorkingDirectory);
@@ -137,8 +147,9 @@ impl<'a> Index<'a> {
             return Vec::new();
         }
         let ends = place.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        let mut units: Vec<usize> =
-            ends.filter_map(|end| self.trees.get(&place[..end])).flatten().copied().collect();
+        let trees = ends.filter_map(|end| self.trees.get(&place[..end])).flatten();
+        let its = trees.filter(|tree| tree.ending.is_none_or(|ending| place.ends_with(ending)));
+        let mut units: Vec<usize> = its.map(|tree| tree.unit).collect();
         units.sort_unstable();
         units.dedup();
         units
@@ -172,7 +183,7 @@ impl<'a> Index<'a> {
         self.aliases.get(stem).map_or(&[], Vec::as_slice)
     }
 
-    /// The units that run the program at `place`.
+    /// The units whose main program is at `place`.
     pub(super) fn units_running(&self, place: &[u8]) -> &[usize] {
         self.programs.get(place).map_or(&[], Vec::as_slice)
     }
@@ -215,8 +226,8 @@ fn in_own_tree(place: &[u8]) -> bool {
     OWN_TREES.iter().any(|start| place.starts_with(start))
 }
 
-fn is_code_by_name(place: &[u8]) -> bool {
-    CODE_ENDINGS.iter().any(|ending| place.ends_with(ending))
+fn ending_of(place: &[u8]) -> Option<&'static [u8]> {
+    CODE_ENDINGS.iter().find(|ending| place.ends_with(ending)).copied()
 }
 
 /// The tree that the program at `place` belongs to: `/opt/x` for `/opt/x/bin/y`.

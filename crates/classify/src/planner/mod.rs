@@ -351,8 +351,8 @@ impl Work<'_> {
     /// Whether there is something to do for a unit that ran once and is over.
     fn takes_up_though_done(&self, unit: usize, action: Action, evidence: &Evidence) -> bool {
         let said = matches!(evidence.rule, Rule::Site | Rule::Bundle);
-        let known = said
-            || matches!(evidence.rule, Rule::Learned | Rule::RulePack | Rule::UnitFile);
+        let known =
+            said || matches!(evidence.rule, Rule::Learned | Rule::RulePack | Rule::UnitFile);
         let reloads = action == Action::Reload && self.index.units[unit].facts.can_reload && known;
         said || reloads || action == Action::Stop || evidence.rule == Rule::Held
     }
@@ -360,7 +360,7 @@ impl Work<'_> {
     /// A unit that ran once and is over is left so. What it did with configuration of its own
     /// waits until somebody starts it once more.
     fn leave_done(&mut self, unit: usize, evidence: Evidence) {
-        let is_own = matches!(evidence.rule, Rule::RulePack | Rule::Declared);
+        let is_own = matches!(evidence.rule, Rule::RulePack | Rule::Declared | Rule::Name);
         if !evidence.class.is_configuration() || !is_own {
             return;
         }

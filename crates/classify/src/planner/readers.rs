@@ -83,10 +83,14 @@ impl Work<'_> {
 
     /// Who runs a program that goes away could not start again, unless its unit changes too.
     fn hold_who_lose_their_program(&mut self, change: &ChangedFile) {
-        for unit in self.index.units_running(&canonical(&change.path)).to_vec() {
+        let named = self.index.declarations(&change.path).into_iter();
+        let named = named.filter(|found| found.exact && found.by == DeclaredBy::Argument);
+        let running = self.index.units_running(&canonical(&change.path)).iter().copied();
+        for unit in running.chain(named.map(|found| found.unit)).collect::<Vec<_>>() {
             let facts = self.index.units[unit].facts;
             let own = facts.files.iter().map(canonical);
-            let changes = own.into_iter().any(|file| self.brings(&file) || self.removes(&file));
+            let changes = self.brings(&canonical(&change.path))
+                || own.into_iter().any(|file| self.brings(&file) || self.removes(&file));
             if facts.active.is_up() && !facts.is_done() && !changes {
                 let evidence = evidence(change, Rule::Declared, "the program it runs".to_owned());
                 self.hold(&facts.name, "its program goes away: it could not start again", evidence);
@@ -132,7 +136,7 @@ impl Work<'_> {
         for (unit, (effect, evidence)) in readers.by_unit {
             let facts = self.index.units[unit].facts;
             match effect {
-                _ if held_by_policy && facts.active.is_up() => {
+                Some(_) if held_by_policy && facts.active.is_up() => {
                     self.note(&facts.name, Action::Hold, Some("the policy holds it"), evidence);
                 }
                 Some(effect) => self.ask(unit, effect, evidence),
@@ -241,12 +245,17 @@ impl Work<'_> {
         rule: Option<&FileRule<'_>>,
         readers: &mut Readers,
     ) {
-        for declared in self.index.declarations(&change.path) {
+        let found = self.index.declarations(&change.path);
+        let named = found.iter().any(|found| found.exact && found.by == DeclaredBy::Argument);
+        for declared in found {
             // A directory of modules is for code alone; one that is mounted says nothing.
-            let exact_only =
-                matches!(declared.by, DeclaredBy::Environment | DeclaredBy::Bind)
-                    || change.class == Class::Module;
+            let exact_only = matches!(declared.by, DeclaredBy::Environment | DeclaredBy::Bind)
+                || change.class == Class::Module;
             if declared.by == DeclaredBy::WorkingDirectory || exact_only && !declared.exact {
+                continue;
+            }
+            // Who names the file itself knows better than who names a directory above it.
+            if named && !declared.exact && declared.by == DeclaredBy::Argument {
                 continue;
             }
             if declared.exact || !self.is_known_not_to_read(declared.unit, change) {
@@ -268,6 +277,7 @@ impl Work<'_> {
             _ if declared.by.needs_start() => Some(Effect::Restart),
             // A condition is looked at when the unit starts: no reason for another start.
             _ if declared.by == DeclaredBy::Other && !view.facts.can_reload => None,
+            _ if declared.by == DeclaredBy::Helper && change.class.is_code() => None,
             Some(op) => effect_of(Some(op), Effect::Reload),
             None if change.class.is_code() => Some(self.effect_on_code(declared.unit)),
             None => Some(Effect::Reload),
@@ -395,7 +405,14 @@ impl Work<'_> {
             },
             Rule::Declared => {
                 let declared = self.index.declarations(&change.path);
-                declared.iter().any(|declared| declared.unit == unit && declared.exact)
+                let sure = |by| {
+                    matches!(
+                        by,
+                        DeclaredBy::Argument | DeclaredBy::EnvironmentFile | DeclaredBy::Credential
+                    )
+                };
+                let mut own = declared.iter().filter(|declared| declared.unit == unit);
+                own.any(|declared| declared.exact && sure(declared.by))
             }
             _ => false,
         }

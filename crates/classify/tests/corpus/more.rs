@@ -223,7 +223,8 @@ fn judge(case: &Case, scene: &Scene, plan: &Plan) -> Result<(), String> {
         return Err(format!("found {found:?}, expected {wanted:?}"));
     }
     for clause in about_checks {
-        let runs = |word: &str| plan.checks.iter().any(|check| check.command.join(" ").contains(word));
+        let runs =
+            |word: &str| plan.checks.iter().any(|check| check.command.join(" ").contains(word));
         let holds = match clause.strip_prefix("check ") {
             Some(word) => runs(word),
             None => plan.checks.is_empty(),
@@ -233,7 +234,11 @@ fn judge(case: &Case, scene: &Scene, plan: &Plan) -> Result<(), String> {
         }
     }
     let class = scene.changes[0].class.to_string();
-    if class == case.class { Ok(()) } else { Err(format!("class {class}, expected {}", case.class)) }
+    if class == case.class {
+        Ok(())
+    } else {
+        Err(format!("class {class}, expected {}", case.class))
+    }
 }
 
 #[test]
@@ -283,5 +288,26 @@ fn no_case_restarts_what_must_not_be() {
         for unit in plan.units.iter().filter(|unit| unit.action.as_str() == "restart") {
             assert!(!NEVER.contains(&unit.unit.as_str()), "{}: {}", case.id, unit.unit);
         }
+    }
+}
+
+#[test]
+fn tmp_speed() {
+    let policy = Policy::default();
+    let mut changes = Vec::new();
+    let all: Vec<ChangedFile> = cases().iter().flat_map(|case| Scene::of(case).changes).collect();
+    for n in 0..5000 {
+        let mut change = all[n % all.len()].clone();
+        if n >= all.len() {
+            change.path = path(&format!("{}.{n}", change.path));
+        }
+        changes.push(change);
+    }
+    let facts = facts();
+    let reads = ReadMap::new();
+    for _ in 0..5 {
+        let start = std::time::Instant::now();
+        let plan = Planner::new(&policy).with_reads(&reads).plan(&changes, &facts);
+        println!("speed {:?} units {} files {}", start.elapsed(), plan.units.len(), changes.len());
     }
 }
