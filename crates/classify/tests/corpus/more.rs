@@ -290,24 +290,3 @@ fn no_case_restarts_what_must_not_be() {
         }
     }
 }
-
-#[test]
-fn tmp_speed() {
-    let policy = Policy::default();
-    let mut changes = Vec::new();
-    let all: Vec<ChangedFile> = cases().iter().flat_map(|case| Scene::of(case).changes).collect();
-    for n in 0..5000 {
-        let mut change = all[n % all.len()].clone();
-        if n >= all.len() {
-            change.path = path(&format!("{}.{n}", change.path));
-        }
-        changes.push(change);
-    }
-    let facts = facts();
-    let reads = ReadMap::new();
-    for _ in 0..5 {
-        let start = std::time::Instant::now();
-        let plan = Planner::new(&policy).with_reads(&reads).plan(&changes, &facts);
-        println!("speed {:?} units {} files {}", start.elapsed(), plan.units.len(), changes.len());
-    }
-}
