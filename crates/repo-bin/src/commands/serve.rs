@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vireo_cloud::Local;
+use vireo_repo::Event;
 use vireo_repo::serve::Server;
-use vireo_repo::{Event, Repository};
 
 use super::Data;
 use crate::exit::Failure;
@@ -74,18 +74,11 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
             .map_err(|error| Failure::io("wait for signals at", &args.data.dir, &error))?;
         report::print(&Listening { url, data: args.data.dir.clone() }, json)?;
         let repository = server.repository();
-        let bringing = tokio::task::spawn_blocking(move || bring_up_to_date(&repository));
+        // Nobody waits for its end: what it was at is completed after the next start.
+        std::thread::spawn(move || repository.keep_launched());
         server.run(stop.wait()).await?;
-        bringing.abort();
         Ok(())
     })
-}
-
-/// What a crash left undone: the newest versions that cannot be launched yet.
-fn bring_up_to_date(repository: &Repository) {
-    if let Err(error) = repository.launch_all_current() {
-        eprintln!("warning: {}", error.chain());
-    }
 }
 
 struct Stop {
