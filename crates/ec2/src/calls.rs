@@ -193,6 +193,10 @@ fn most_tries<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> u32
 
 fn is_transient(response: &HttpResponse, code: Option<&str>) -> bool {
     let status = response.status().as_u16();
+    // Answered with 503, but asking again gives the same answer.
+    if code == Some("ConflictException") {
+        return false;
+    }
     status >= 500 || status == 429 || code.is_some_and(is_throttling)
 }
 
