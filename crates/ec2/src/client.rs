@@ -100,8 +100,11 @@ pub(crate) fn clients(
         .connect_timeout(CONNECT_TIMEOUT)
         .operation_attempt_timeout(TRY_TIMEOUT)
         .build();
-    let config =
-        config.to_builder().retry_config(RetryConfig::disabled()).timeout_config(timeouts).build();
+    let mut builder = config.to_builder();
+    if config.http_client().is_none() {
+        builder.set_http_client(Some(http_client()));
+    }
+    let config = builder.retry_config(RetryConfig::disabled()).timeout_config(timeouts).build();
     let mut ec2 = aws_sdk_ec2::config::Builder::from(&config);
     let mut ebs = aws_sdk_ebs::config::Builder::from(&config);
     ec2.set_endpoint_url(

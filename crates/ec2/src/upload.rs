@@ -464,4 +464,23 @@ mod tests {
         assert_eq!(linear(&sums), "5aAf7hTg7VxIcU8iGA8lrYNltT+XefedxKPX6Tlj+Uo=");
         assert_ne!(linear(&[sums[1], sums[0]]), linear(&sums));
     }
+
+    #[test]
+    fn a_disk_has_to_fit_its_volume_and_ebs() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let least = |len: u64, volume_gib| {
+            let mut disk = Disk::open(file.path()).expect("there");
+            disk.stamp.len = len;
+            let mut settings = ImageSettings::like("ami-1");
+            settings.volume_gib = volume_gib;
+            least_gib(&settings, &disk).map_err(|error| error.to_string())
+        };
+        assert_eq!(least(0, None), Ok(1));
+        assert_eq!(least(GIB, None), Ok(1));
+        assert_eq!(least(GIB + 1, Some(2)), Ok(2));
+        let error = least(2 * GIB + 1, Some(2)).expect_err("too large");
+        assert!(error.contains("3 GiB") && error.contains("`volume-gib`"), "{error}");
+        let error = least(MAX_VOLUME_GIB * GIB + 1, None).expect_err("too large");
+        assert!(error.contains("65536"), "{error}");
+    }
 }

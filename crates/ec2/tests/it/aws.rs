@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -53,7 +54,7 @@ pub(crate) struct World {
 pub(crate) struct Aws {
     pub(crate) address: SocketAddr,
     pub(crate) world: Arc<Mutex<World>>,
-    _moto: Moto,
+    _moto: Arc<Moto>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -61,20 +62,39 @@ pub(crate) struct Aws {
 struct Server {
     world: Arc<Mutex<World>>,
     moto: SocketAddr,
+    /// Every test has an account of its own.
+    account: String,
     client: reqwest::Client,
+}
+
+/// The moto of all tests that run: it ends with the last of them.
+static MOTO: Mutex<Weak<Moto>> = Mutex::new(Weak::new());
+
+/// Numbers accounts.
+static ACCOUNTS: AtomicU32 = AtomicU32::new(1);
+
+fn moto(dir: &Path) -> Arc<Moto> {
+    let mut shared = MOTO.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(moto) = shared.upgrade() {
+        return moto;
+    }
+    let images = dir.join("amis.json");
+    std::fs::write(&images, models().to_string()).expect("writable");
+    let cache = Cache::open().expect("a cache directory");
+    let moto = Arc::new(Moto::start(&cache, &images).expect("moto starts"));
+    *shared = Arc::downgrade(&moto);
+    moto
 }
 
 impl Aws {
     /// Starts one with the machine images `ami-like`, `ami-store` (of instance store); `dir` is for files.
     pub(crate) fn start(dir: &Path) -> Self {
-        let images = dir.join("amis.json");
-        std::fs::write(&images, models().to_string()).expect("writable");
-        let cache = Cache::open().expect("a cache directory");
-        let moto = Moto::start(&cache, &images).expect("moto starts");
+        let moto = moto(dir);
         let world = Arc::<Mutex<World>>::default();
         let server = Server {
             world: Arc::clone(&world),
             moto: moto.address(),
+            account: format!("{:012}", ACCOUNTS.fetch_add(1, Ordering::Relaxed)),
             client: reqwest::Client::new(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -342,6 +362,7 @@ async fn get_block(
 
 async fn forward(server: &Server, path: &str, headers: &HeaderMap, body: Bytes) -> (u16, String) {
     let mut request = server.client.post(format!("http://{}{path}", server.moto)).body(body);
+    request = request.header("x-moto-account-id", &server.account);
     for name in ["authorization", "content-type", "x-amz-date"] {
         if let Some(value) = headers.get(name) {
             request = request.header(name, value);

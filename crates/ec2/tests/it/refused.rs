@@ -44,11 +44,6 @@ fn a_disk_that_does_not_fit_its_volume_is_refused_with_both_sizes() {
 }
 
 #[test]
-fn a_disk_beyond_the_largest_volume_is_refused() {
-    check(|_| (), (65_536 << 30) + 1, ErrorKind::Refused, &["65537 GiB", "65536"]);
-}
-
-#[test]
 fn a_template_that_is_not_there_is_named() {
     let site = Site::new();
     let disk = site.make_disk("base.img", [0]);

@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Directory where every newest disk image is put for launching, under IMAGE/current
     #[arg(long, value_name = "DIR", env = "VIREO_LAUNCH_DIR")]
     launch_dir: Option<PathBuf>,
+    #[cfg(feature = "ec2")]
+    #[command(flatten)]
+    ec2: super::ec2::Place,
 }
 
 /// The server is ready.
@@ -60,6 +63,14 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
     let mut repository = args.data.open()?.with_observer(Arc::new(observer));
     if let Some(dir) = &args.launch_dir {
         repository = repository.with_cloud(Arc::new(Local::new(dir)));
+    }
+    #[cfg(feature = "ec2")]
+    if let Some(ec2) = args.ec2.connect(&args.data.dir, json)? {
+        if args.launch_dir.is_some() {
+            let both = "machines start from --launch-dir or from --ec2, not from both";
+            return Err(Failure::usage(both.to_owned()));
+        }
+        repository = repository.with_cloud(Arc::new(ec2));
     }
     let swept = repository.sweep()?;
     for path in &swept.removed {
