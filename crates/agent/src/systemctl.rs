@@ -68,13 +68,13 @@ impl Services for Systemctl {
     }
 
     fn reset_failed(&self, units: &[Unit]) -> Result<(), ServiceError> {
-        for unit in units {
-            match systemctl(&["reset-failed", "--", unit.as_str()], MANAGER_DEADLINE) {
-                Err(error) if !error.to_string().contains("not loaded") => return Err(error),
-                _ => {}
-            }
+        let mut words = vec!["reset-failed", "--"];
+        words.extend(units.iter().map(Unit::as_str));
+        // It goes on after a unit that is not loaded.
+        match systemctl(&words, MANAGER_DEADLINE) {
+            Err(error) if !error.to_string().contains("not loaded") => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn tell_user_manager(&self, manager: &Unit, action: ManagerAction) -> Result<(), ServiceError> {

@@ -161,6 +161,7 @@ impl Agent {
             ..Receipt::unchanged(position.tree, position.number)
         };
         receipt.outcome = receipt.judge();
+        receipt.deviations = receipt.compare();
         let is_update = committed.undoes().is_empty();
         let number = committed.number();
         drift::record(&self.state, &committed)?;

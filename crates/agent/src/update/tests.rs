@@ -698,7 +698,8 @@ fn a_promise_outlives_a_boot_of_a_machine_that_asks_its_repository() {
     guard.boot = "another".to_owned();
     agent.state().set_guard(Some(&guard)).expect("written");
     let enrolment = serde_json::json!({
-        "url": "https://localhost:1", "ca": "", "instance": "i-0123456789abcdef", "secret": "s", "image": "web",
+        "url": "https://localhost:1", "ca": "", "instance": "i-0123456789abcdef", "secret": "00".repeat(32),
+        "image": "web",
         "trusted": [], "ignore": [],
     });
     fs::write(agent.state().path().join("enrolment.json"), enrolment.to_string()).expect("written");
