@@ -148,7 +148,6 @@ fn router(server: Server) -> Router {
         .route("/snapshots", post(start_snapshot))
         .route("/snapshots/completion/{id}", post(complete_snapshot))
         .route("/snapshots/{id}/blocks", get(list_blocks))
-        .route("/snapshots/{id}/changedblocks", get(list_changed))
         .route("/snapshots/{id}/blocks/{index}", put(put_block).get(get_block))
         .layer(DefaultBodyLimit::max(2 * BLOCK_LEN))
         .with_state(server)
@@ -305,29 +304,6 @@ async fn list_blocks(
             "Blocks": blocks, "NextToken": next, "BlockSize": BLOCK_LEN, "VolumeSize": gib,
             "ExpiryTime": 4_000_000_000_u64
         });
-        (StatusCode::OK, reply.to_string()).into_response()
-    });
-    answer(&mut world, reply)
-}
-
-async fn list_changed(
-    State(server): State<Server>,
-    At(second): At<String>,
-    Query(query): Query<BTreeMap<String, String>>,
-) -> Response {
-    let mut world = lock(&server.world);
-    let first = query.get("firstSnapshotId").cloned().unwrap_or_default();
-    let from = query.get("pageToken").or(query.get("startingBlockIndex"));
-    let from: u32 = from.and_then(|from| from.parse().ok()).unwrap_or(0);
-    let reply = world.ebs.changed(&first, &second).map(|all| {
-        let mut rest = all.into_iter().filter(|(index, _)| *index >= from);
-        let page: Vec<Value> = rest
-            .by_ref()
-            .take(PAGE)
-            .map(|(index, token)| json!({ "BlockIndex": index, "SecondBlockToken": token }))
-            .collect();
-        let next = rest.next().map(|(index, _)| index.to_string());
-        let reply = json!({ "ChangedBlocks": page, "NextToken": next, "BlockSize": BLOCK_LEN });
         (StatusCode::OK, reply.to_string()).into_response()
     });
     answer(&mut world, reply)
