@@ -8,11 +8,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, ensure};
+use vireo_cloud::blocks;
 use vireo_delta::{
     BaseRead, Bundle, Chunker, Piece, PublicKey, TrustedKeys, Verified, for_each_chunk,
 };
 use vireo_image::{Access, DiskImage, RootPartition};
 use vireo_model::{Ignore, ImagePath};
+use vireo_testkit::image::clone_image;
 use vireo_tree::{Root, ScanOptions, scan};
 
 use crate::bench::Bench;
@@ -33,11 +35,50 @@ pub(crate) const INODES: usize = 100_000;
 pub(crate) const QUICK_INODES: usize = 10_000;
 /// Files of one directory.
 const DIRECTORY_FILES: usize = 99;
+/// Sizes of the images whose blocks are compared, in GiB.
+const SMALL_GIB: u64 = 4;
+const LARGE_GIB: u64 = 100;
 /// Bytes of one file.
 const FILE_LEN: usize = 1024;
 
 pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Section>> {
-    Ok(vec![chunking(bench)?, decoding(bench)?, scanning(bench)?])
+    Ok(vec![chunking(bench)?, decoding(bench)?, scanning(bench)?, changed_blocks(bench)?])
+}
+
+/// The blocks that a cloud has to be sent, as the image grows around the same data.
+fn changed_blocks(bench: &Bench) -> anyhow::Result<Section> {
+    let grow = |name: &str, copy: &str| {
+        let path = bench.path(copy);
+        clone_image(&bench.path(name), &path)?;
+        let file = File::options().read(true).write(true).open(&path);
+        file.with_context(|| format!("cannot open {}", path.display()))
+    };
+    let base = grow("base.img", "blocks-base.img")?;
+    let target = grow("target.img", "blocks-target.img")?;
+    let compare = |gib: u64| {
+        for file in [&base, &target] {
+            let len = file.metadata().context("cannot ask for a length")?.len();
+            ensure!(len <= SMALL_GIB << 30 || len == LARGE_GIB << 30, "the images are larger");
+            file.set_len(gib << 30).context("cannot grow an image")?;
+        }
+        let mut sent = 0;
+        let sample = Sample::time(|| {
+            let found = blocks::changed(&base, &target)?;
+            sent = found.indices.len() as u64 * blocks::BLOCK_LEN;
+            Ok(())
+        })?;
+        Ok(Sample { counts: [("wire_bytes", sent)].into(), ..sample })
+    };
+    let contestants = [SMALL_GIB, LARGE_GIB]
+        .map(|gib| Contestant::ours(format!("image of {gib} GiB"), move |_| compare(gib)));
+    let (rows, left_out) = hold(bench, contestants.into())?;
+    let about = "The two images, made larger by a hole at their end; one thread, files in memory. What is sent \
+                 is whole blocks of 512 KiB."
+        .to_owned();
+    for copy in ["blocks-base.img", "blocks-target.img"] {
+        bench.remove(copy)?;
+    }
+    Ok(Section { name: "Blocks that changed", about, rows, left_out })
 }
 
 fn chunking(bench: &Bench) -> anyhow::Result<Section> {

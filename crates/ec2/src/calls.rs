@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::error::{Detail, Ec2Error, ErrorKind, Failed};
 
-/// Tries of one call while the service answers that it is overloaded: about a minute and a half.
+/// Tries of one call while the service answers that it is overloaded: two minutes at most.
 const MAX_TRIES: u32 = 14;
 
 /// Tries of one call that does not reach the service.

@@ -25,7 +25,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(3600);
 /// Snapshots that are remembered; earlier ones are of no use as a base.
 const KEPT: usize = 16;
 
-const SCHEMA: &str = "vireo.ec2-state/1";
+const SCHEMA: &str = "vireo.ec2-journal/1";
 
 /// A disk image that is to be published.
 #[derive(Clone, Debug)]

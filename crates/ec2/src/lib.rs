@@ -42,6 +42,7 @@
 //! ```
 
 mod ami;
+mod attributes;
 mod calls;
 mod client;
 mod error;
@@ -153,7 +154,7 @@ impl Ec2 {
         self
     }
 
-    /// From now on makes no call that changes anything, and writes nothing on this host: the observer
+    /// From now on makes no call that changes anything, and remembers nothing on this host: the observer
     /// is told what would be called. Calls that only read are made.
     #[must_use]
     pub fn dry_run(mut self) -> Self {
@@ -208,7 +209,7 @@ impl Ec2 {
         &self,
         settings: &ImageSettings,
         published: &[Published],
-    ) -> Result<ami::Attributes, Ec2Error> {
+    ) -> Result<attributes::Attributes, Ec2Error> {
         let like = self.calls.attributes(&settings.like, settings.encrypted).await;
         match (like, ami::current(published)) {
             (Err(error), Some(current)) if error.kind() == ErrorKind::NotFound => {

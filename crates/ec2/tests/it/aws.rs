@@ -37,10 +37,13 @@ pub(crate) struct Asked {
 pub(crate) struct World {
     pub(crate) ebs: Ebs,
     pub(crate) asked: Vec<Asked>,
-    /// So many calls, of any kind, are answered that there were too many.
-    pub(crate) throttle: usize,
-    /// So many calls of the EBS direct interface are answered with an internal error.
-    pub(crate) fail: usize,
+    /// Every third call of any kind is answered that there were too many, every fifth of the EBS direct
+    /// interface with an internal error.
+    pub(crate) is_faulty: bool,
+    /// Calls since it is.
+    calls: usize,
+    /// Faults that were thrown in.
+    pub(crate) faults: usize,
     /// Every put after so many is refused.
     pub(crate) puts_left: Option<usize>,
     /// Calls of these actions are refused for want of a right.
@@ -148,7 +151,6 @@ fn router(server: Server) -> Router {
         .route("/snapshots", post(start_snapshot))
         .route("/snapshots/completion/{id}", post(complete_snapshot))
         .route("/snapshots/{id}/blocks", get(list_blocks))
-        .route("/snapshots/{id}/changedblocks", get(list_changed))
         .route("/snapshots/{id}/blocks/{index}", put(put_block).get(get_block))
         .layer(DefaultBodyLimit::max(2 * BLOCK_LEN))
         .with_state(server)
@@ -173,14 +175,20 @@ fn answer(world: &mut World, outcome: Result<Response, Refusal>) -> Response {
     })
 }
 
+/// Whether a fault is due at every `nth` call.
+fn is_due(world: &mut World, nth: usize) -> bool {
+    let due = world.is_faulty && world.calls.is_multiple_of(nth);
+    world.faults += usize::from(due);
+    due
+}
+
 /// A fault, if one is due.
 fn fault(world: &mut World) -> Option<Response> {
-    if world.throttle > 0 {
-        world.throttle -= 1;
+    world.calls += 1;
+    if is_due(world, 3) {
         return Some(refusal((400, "RequestThrottledException", "too many requests".into())));
     }
-    if world.fail > 0 {
-        world.fail -= 1;
+    if is_due(world, 5) {
         return Some(refusal((500, "InternalServerException", "an internal error".into())));
     }
     None
@@ -310,29 +318,6 @@ async fn list_blocks(
     answer(&mut world, reply)
 }
 
-async fn list_changed(
-    State(server): State<Server>,
-    At(second): At<String>,
-    Query(query): Query<BTreeMap<String, String>>,
-) -> Response {
-    let mut world = lock(&server.world);
-    let first = query.get("firstSnapshotId").cloned().unwrap_or_default();
-    let from = query.get("pageToken").or(query.get("startingBlockIndex"));
-    let from: u32 = from.and_then(|from| from.parse().ok()).unwrap_or(0);
-    let reply = world.ebs.changed(&first, &second).map(|all| {
-        let mut rest = all.into_iter().filter(|(index, _)| *index >= from);
-        let page: Vec<Value> = rest
-            .by_ref()
-            .take(PAGE)
-            .map(|(index, token)| json!({ "BlockIndex": index, "SecondBlockToken": token }))
-            .collect();
-        let next = rest.next().map(|(index, _)| index.to_string());
-        let reply = json!({ "ChangedBlocks": page, "NextToken": next, "BlockSize": BLOCK_LEN });
-        (StatusCode::OK, reply.to_string()).into_response()
-    });
-    answer(&mut world, reply)
-}
-
 async fn get_block(
     State(server): State<Server>,
     At((id, index)): At<(String, u32)>,
@@ -379,8 +364,8 @@ async fn ec2(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> R
     {
         let mut world = lock(&server.world);
         world.asked.push(Asked { action: action.clone(), parameters: parameters.clone() });
-        if world.throttle > 0 {
-            world.throttle -= 1;
+        world.calls += 1;
+        if is_due(&mut world, 3) {
             return error(503, "RequestLimitExceeded", "too many requests");
         }
         if world.denied.contains(&action) {

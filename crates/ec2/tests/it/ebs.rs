@@ -1,7 +1,7 @@
 //! The EBS direct interface in memory, as strict as its documentation: sizes, checksums, lineage,
 //! counts, tokens, states. What does not hold is a `ValidationException`, and is remembered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use aws_smithy_types::base64;
@@ -192,22 +192,6 @@ impl Ebs {
         let mut rest = snapshot.blocks.range(from..).map(|(index, _)| index);
         let page: Vec<_> = rest.by_ref().take(most).map(token).collect();
         Ok((page, rest.next().copied()))
-    }
-
-    /// The blocks that differ between two snapshots of one lineage, with tokens of the second.
-    pub(crate) fn changed(&self, first: &str, second: &str) -> Result<Vec<(u32, String)>, Refusal> {
-        let [one, two] = [self.get(first)?, self.get(second)?];
-        let mut lineage = two.parent.as_deref();
-        while lineage.is_some_and(|parent| parent != first) {
-            lineage = self.get(lineage.unwrap_or_default())?.parent.as_deref();
-        }
-        if lineage.is_none() {
-            return Err(invalid("the snapshots are of different lineages"));
-        }
-        let all: BTreeSet<&u32> = one.blocks.keys().chain(two.blocks.keys()).collect();
-        let changed =
-            all.into_iter().filter(|index| one.blocks.get(index) != two.blocks.get(index));
-        Ok(changed.map(|index| (*index, format!("{second}-{index}-{}", self.listing))).collect())
     }
 
     pub(crate) fn read(&mut self, id: &str, index: u32, token: &str) -> Result<Content, Refusal> {

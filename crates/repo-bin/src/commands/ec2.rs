@@ -102,8 +102,15 @@ pub(crate) enum Command {
 /// What `publish` and `status` found: per image what new machines start from.
 #[derive(Debug, Serialize)]
 struct State {
-    images: Vec<(ImageName, Option<Launchable>)>,
+    images: Vec<Row>,
     calls: Vec<Call>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    image: ImageName,
+    /// None: nothing is published.
+    launchable: Option<Launchable>,
 }
 
 impl Report for State {
@@ -113,7 +120,7 @@ impl Report for State {
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines: Vec<String> = self.calls.iter().map(Call::to_string).collect();
-        lines.extend(self.images.iter().map(|(image, launchable)| match launchable {
+        lines.extend(self.images.iter().map(|Row { image, launchable }| match launchable {
             Some(Launchable { version, address, .. }) => format!("{image}@{version}  {address}"),
             None => format!("{image}  not published"),
         }));
@@ -137,7 +144,10 @@ impl fmt::Display for Machines {
             let address = machine.address.as_deref().unwrap_or("-");
             format!("{}  {}@{version}  {address}", machine.name, machine.image)
         };
-        f.write_str(&self.machines.iter().map(line).collect::<Vec<_>>().join("\n"))
+        match self.machines.as_slice() {
+            [] => f.write_str("no machine runs"),
+            machines => f.write_str(&machines.iter().map(line).collect::<Vec<_>>().join("\n")),
+        }
     }
 }
 
@@ -174,7 +184,11 @@ impl Report for Done {
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let calls = self.calls.iter().map(Call::to_string);
-        f.write_str(&calls.chain(self.what.iter().cloned()).collect::<Vec<_>>().join("\n"))
+        let lines: Vec<String> = calls.chain(self.what.iter().cloned()).collect();
+        match lines.as_slice() {
+            [] => f.write_str("nothing to do"),
+            lines => f.write_str(&lines.join("\n")),
+        }
     }
 }
 
@@ -266,9 +280,10 @@ fn publish(site: &Site, dry_run: bool) -> Result<State, Failure> {
     Ok(State { images: current(&ec2)?, calls: heard.calls() })
 }
 
-fn current(ec2: &Ec2) -> Result<Vec<(ImageName, Option<Launchable>)>, Failure> {
+fn current(ec2: &Ec2) -> Result<Vec<Row>, Failure> {
     let images = ec2.settings().images.keys();
-    let current = images.map(|image| Ok((image.clone(), ec2.current(image)?)));
+    let current =
+        images.map(|image| Ok(Row { image: image.clone(), launchable: ec2.current(image)? }));
     Ok(current.collect::<Result<_, CloudError>>()?)
 }
 
