@@ -10,6 +10,7 @@ export BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes BORG_RELOCATED_REPO_ACCESS
 commit() {
   mount -t tmpfs tmpfs "$1/dev"
   ostree --repo=ostree commit -b "$1" "${@:2}" --tree=dir="$1" >/dev/null
+  umount "$1/dev"
 }
 case $1-$2 in
   whole-prepare) ;;

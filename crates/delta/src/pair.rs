@@ -188,3 +188,76 @@ fn travelling_len(delta: &file::Delta) -> usize {
     let rest = delta.control.len() + delta.patch.len() + delta.diff.len() + delta.refs.len();
     delta.extra.len() / 2 + rest * 2 / 3
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bundle, BundleWriter, MemBase, Permits, SecretKey, Statement, TrustedKeys};
+    use std::io::Cursor;
+    use vireo_model::{ChangeSet, Ignore, Node, NodeKind, Tree};
+
+    /// What GNU gzip wrote, and the same with some bytes of text changed, as it would have written that.
+    fn releases() -> (Vec<u8>, Vec<u8>) {
+        let base = include_bytes!("../frozen/gnu-gzip-9n.gz").to_vec();
+        let mut text = gzip::read_tokens(&base).expect("a gzip file");
+        let letters = text.iter().enumerate().filter(|(_, byte)| byte.is_ascii_lowercase());
+        let first = letters.map(|(at, _)| at).nth(40).expect("some text");
+        text[first] = if text[first] == b'x' { b'y' } else { b'x' };
+        let target = gzip::write_tokens(&text).expect("a text");
+        (base, target)
+    }
+
+    fn pair(base: &[u8], target: &[u8]) -> Pair {
+        let path = ImagePath::parse(b"/doc.gz").expect("a valid path");
+        let (digest, len) = (Digest::of(target), target.len() as u64);
+        Pair { digest, len, sparse: false, ancestor: Some((path, base.len() as u64)) }
+    }
+
+    #[test]
+    fn an_edited_gzip_file_is_a_delta_of_tokens_whatever_the_effort() {
+        let (base, target) = releases();
+        for effort in [Effort::Fast, Effort::Default, Effort::Max] {
+            let pair = pair(&base, &target);
+            let encoded = encode(&pair, Some(base.clone()), target.clone(), effort);
+            let encoded = encoded.expect("the right digest");
+            assert!(matches!(encoded.unpacked, Unpacked::Tokens), "{effort:?}");
+            let EncodedBody::Delta { delta, .. } = encoded.body else { panic!("no delta") };
+            assert!(travelling_len(&delta) < target.len() / 4, "{} bytes", travelling_len(&delta));
+        }
+    }
+
+    #[test]
+    fn a_bundle_makes_a_gzip_file_of_tokens_and_says_so_in_its_header() {
+        let (base, target) = releases();
+        let pair = pair(&base, &target);
+        let (path, _) = pair.ancestor.clone().expect("there");
+        let tree = |content: &[u8]| -> Tree {
+            let (len, content) = (content.len() as u64, Digest::of(content));
+            [(path.clone(), Node::new(NodeKind::File { len, content }, 0o644))]
+                .into_iter()
+                .collect()
+        };
+        let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+        let read =
+            |_: &Pair, side| Ok(if side == Side::Base { base.clone() } else { target.clone() });
+        writer.encode_pairs(std::slice::from_ref(&pair), read).expect("memory");
+        let changes = ChangeSet::between(&tree(&base), &tree(&target));
+        let (ignore, permits) = (&Ignore::default(), Permits::NONE);
+        let statement = Statement { changes: &changes, ignore, permits, base_paths: 1 };
+        let (key, mut file) = (SecretKey::generate().expect("random bytes"), Vec::new());
+        writer.finish(&statement, &key, &mut file).expect("memory");
+        assert_ne!(u32::from(file[8]) & crate::feature::TOKENS, 0);
+        let trusted = TrustedKeys::from_iter([key.public()]);
+        let bundle = Bundle::open(&file).and_then(|bundle| bundle.verify(&trusted));
+        let bundle = bundle.expect("its own bytes");
+        let content = bundle.content(&path).expect("there");
+        let made = content.to_vec(&MemBase::from_iter([(path.clone(), base.clone())]));
+        assert_eq!(made.expect("decoded"), target);
+        // A base that is another gzip file than it was is told from a damaged bundle.
+        let mut other = base;
+        let middle = other.len() / 2;
+        other[middle] ^= 0x10;
+        let error = content.to_vec(&MemBase::from_iter([(path.clone(), other)]));
+        assert_eq!(error.expect_err("another base").kind(), crate::ErrorKind::WrongBase);
+    }
+}

@@ -135,3 +135,21 @@ impl<S: Write> Spool<S> {
         Ok((self.out, self.frames, self.len))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::{Class, Part};
+
+    #[test]
+    fn noise_is_tried_and_given_up_and_text_is_compressed_well() {
+        let stream = StreamId::new(Class::Other, Part::Extra);
+        let mut noise = vec![0; 4 * TRIED_LEN];
+        blake3::Hasher::new().update(b"noise").finalize_xof().fill(&mut noise);
+        let tried = zstd::bulk::compress(&noise, TRIED_LEVEL).expect("memory");
+        assert_eq!(compressed(stream, &noise, 19).expect("memory"), tried);
+        let text: Vec<u8> = noise.iter().map(|byte| b'a' + byte % 16).collect();
+        let well = zstd::bulk::compress(&text, 19).expect("memory");
+        assert_eq!(compressed(stream, &text, 19).expect("memory"), well);
+    }
+}
