@@ -79,6 +79,21 @@ impl Known {
         Self { identity: scan.identity, by_inode: scan.files.iter().filter_map(file).collect() }
     }
 
+    /// What a scan read of one of the file systems of `tree`: of the files `files`, the states of
+    /// which it found in the file system `identity`.
+    #[must_use]
+    pub fn of_part(
+        identity: Identity,
+        files: &std::collections::BTreeMap<ImagePath, FileState>,
+        tree: &Tree,
+    ) -> Self {
+        let file = |(path, state): (&ImagePath, &FileState)| {
+            let (_, digest) = tree.get(path)?.content()?;
+            Some((state.ino, (*state, digest)))
+        };
+        Self { identity, by_inode: files.iter().filter_map(file).collect() }
+    }
+
     /// What `tree` says of the files in `reader`, whose tree it is. No content is read: that the
     /// tree is this file system's is trusted, but a file whose length or time is another
     /// in it is left out.

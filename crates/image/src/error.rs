@@ -8,6 +8,8 @@ use std::path::Path;
 use vireo_ext4::Ext4Error;
 use vireo_tree::TreeError;
 
+use crate::grow::Grow;
+
 /// Why an image could not be read or patched. The image named is unchanged.
 #[derive(Debug)]
 pub struct ImageError {
@@ -77,6 +79,27 @@ impl ImageError {
         };
         let message = format!("cannot use the tree in {}", image.display());
         Self { kind, message, source: Some(source.into()) }
+    }
+
+    /// An update does not fit into `image`.
+    pub(crate) fn full(image: &Path, grow: Grow, source: TreeError) -> Self {
+        let image = image.display();
+        let message = match grow {
+            Grow::No => format!(
+                "the update does not fit into {image}: its file systems have too little space; let it grow \
+                 (--grow auto, or --grow SIZE)"
+            ),
+            Grow::To(len) => {
+                format!(
+                    "the update does not fit into {image} grown to {len} bytes; allow more (--grow)"
+                )
+            }
+            Grow::Auto => format!(
+                "the update does not fit into {image}, however much its root grows: another of its file \
+                 systems is full"
+            ),
+        };
+        Self { kind: ErrorKind::NoSpace, message, source: Some(source.into()) }
     }
 
     pub(crate) fn ext4(image: &Path, source: Ext4Error) -> Self {

@@ -28,19 +28,29 @@
 //! # Ok::<(), vireo_image::ImageError>(())
 //! ```
 
+mod bytes;
 mod disk;
 mod error;
 mod fsck;
+mod fstab;
+mod grow;
+mod layout;
 mod partition;
 mod patch;
+mod probe;
+mod qcow2;
 mod superblock;
 pub mod unmounted;
 
+pub use bytes::Format;
 pub use disk::{Access, DiskImage, Mounted};
 pub use error::{ErrorKind, ImageError};
-pub use fsck::fsck;
+pub use fsck::{check, fsck};
+pub use grow::Grow;
+pub use layout::{LeftOut, Volume};
 pub use partition::{Layout, Partition, RootPartition};
 pub use patch::{PatchOptions, PatchStep, Patched, clone_image, patch, patch_with};
+pub use probe::FileSystemKind;
 pub use superblock::Superblock;
 pub use vireo_sys::copy::CloneKind;
 
@@ -49,12 +59,16 @@ use std::path::Path;
 use vireo_model::{Ignore, Tree};
 use vireo_tree::{Scan, ScanOptions, scan};
 
-/// Reads the tree in `image` through a detached read-only mount.
+/// Reads the tree in `image` through a detached read-only mount; in a qcow2 image, which has to be
+/// expanded to be mounted, with our own reader.
 ///
 /// # Errors
 ///
 /// As [`DiskImage::open`], [`DiskImage::mount`] and [`scan`].
 pub fn read_tree(image: &Path, ignore: &Ignore) -> Result<Tree, ImageError> {
+    if Format::of_name(image) == Format::Qcow2 {
+        return unmounted::read_tree(image, ignore);
+    }
     Ok(scan_image(image, ignore, &ScanOptions::default())?.tree)
 }
 

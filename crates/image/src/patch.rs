@@ -14,10 +14,15 @@ use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
 use vireo_tree::{ScanOptions, apply, scan};
 
+use crate::bytes::{Bytes, Format};
 use crate::disk::{Access, DiskImage, busy};
-use crate::fsck::fsck;
+use crate::fsck;
+use crate::grow::{self, Grow};
 use crate::partition::RootPartition;
 use crate::{ErrorKind, ImageError};
+
+/// How often an image is grown anew because an update still does not fit.
+const MAX_GROWTHS: u32 = 3;
 
 /// How an image is patched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +32,8 @@ pub struct PatchOptions {
     /// Whether an image that is already at the output's path is replaced (atomically). Patching
     /// "in place" is patching with the base's own path as the output.
     pub replace: bool,
+    /// Whether the image is made larger for an update that does not fit.
+    pub grow: Grow,
 }
 
 /// The steps of [`patch_with`], in order; reported when each begins.
@@ -129,14 +136,37 @@ pub fn patch_with(
     let kind = partial.fill(base)?;
 
     step(PatchStep::Mount);
-    let image = DiskImage::open(&partial.path, options.root)?;
-    let partition = image.partition().clone();
-    let mounted = image.mount(Access::ReadWrite)?;
+    let mount = |path: &Path| DiskImage::open(path, options.root)?.mount(Access::ReadWrite);
+    let mut mounted = mount(&partial.path)?;
+    let volumes = mounted.volumes().to_vec();
     let failed = |error| ImageError::tree(base, error);
 
     step(PatchStep::Stage);
-    let staged =
-        apply::stage(mounted.root(), bundle, &apply::ApplyOptions::default()).map_err(failed)?;
+    let stage = |root| apply::stage(root, bundle, &apply::ApplyOptions::default());
+    // Twice the estimate where that was too little, twice.
+    let mut needed = grow::needed(bundle.change_set());
+    let mut tries = 0;
+    let staged = loop {
+        match stage(mounted.root()) {
+            Ok(staged) => break staged,
+            Err(error) if error.kind() == vireo_tree::ErrorKind::NoSpace => {
+                let is_last = options.grow == Grow::No
+                    || tries == MAX_GROWTHS
+                    || (tries > 0 && options.grow != Grow::Auto);
+                if is_last {
+                    return Err(ImageError::full(base, options.grow, error));
+                }
+                mounted.finish()?;
+                tries += 1;
+                // What was staged is given up with the clone that it is in.
+                partial.fill(base)?;
+                grow::grow(&partial.path, options.root, options.grow, needed)?;
+                needed = needed.saturating_mul(2);
+                mounted = mount(&partial.path)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    };
     let already = staged.already();
     step(PatchStep::Commit);
     staged.commit().and_then(apply::Committed::finish_for_good).map_err(failed)?;
@@ -160,9 +190,10 @@ pub fn patch_with(
         return Err(ImageError::new(ErrorKind::Mismatch, message));
     }
     step(PatchStep::Check);
-    fsck(&partial.path, &partition)?;
+    fsck::check(&partial.path, &volumes)?;
     step(PatchStep::Publish);
     refuse_used(base, out, options.replace)?;
+    partial.pack(Format::of_name(out))?;
     partial.publish(out, options.replace)?;
     Ok(Patched { tree, clone: kind, already, steps: steps.end() })
 }
@@ -199,6 +230,7 @@ pub fn clone_image(from: &Path, to: &Path) -> Result<CloneKind, ImageError> {
     refuse_existing(to, false)?;
     let mut partial = Partial::new(from, to)?;
     let kind = partial.fill(from)?;
+    partial.pack(Format::of_name(to))?;
     partial.publish(to, false)?;
     Ok(kind)
 }
@@ -274,13 +306,45 @@ impl Partial {
     /// Fills it with `base`'s bytes, and lets go of it so that it can be mounted.
     fn fill(&mut self, base: &Path) -> Result<CloneKind, ImageError> {
         let from = File::open(base).map_err(|error| ImageError::io("open", base, error))?;
-        let kind = clone(&from, &self.file)
-            .map_err(|error| ImageError::io("clone the image to", &self.path, error))?;
+        let failed = |error| ImageError::io("clone the image to", &self.path, error);
+        let bytes = Bytes::open(base)?;
+        let kind = match bytes.qcow2() {
+            None => clone(&from, &self.file).map_err(failed)?,
+            Some(qcow2) => {
+                qcow2.refuse_snapshots(base)?;
+                qcow2.expand(&self.file).map_err(failed)?;
+                CloneKind::Sparse
+            }
+        };
         // Mounting asks for exclusive use; the mount takes a lock of its own.
         self.file = File::open("/dev/null")
             .map_err(|error| ImageError::io("release", &self.path, error))?;
         self.lock = None;
         Ok(kind)
+    }
+
+    /// Gives it the form that its name will say, in a second file that takes its place.
+    fn pack(&self, format: Format) -> Result<(), ImageError> {
+        if format == Format::Raw {
+            return Ok(());
+        }
+        let failed = |error: io::Error| ImageError::io("pack", &self.path, error);
+        let packed = vireo_sys::durable::sibling(&self.path, ".packed");
+        let pack = || {
+            let mut options = File::options();
+            options.create(true).truncate(true).read(true).write(true);
+            let file = options.open(&packed)?;
+            let like = fs::metadata(&self.path)?;
+            crate::qcow2::pack(&File::open(&self.path)?, file.try_clone()?)?;
+            // Only root may give files away; who is not keeps it.
+            let _ = fchown(&file, Some(like.uid()), Some(like.gid()));
+            file.set_permissions(like.permissions())?;
+            fs::rename(&packed, &self.path)
+        };
+        pack().map_err(|error| {
+            let _ = fs::remove_file(&packed);
+            failed(error)
+        })
     }
 
     /// Makes the bytes durable, then the name.
