@@ -242,6 +242,14 @@ impl Mounter<'_> {
             );
             return ImageError::new(ErrorKind::Unsupported, message);
         }
+        let optional = volume.fs.superblock.as_ref().and_then(|s| s.optional_features());
+        if let (io::ErrorKind::InvalidInput, Some(features)) = (error.kind(), optional) {
+            let message = format!(
+                "{image}: this kernel refuses its {what} ({error}), which has features that kernels can be \
+                 built without: {features}; use a host whose kernel has them"
+            );
+            return ImageError::new(ErrorKind::Unsupported, message);
+        }
         if volume.kind == FileSystemKind::Xfs && error.kind() == io::ErrorKind::ReadOnlyFilesystem {
             let message = format!(
                 "{image}: its {what} has an unfinished log: its machine is running or was not shut down \

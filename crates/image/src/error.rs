@@ -82,7 +82,7 @@ impl ImageError {
     }
 
     /// An update does not fit into `image`.
-    pub(crate) fn full(image: &Path, grow: Grow, source: TreeError) -> Self {
+    pub(crate) fn full(image: &Path, grow: Grow, error: Self) -> Self {
         let image = image.display();
         let message = match grow {
             Grow::No => format!(
@@ -99,7 +99,7 @@ impl ImageError {
                  systems is full"
             ),
         };
-        Self { kind: ErrorKind::NoSpace, message, source: Some(source.into()) }
+        Self { kind: ErrorKind::NoSpace, message, source: error.source }
     }
 
     pub(crate) fn ext4(image: &Path, source: Ext4Error) -> Self {

@@ -40,6 +40,9 @@ const BLOCK: u64 = 4096;
 /// Longest image that one is grown to, in bytes: a bundle can claim any length.
 const MAX_LEN: u64 = 16 << 40;
 
+/// How often an image is grown anew because an update still does not fit.
+const MAX_TRIES: u32 = 3;
+
 const SECTOR: u64 = 512;
 const HEADER_LEN: usize = 92;
 const ENTRY_LEN: usize = 128;
@@ -47,7 +50,7 @@ const ENTRY_LEN: usize = 128;
 const MAX_ENTRIES: usize = 1024;
 
 /// How many bytes of space staging `changes` takes, at most: what is replaced stays until the end.
-pub(crate) fn needed(changes: &ChangeSet) -> u64 {
+fn needed(changes: &ChangeSet) -> u64 {
     let len = |change: &vireo_model::Change| {
         let after = change.after.as_ref()?.content()?;
         let before = change.before.as_ref().and_then(|node| node.content());
@@ -60,27 +63,55 @@ pub(crate) fn needed(changes: &ChangeSet) -> u64 {
     content.saturating_add(content / 8).saturating_add(MIN_SLACK)
 }
 
-/// Grows the raw image `image`, which nobody uses, to `len` bytes or by `needed`; gives its length.
+/// How an image that is too small grows from one try to the next.
+#[derive(Debug)]
+pub(crate) struct Growth {
+    grow: Grow,
+    needed: u64,
+    tries: u32,
+}
+
+/// To which length, or by how many bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Len {
+    To(u64),
+    By(u64),
+}
+
+impl Growth {
+    pub(crate) fn new(grow: Grow, changes: &ChangeSet) -> Self {
+        Self { grow, needed: needed(changes), tries: 0 }
+    }
+
+    /// What to try next; twice as much each time. None if nothing is left to be tried.
+    pub(crate) fn next(&mut self) -> Option<Len> {
+        self.tries += 1;
+        match self.grow {
+            Grow::To(len) if self.tries == 1 => Some(Len::To(len)),
+            Grow::Auto if self.tries <= MAX_TRIES => {
+                Some(Len::By(self.needed.saturating_mul(1 << (self.tries - 1))))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Grows the raw image `image`, which nobody uses.
 ///
 /// # Errors
 ///
-/// `Unsupported` if its root is no ext file system at the end of the image or `resize2fs` is not
-/// there, `NoSpace` if it is that long already or would become too long.
-pub(crate) fn grow(
-    image: &Path,
-    root: RootPartition,
-    grow: Grow,
-    needed: u64,
-) -> Result<u64, ImageError> {
+/// `Unsupported` if its root is no ext file system at the end of the image or `resize2fs` cannot grow
+/// it, `NoSpace` if it is that long already or would become too long.
+pub(crate) fn grow(image: &Path, root: RootPartition, by: Len) -> Result<(), ImageError> {
     let failed = |error: io::Error| ImageError::io("grow", image, error);
     let disk = DiskImage::open(image, root)?;
     let (partition, kind) = (disk.partition().clone(), disk.kind());
     let others_end = disk.end_of_others();
     let file = File::options().read(true).write(true).open(image).map_err(failed)?;
     let len = file.metadata().map_err(failed)?.len();
-    let to = match grow {
-        Grow::To(to) => to,
-        _ => len.saturating_add(needed),
+    let to = match by {
+        Len::To(to) => to,
+        Len::By(more) => len.saturating_add(more),
     };
     let to = to.div_ceil(ALIGNMENT).saturating_mul(ALIGNMENT);
     let refuse = |kind, why: String| {
@@ -115,8 +146,7 @@ pub(crate) fn grow(
         },
     };
     file.sync_all().map_err(failed)?;
-    resize(image, &file, Window { offset: partition.offset, len: grown, read_only: false })?;
-    Ok(to)
+    resize(image, &file, Window { offset: partition.offset, len: grown, read_only: false })
 }
 
 /// Has the file system in `window` take all of it.

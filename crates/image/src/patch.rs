@@ -17,12 +17,10 @@ use vireo_tree::{ScanOptions, apply, scan};
 use crate::bytes::{Bytes, Format};
 use crate::disk::{Access, DiskImage, busy};
 use crate::fsck;
-use crate::grow::{self, Grow};
+use crate::grow::{self, Grow, Growth};
+use crate::layout::Volume;
 use crate::partition::RootPartition;
 use crate::{ErrorKind, ImageError};
-
-/// How often an image is grown anew because an update still does not fit.
-const MAX_GROWTHS: u32 = 3;
 
 /// How an image is patched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -135,50 +133,21 @@ pub fn patch_with(
     let mut partial = Partial::new(base, out)?;
     let kind = partial.fill(base)?;
 
-    step(PatchStep::Mount);
-    let mount = |path: &Path| DiskImage::open(path, options.root)?.mount(Access::ReadWrite);
-    let mut mounted = mount(&partial.path)?;
-    let volumes = mounted.volumes().to_vec();
-    let failed = |error| ImageError::tree(base, error);
-
-    step(PatchStep::Stage);
-    let stage = |root| apply::stage(root, bundle, &apply::ApplyOptions::default());
-    // Twice the estimate where that was too little, twice.
-    let mut needed = grow::needed(bundle.change_set());
-    let mut tries = 0;
-    let staged = loop {
-        match stage(mounted.root()) {
-            Ok(staged) => break staged,
-            Err(error) if error.kind() == vireo_tree::ErrorKind::NoSpace => {
-                let is_last = options.grow == Grow::No
-                    || tries == MAX_GROWTHS
-                    || (tries > 0 && options.grow != Grow::Auto);
-                if is_last {
+    let mut growth = Growth::new(options.grow, bundle.change_set());
+    let Applied { tree, already, volumes } = loop {
+        match apply_to(&partial.path, base, bundle, options, &mut step) {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                let Some(len) = growth.next() else {
                     return Err(ImageError::full(base, options.grow, error));
-                }
-                mounted.finish()?;
-                tries += 1;
+                };
                 // What was staged is given up with the clone that it is in.
-                partial.fill(base)?;
-                grow::grow(&partial.path, options.root, options.grow, needed)?;
-                needed = needed.saturating_mul(2);
-                mounted = mount(&partial.path)?;
+                step(PatchStep::Clone);
+                partial.fill_again(base)?;
+                grow::grow(&partial.path, options.root, len)?;
             }
-            Err(error) => return Err(failed(error)),
+            outcome => break outcome?,
         }
     };
-    let already = staged.already();
-    step(PatchStep::Commit);
-    staged.commit().and_then(apply::Committed::finish_for_good).map_err(failed)?;
-    apply::seal(mounted.root(), bundle).map_err(failed)?;
-
-    step(PatchStep::Verify);
-    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default())
-        .map_err(failed)?
-        .tree
-        .digest();
-    step(PatchStep::Unmount);
-    mounted.finish()?;
     if tree != bundle.target() {
         let message = format!(
             "{}: patched, its tree would be {tree} instead of the bundle's target {}: it differs from the \
@@ -196,6 +165,44 @@ pub fn patch_with(
     partial.pack(Format::of_name(out))?;
     partial.publish(out, options.replace)?;
     Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+}
+
+/// What applying a bundle to a clone gave.
+struct Applied {
+    tree: Digest,
+    already: usize,
+    volumes: Vec<Volume>,
+}
+
+/// Mounts `clone`, which messages call `base`, makes it the target and reads it back.
+fn apply_to(
+    clone: &Path,
+    base: &Path,
+    bundle: &Bundle<'_, Verified<'_>>,
+    options: &PatchOptions,
+    step: &mut dyn FnMut(PatchStep),
+) -> Result<Applied, ImageError> {
+    step(PatchStep::Mount);
+    let mounted = DiskImage::open(clone, options.root)?.mount(Access::ReadWrite)?;
+    let volumes = mounted.volumes().to_vec();
+    let failed = |error| ImageError::tree(base, error);
+
+    step(PatchStep::Stage);
+    let staged =
+        apply::stage(mounted.root(), bundle, &apply::ApplyOptions::default()).map_err(failed)?;
+    let already = staged.already();
+    step(PatchStep::Commit);
+    staged.commit().and_then(apply::Committed::finish_for_good).map_err(failed)?;
+    apply::seal(mounted.root(), bundle).map_err(failed)?;
+
+    step(PatchStep::Verify);
+    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default())
+        .map_err(failed)?
+        .tree
+        .digest();
+    step(PatchStep::Unmount);
+    mounted.finish()?;
+    Ok(Applied { tree, already, volumes })
 }
 
 /// Times the steps: each lasts until the next begins.
@@ -321,6 +328,16 @@ impl Partial {
             .map_err(|error| ImageError::io("release", &self.path, error))?;
         self.lock = None;
         Ok(kind)
+    }
+
+    /// Fills it anew, after it was mounted.
+    fn fill_again(&mut self, base: &Path) -> Result<(), ImageError> {
+        let open = || {
+            let file = File::options().read(true).write(true).open(&self.path)?;
+            file.set_len(0).map(|()| file)
+        };
+        self.file = open().map_err(|error| ImageError::io("make", &self.path, error))?;
+        self.fill(base).map(drop)
     }
 
     /// Gives it the form that its name will say, in a second file that takes its place.

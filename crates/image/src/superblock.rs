@@ -26,6 +26,16 @@ const INCOMPAT_NAMES: &[(u32, &str)] =
 /// `ro_compat` bits with which nothing may be written, by whatever kernel.
 const RO_COMPAT_NAMES: &[(u32, &str)] = &[(0x1000, "read-only"), (0x4000, "shared_blocks")];
 
+/// Features that a kernel can be built without, as `incompat` and as `ro_compat` bits.
+const OPTIONAL: [&[(u32, &str)]; 2] = [
+    &[(0x20000, "casefold (CONFIG_UNICODE)")],
+    &[
+        (0x100, "quota (CONFIG_QUOTA, CONFIG_QFMT_V2)"),
+        (0x2000, "project (CONFIG_QUOTA, CONFIG_QFMT_V2)"),
+        (0x8000, "verity (CONFIG_FS_VERITY)"),
+    ],
+];
+
 /// What the superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -60,6 +70,16 @@ impl Superblock {
             // Revision 0 has no features.
             ro_compat: if u32_at(0x4C) > 0 { u32_at(0x64) } else { 0 },
         })
+    }
+
+    /// The features for which a kernel may refuse it, none if there are no such ones.
+    pub(crate) fn optional_features(&self) -> Option<String> {
+        let names =
+            [self.incompat, self.ro_compat].into_iter().zip(OPTIONAL).flat_map(|(bits, names)| {
+                names.iter().filter(move |(bit, _)| bits & bit != 0).map(|(_, name)| *name)
+            });
+        let names = names.collect::<Vec<_>>().join(", ");
+        (!names.is_empty()).then_some(names)
     }
 
     /// Whether it may be written at all.

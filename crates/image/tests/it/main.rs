@@ -2,6 +2,8 @@
 //! damaged. With loop devices, mounts, and the file systems' own tools as judges.
 
 mod common;
+mod corpus;
+mod grow;
 mod kernel;
 mod layouts;
 mod qcow2;
