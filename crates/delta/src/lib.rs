@@ -65,6 +65,7 @@ mod chunk;
 mod consistency;
 mod content;
 mod derive;
+mod dictionary;
 mod encode;
 mod error;
 mod file;
@@ -78,6 +79,7 @@ mod pair;
 mod permits;
 mod read_map;
 mod spool;
+mod tokens;
 mod view;
 
 pub use bundle::{Bundle, FrameInfo, Head, Release, Unverified, Verified};

@@ -34,7 +34,7 @@ pub enum Unfinished {
 pub struct Reader {
     pub(crate) volume: Volume,
     pub(crate) superblock: Superblock,
-    groups: Groups,
+    pub(crate) groups: Groups,
     replayed: bool,
 }
 

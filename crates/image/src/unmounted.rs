@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 pub use vireo_ext4::{Content, FileState, Identity, Known, Reader, Unfinished};
 use vireo_ext4::{DEFAULT_MAX_CONTENT_LEN, Ext4Error, InodeKind};
-use vireo_model::{ChangeSet, Ignore, ImagePath, Timestamp, Tree};
+use vireo_model::{ChangeSet, Digest, Hasher, Ignore, ImagePath, Timestamp, Tree};
 
 use crate::bytes::Bytes;
 use crate::disk::no_mount_point;
@@ -183,6 +183,44 @@ impl Disk {
     #[must_use]
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
+    }
+
+    /// Whether the metadata of both shows that nothing in this one changed since `base`; `false`
+    /// proves nothing. Costs reading the inode tables. What is trusted says
+    /// [`vireo_ext4::is_unchanged`].
+    ///
+    /// # Errors
+    ///
+    /// `Damaged`, `Io`.
+    pub fn is_unchanged(&self, base: &Self) -> Result<bool, ImageError> {
+        let places = |disk: &Self| -> Vec<ImagePath> {
+            disk.parts.iter().map(|(volume, _)| volume.at.clone()).collect()
+        };
+        if places(self) != places(base) {
+            return Ok(false);
+        }
+        for ((_, before), (volume, after)) in base.parts.iter().zip(&self.parts) {
+            let same = vireo_ext4::is_unchanged(before, after);
+            if !same.map_err(|error| self.failed(volume, error))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A digest of the inodes of all its file systems.
+    ///
+    /// # Errors
+    ///
+    /// `Damaged`, `Io`.
+    pub fn inodes_digest(&self) -> Result<Digest, ImageError> {
+        let mut hasher = Hasher::new();
+        for (volume, reader) in &self.parts {
+            let inodes = reader.inodes_digest().map_err(|error| self.failed(volume, error))?;
+            hasher.field(volume.at.as_bytes());
+            hasher.update(inodes.as_bytes());
+        }
+        Ok(hasher.finish())
     }
 
     /// Reads the tree without what `ignore` leaves out.

@@ -35,6 +35,9 @@ enum Command {
     #[command(subcommand)]
     Token(commands::token::Command),
     Fsck(commands::fsck::Args),
+    #[cfg(feature = "ec2")]
+    #[command(subcommand)]
+    Ec2(commands::ec2::Command),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +63,8 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             report::print(&report, cli.json)?;
             return Ok(report.exit_code());
         }
+        #[cfg(feature = "ec2")]
+        Command::Ec2(command) => commands::ec2::run(command, cli.json)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -42,6 +42,8 @@ pub(crate) struct Search {
     pub(crate) depth: usize,
     /// Every how many bytes of the base are indexed; a match that long more is always found.
     pub(crate) step: usize,
+    /// Every how many bytes of the target places are looked for, where nothing goes on.
+    pub(crate) stride: usize,
 }
 
 impl<'a> Index<'a> {
@@ -167,7 +169,7 @@ pub(crate) fn align(base: &[u8], target: &[u8], search: Search, margin: usize) -
             (start, base_start) = copy.end(base, target, scan, place, &mut ops);
             scan += len.min(target.len() - scan);
         } else {
-            scan += run + 1;
+            scan += run + search.stride;
         }
     }
     let copy = Copy { start, base_start };

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vireo_cloud::Local;
+use vireo_repo::Event;
 use vireo_repo::serve::Server;
-use vireo_repo::{Event, Repository};
 
 use super::Data;
 use crate::exit::Failure;
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Directory where every newest disk image is put for launching, under IMAGE/current
     #[arg(long, value_name = "DIR", env = "VIREO_LAUNCH_DIR")]
     launch_dir: Option<PathBuf>,
+    #[cfg(feature = "ec2")]
+    #[command(flatten)]
+    ec2: super::ec2::Place,
 }
 
 /// The server is ready.
@@ -61,6 +64,14 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
     if let Some(dir) = &args.launch_dir {
         repository = repository.with_cloud(Arc::new(Local::new(dir)));
     }
+    #[cfg(feature = "ec2")]
+    if let Some(ec2) = args.ec2.connect(&args.data.dir, json)? {
+        if args.launch_dir.is_some() {
+            let both = "machines start from --launch-dir or from --ec2, not from both";
+            return Err(Failure::usage(both.to_owned()));
+        }
+        repository = repository.with_cloud(Arc::new(ec2));
+    }
     let swept = repository.sweep()?;
     for path in &swept.removed {
         eprintln!("removed {}, which an interrupted run left", path.display());
@@ -74,18 +85,11 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
             .map_err(|error| Failure::io("wait for signals at", &args.data.dir, &error))?;
         report::print(&Listening { url, data: args.data.dir.clone() }, json)?;
         let repository = server.repository();
-        let bringing = tokio::task::spawn_blocking(move || bring_up_to_date(&repository));
+        // Nobody waits for its end: what it was at is completed after the next start.
+        std::thread::spawn(move || repository.keep_launched());
         server.run(stop.wait()).await?;
-        bringing.abort();
         Ok(())
     })
-}
-
-/// What a crash left undone: the newest versions that cannot be launched yet.
-fn bring_up_to_date(repository: &Repository) {
-    if let Err(error) = repository.launch_all_current() {
-        eprintln!("warning: {}", error.chain());
-    }
 }
 
 struct Stop {
