@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, openat, syncfs};
-use vireo_sys::detached;
+use rustix::fs::syncfs;
 use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
-use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_tree::Root;
 
+use crate::host::{DetachedHost, HostMount, MountHost, Window};
 use crate::partition::{Partition, RootPartition, find_root};
 use crate::superblock::Superblock;
 use crate::{ErrorKind, ImageError};
@@ -76,6 +75,15 @@ impl DiskImage {
     /// `NoRoot` without CAP_SYS_ADMIN, `Busy` if the image is to be written and something has it
     /// open, `Damaged` or `Io` with the kernel's explanation.
     pub fn mount(self, access: Access) -> Result<Mounted, ImageError> {
+        self.mount_by(&DetachedHost, access)
+    }
+
+    /// The same, by another host than [`DetachedHost`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DiskImage::mount`].
+    pub fn mount_by(self, host: &dyn MountHost, access: Access) -> Result<Mounted, ImageError> {
         let failed = |step: &'static str| {
             let path = self.path.clone();
             move |error: std::io::Error| ImageError::io(step, &path, error)
@@ -95,15 +103,12 @@ impl DiskImage {
         }
         let window =
             Window { offset: self.partition.offset, len: self.superblock.len, read_only: !write };
-        let device = LoopDevice::attach(&file, window).map_err(failed("attach"))?;
-        // ext4's driver serves ext2 and ext3 as well.
-        let mount = detached::mount(device.path(), "ext4", !write).map_err(failed("mount"))?;
-        // The mount's own handle is only a place (O_PATH); syncing needs an open directory.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = openat(&mount, ".", flags, Mode::empty())
-            .map_err(|error| failed("open the root of")(error.into()))?;
+        let mount = host
+            .mount(&file, window)
+            .map_err(|error| ImageError::io(error.step, &self.path, error.source))?;
+        let top = mount.open_root().map_err(failed("open the root of"))?;
         let root = Root::from_fd(top, self.path.clone());
-        Ok(Mounted { path: self.path, root, write, _mount: mount, device, _lock: lock })
+        Ok(Mounted { path: self.path, root, write, mount, _lock: lock })
     }
 }
 
@@ -125,8 +130,7 @@ pub struct Mounted {
     path: PathBuf,
     root: Root,
     write: bool,
-    _mount: std::os::fd::OwnedFd,
-    device: LoopDevice,
+    mount: HostMount,
     _lock: Option<FileLock>,
 }
 
@@ -144,13 +148,12 @@ impl Mounted {
     ///
     /// The last writes failed, or something still holds the image.
     pub fn finish(self) -> Result<(), ImageError> {
-        let Self { path, root, write, _mount, device, _lock } = self;
+        let Self { path, root, write, mount, _lock } = self;
         if write {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let top = openat(&_mount, ".", flags, Mode::empty());
-            top.and_then(syncfs).map_err(|error| ImageError::io("write out", &path, error))?;
+            let synced = mount.open_root().and_then(|top| Ok(syncfs(top)?));
+            synced.map_err(|error| ImageError::io("write out", &path, error))?;
         }
-        drop((root, _mount, device, _lock));
+        drop((root, mount, _lock));
         if !write {
             return Ok(());
         }

@@ -31,16 +31,25 @@
 mod disk;
 mod error;
 mod fsck;
+mod host;
+pub mod journal;
+pub mod leaks;
 mod partition;
 mod patch;
+mod rootless;
+mod script;
 mod superblock;
+pub mod testing;
 pub mod unmounted;
 
 pub use disk::{Access, DiskImage, Mounted};
 pub use error::{ErrorKind, ImageError};
 pub use fsck::fsck;
+#[cfg(feature = "loopdev")]
+pub use host::LoopdevHost;
+pub use host::{DetachedHost, HostMount, MountError, MountHost, Window};
 pub use partition::{Layout, Partition, RootPartition};
-pub use patch::{PatchOptions, PatchStep, Patched, clone_image, patch, patch_with};
+pub use patch::{Backend, PatchOptions, PatchStep, Patched, clone_image, patch, patch_with};
 pub use superblock::Superblock;
 pub use vireo_sys::copy::CloneKind;
 

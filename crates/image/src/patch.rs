@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vireo_delta::{Bundle, Verified};
-use vireo_model::Digest;
+use vireo_model::{Digest, Tree};
+use vireo_sys::confine::can_mount;
 use vireo_sys::copy::{CloneKind, clone};
 use vireo_sys::durable::{directory_of, sync_dir};
 use vireo_sys::lease;
@@ -16,20 +17,39 @@ use vireo_tree::{ScanOptions, apply, scan};
 
 use crate::disk::{Access, DiskImage, busy};
 use crate::fsck::fsck;
-use crate::partition::RootPartition;
+use crate::host::{DetachedHost, MountHost};
+use crate::partition::{Partition, RootPartition};
+use crate::rootless::{self, Outcome};
+use crate::unmounted::{self, Known};
 use crate::{ErrorKind, ImageError};
+
+/// Who writes into the clone.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Backend<'a> {
+    /// [`Backend::Mount`] by the [`DetachedHost`] if this process may mount, else
+    /// [`Backend::Rootless`].
+    #[default]
+    Auto,
+    /// The kernel: the clone is mounted by this host.
+    Mount(&'a dyn MountHost),
+    /// debugfs(8), which needs no rights. Names with line ends are refused.
+    Rootless,
+}
 
 /// How an image is patched.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PatchOptions {
+pub struct PatchOptions<'a> {
     /// Which partition holds the root file system.
     pub root: RootPartition,
     /// Whether an image that is already at the output's path is replaced (atomically). Patching
     /// "in place" is patching with the base's own path as the output.
     pub replace: bool,
+    /// Who writes.
+    pub backend: Backend<'a>,
 }
 
-/// The steps of [`patch_with`], in order; reported when each begins.
+/// The steps of [`patch_with`], in order, reported when each begins. Without a mount there is no
+/// `Mount` and no `Unmount`, and `Check` comes before `Verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchStep {
     /// The base is being cloned.
@@ -96,7 +116,8 @@ pub fn patch(
 /// Makes at `out` the image that `bundle` turns `base` into.
 ///
 /// Works on a clone, named `out` with `.partial` added, and renames it to `out` when its tree has
-/// the bundle's target digest, `e2fsck -fn` finds nothing and its bytes are on the disk. After an
+/// the bundle's target digest, as the kernel shows it and as our own reader finds it, `e2fsck -fn`
+/// finds nothing and its bytes are on the disk. After an
 /// error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
 /// next patch to the same `out` replaces.
 ///
@@ -112,7 +133,7 @@ pub fn patch_with(
     base: &Path,
     out: &Path,
     bundle: &Bundle<'_, Verified<'_>>,
-    options: &PatchOptions,
+    options: &PatchOptions<'_>,
     step: &mut dyn FnMut(PatchStep),
 ) -> Result<Patched, ImageError> {
     let mut steps = Steps::default();
@@ -128,10 +149,32 @@ pub fn patch_with(
     let mut partial = Partial::new(base, out)?;
     let kind = partial.fill(base)?;
 
-    step(PatchStep::Mount);
     let image = DiskImage::open(&partial.path, options.root)?;
-    let partition = image.partition().clone();
-    let mounted = image.mount(Access::ReadWrite)?;
+    let done = match options.backend {
+        Backend::Mount(host) => by_mount(image, (base, host), bundle, &mut step)?,
+        Backend::Auto if can_mount() => by_mount(image, (base, &DetachedHost), bundle, &mut step)?,
+        Backend::Auto | Backend::Rootless => {
+            rootless::patch((&partial.path, image.partition()), out, bundle, &mut step)?
+        }
+    };
+    step(PatchStep::Publish);
+    refuse_used(base, out, options.replace)?;
+    partial.publish(out, options.replace)?;
+    let Outcome { tree, already } = done;
+    Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+}
+
+/// Patches the image, a clone of `base`, by mounting it with `host`; reads it back twice: as the
+/// kernel shows it, and by our own reader once the kernel has let it go.
+fn by_mount(
+    image: DiskImage,
+    (base, host): (&Path, &dyn MountHost),
+    bundle: &Bundle<'_, Verified<'_>>,
+    step: &mut dyn FnMut(PatchStep),
+) -> Result<Outcome, ImageError> {
+    step(PatchStep::Mount);
+    let (path, partition) = (image.path().to_owned(), image.partition().clone());
+    let mounted = image.mount_by(host, Access::ReadWrite)?;
     let failed = |error| ImageError::tree(base, error);
 
     step(PatchStep::Stage);
@@ -143,15 +186,13 @@ pub fn patch_with(
     apply::seal(mounted.root(), bundle).map_err(failed)?;
 
     step(PatchStep::Verify);
-    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default())
-        .map_err(failed)?
-        .tree
-        .digest();
+    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default()).map_err(failed)?.tree;
+    let digest = tree.digest();
     step(PatchStep::Unmount);
     mounted.finish()?;
-    if tree != bundle.target() {
+    if digest != bundle.target() {
         let message = format!(
-            "{}: patched, its tree would be {tree} instead of the bundle's target {}: it differs from the \
+            "{}: patched, its tree would be {digest} instead of the bundle's target {}: it differs from the \
              bundle's base {} in paths that the bundle does not touch; nothing was changed",
             base.display(),
             bundle.target(),
@@ -160,11 +201,37 @@ pub fn patch_with(
         return Err(ImageError::new(ErrorKind::Mismatch, message));
     }
     step(PatchStep::Check);
-    fsck(&partial.path, &partition)?;
-    step(PatchStep::Publish);
-    refuse_used(base, out, options.replace)?;
-    partial.publish(out, options.replace)?;
-    Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+    fsck(&path, &partition)?;
+    read_again(&path, &partition, tree, bundle)?;
+    Ok(Outcome { tree: digest, already })
+}
+
+/// Reads the tree in the image by our own reader, without the kernel and its caches of names and
+/// inodes: all metadata, and the content of what the bundle changes. `tree` is what the kernel shows.
+fn read_again(
+    image: &Path,
+    partition: &Partition,
+    mut tree: Tree,
+    bundle: &Bundle<'_, Verified<'_>>,
+) -> Result<(), ImageError> {
+    let reader = unmounted::open_at(image, partition)?;
+    let failed = |error| ImageError::ext4(image, error);
+    for change in &bundle.change_set().changes {
+        tree.remove(&change.path);
+    }
+    let known = Known::from_tree(&reader, &tree, bundle.ignore()).map_err(failed)?;
+    let options = unmounted::ScanOptions { known: Some(&known), ..Default::default() };
+    let found = reader.scan(bundle.ignore(), &options).map_err(failed)?.tree.digest();
+    if found == bundle.target() {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: the kernel shows the bundle's target {}, but without the kernel its tree is {found}: the host's \
+         kernel or the image's file system is not sound; nothing was changed",
+        image.display(),
+        bundle.target()
+    );
+    Err(ImageError::new(ErrorKind::Mismatch, message))
 }
 
 /// Times the steps: each lasts until the next begins.

@@ -24,13 +24,13 @@ use std::path::Path;
 pub use vireo_ext4::{Content, FileState, Identity, Known, Reader, Scan, ScanOptions, Unfinished};
 use vireo_model::{ChangeSet, Ignore, Tree};
 
-use crate::partition::{RootPartition, find_root};
+use crate::partition::{Partition, RootPartition, find_root};
 use crate::{ErrorKind, ImageError};
 
 /// Whether this process cannot mount, so that images can only be read as here.
 #[must_use]
 pub fn is_needed() -> bool {
-    !rustix::process::geteuid().is_root()
+    !vireo_sys::confine::can_mount()
 }
 
 /// Opens the root file system of `image` for reading. The image must not change meanwhile.
@@ -56,6 +56,13 @@ pub fn open(
     }
     let source = vireo_ext4::Partition::new(file, partition.offset, partition.len);
     Reader::open(source, unfinished).map_err(|error| ImageError::ext4(image, error))
+}
+
+/// The same for a file system whose place is known; it must be clean.
+pub(crate) fn open_at(image: &Path, partition: &Partition) -> Result<Reader, ImageError> {
+    let file = File::open(image).map_err(|error| ImageError::io("open", image, error))?;
+    let source = vireo_ext4::Partition::new(file, partition.offset, partition.len);
+    Reader::open(source, Unfinished::Refuse).map_err(|error| ImageError::ext4(image, error))
 }
 
 /// Reads the tree in `reader`, which messages call `image`.

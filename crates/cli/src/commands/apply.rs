@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
-use vireo_image::{PatchOptions, patch_with};
+use vireo_image::{Backend, PatchOptions, patch_with};
 use vireo_model::Digest;
 use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
@@ -34,6 +34,10 @@ pub(crate) struct Args {
     /// Leave the image as it is and write the patched one here
     #[arg(long, short, value_name = "COPY")]
     out: Option<PathBuf>,
+    /// Patch the image with debugfs(8) instead of mounting it: needs no rights, and is what is done
+    /// anyway where this process may not mount
+    #[arg(long)]
+    rootless: bool,
     #[command(flatten)]
     partition: RootPartitionArgs,
 }
@@ -83,7 +87,8 @@ fn to_image(
     bundle: &Bundle<'_, Verified<'_>>,
     step: &Step,
 ) -> Result<Applied, Failure> {
-    let options = PatchOptions { root: args.partition.get(), replace: out == base };
+    let backend = if args.rootless { Backend::Rootless } else { Backend::Auto };
+    let options = PatchOptions { root: args.partition.get(), replace: out == base, backend };
     let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;
     let changed = bundle.change_set().changes.len() - patched.already;
     Ok(Applied { to: out.to_owned(), target: patched.tree, already: patched.already, changed })
