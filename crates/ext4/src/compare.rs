@@ -27,7 +27,7 @@ use crate::Ext4Error;
 use crate::inode::InodeKind;
 use crate::reader::{Identity, Reader};
 use crate::tree::{Scan, ScanOptions};
-use crate::walk::{Entry, FileState};
+use crate::walk::{Entry, FileState, Scope};
 
 /// Seconds before the end of the earlier state within which a time of change proves nothing.
 /// Covers the tick of every kernel, and the whole seconds in which inodes of 128 bytes and
@@ -102,7 +102,23 @@ impl Known {
     ///
     /// As [`Reader::walk_metadata`].
     pub fn from_tree(reader: &Reader, tree: &Tree, ignore: &Ignore) -> Result<Self, Ext4Error> {
-        let entries = reader.walk_metadata(ignore)?;
+        Self::from_tree_at(reader, tree, ignore, &ImagePath::root(), &[])
+    }
+
+    /// The same for a file system that is a part of `tree`: with its root directory at `at`, and
+    /// others of the tree at `mounts`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reader::walk_metadata`].
+    pub fn from_tree_at(
+        reader: &Reader,
+        tree: &Tree,
+        ignore: &Ignore,
+        at: &ImagePath,
+        mounts: &[ImagePath],
+    ) -> Result<Self, Ext4Error> {
+        let entries = reader.walk_scope(&Scope { ignore, at, mounts })?;
         let fits = |entry: &Entry, node: &Node| {
             node.content().is_some_and(|(len, _)| len == entry.state.len)
                 && node.mtime == entry.state.mtime

@@ -469,9 +469,12 @@ impl Reader {
     /// As [`Reader::inode`] and [`Reader::extents`]; `Limit` beyond 8 million names or a depth of
     /// 512.
     pub fn walk_metadata(&self, ignore: &Ignore) -> Result<Vec<Entry>, Ext4Error> {
+        self.walk_scope(&Scope { ignore, at: &ImagePath::root(), mounts: &[] })
+    }
+
+    pub(crate) fn walk_scope(&self, scope: &Scope<'_>) -> Result<Vec<Entry>, Ext4Error> {
         let budget = self.budget(u64::MAX);
-        let scope = Scope { ignore, at: &ImagePath::root(), mounts: &[] };
-        let mut walk = Walk::new(self, &scope, &budget)?;
+        let mut walk = Walk::new(self, scope, &budget)?;
         let items = std::mem::take(&mut walk.items);
         let entry = |Item { path, inode, .. }: Item| -> Result<Entry, Ext4Error> {
             let inode = walk.inode(inode)?;

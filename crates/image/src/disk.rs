@@ -9,16 +9,15 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2, syncfs};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, syncfs};
 use rustix::io::Errno;
 use vireo_model::ImagePath;
-use vireo_sys::detached;
 use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
-use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_tree::Root;
 
 use crate::bytes::Bytes;
+use crate::host::{DetachedHost, HostMount, MountError, MountHost, Window};
 use crate::layout::{self, LeftOut, Volume};
 use crate::partition::{Partition, RootPartition, Slot, slots};
 use crate::probe::FileSystemKind;
@@ -104,6 +103,15 @@ impl DiskImage {
     /// open, `Unclean`, `Unsupported` for a kernel without the driver and for qcow2, which has to be
     /// expanded first, `Damaged` or `Io` with the kernel's explanation.
     pub fn mount(self, access: Access) -> Result<Mounted, ImageError> {
+        self.mount_by(&DetachedHost, access)
+    }
+
+    /// The same, by another host than [`DetachedHost`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DiskImage::mount`].
+    pub fn mount_by(self, host: &dyn MountHost, access: Access) -> Result<Mounted, ImageError> {
         if !self.is_raw {
             let message = format!(
                 "{} is a qcow2 image, which cannot be mounted; convert it first (`qemu-img convert -O raw`)",
@@ -128,21 +136,27 @@ impl DiskImage {
                 FileLock::on(handle).map_err(failed("lock"))?.ok_or_else(|| busy(&self.path))?,
             );
         }
-        let mut mounter = Mounter { path: &self.path, file: &file, write, devices: Vec::new() };
+        let mounter = Mounter { path: &self.path, file: &file, host };
         let mut root = self.root;
-        let top = mounter.root(&mut root)?;
-        let text = read_fstab(&top, &self.path)?.unwrap_or_default();
-        let (volumes, left_out) = layout::arrange(&self.path, &self.slots, &root, &text)?;
-        let mut mounts = vec![(root, top)];
-        for volume in volumes {
-            volume.check(&self.path)?;
-            require_mount_point(&mounts, &volume, &self.path)?;
-            let top = mounter.mount(&volume)?;
-            mounts.push((volume, top));
+        // Read-only at first: a kernel plays a log back only where it can write, and says so where it
+        // cannot. An image with such a log is one of a machine that runs or crashed.
+        let text = mounter.look(&mut root)?;
+        let (others, left_out) = layout::arrange(&self.path, &self.slots, &root, &text)?;
+        others.iter().try_for_each(|volume| volume.check(&self.path))?;
+        let is_xfs = |volume: &&Volume| volume.kind == FileSystemKind::Xfs;
+        for volume in others.iter().filter(is_xfs).filter(|_| write) {
+            drop(mounter.mount_one(volume, false)?);
         }
-        let devices = mounter.devices.into_iter().map(|(_, device)| device).collect();
+        let mut volumes = vec![root];
+        volumes.extend(others);
+        let mounts = mounter.mount_all(&volumes, write)?;
+        let mut tops: Vec<OwnedFd> = Vec::new();
+        for (volume, mount) in volumes.iter().zip(&mounts) {
+            require_mount_point(&volumes, &tops, volume, &self.path)?;
+            tops.push(mounter.open(volume, mount)?);
+        }
         drop(file);
-        Mounted::new(self.path, mounts, left_out, devices, write, lock)
+        Mounted::new(self.path, (volumes, tops, mounts), left_out, write, lock)
     }
 }
 
@@ -154,82 +168,76 @@ pub(crate) fn busy(path: &Path) -> ImageError {
     ImageError::new(ErrorKind::Busy, message)
 }
 
-/// Attaches and mounts the parts of one image.
+/// Mounts the parts of one image.
 struct Mounter<'a> {
     path: &'a Path,
     file: &'a File,
-    write: bool,
-    /// One for each partition, however many of its subvolumes are mounted.
-    devices: Vec<(Partition, LoopDevice)>,
+    host: &'a dyn MountHost,
 }
 
 impl Mounter<'_> {
-    /// Mounts the root, of a btrfs the subvolume that is the root of a system.
-    fn root(&mut self, root: &mut Volume) -> Result<OwnedFd, ImageError> {
-        let top = self.mount(root)?;
-        if root.kind != FileSystemKind::Btrfs || is_system(&top) {
-            return Ok(top);
-        }
-        for name in ROOT_SUBVOLUMES {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let Ok(below) = openat2(&top, name, flags, Mode::empty(), BENEATH) else { continue };
-            if is_system(&below) {
-                let text = read_fstab(&below, self.path)?.unwrap_or_default();
-                root.subvolume =
-                    Some(layout::root_subvolume(&text).unwrap_or_else(|| name.to_owned()));
-                return self.mount(root);
+    /// The text of the root's `/etc/fstab`, from a mount that is let go again; of a btrfs also which
+    /// subvolume is the root of a system.
+    fn look(&self, root: &mut Volume) -> Result<Vec<u8>, ImageError> {
+        let top = self.open(root, &self.mount_one(root, false)?)?;
+        if root.kind == FileSystemKind::Btrfs && !is_system(&top) {
+            for name in ROOT_SUBVOLUMES {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let Ok(below) = openat2(&top, name, flags, Mode::empty(), BENEATH) else {
+                    continue;
+                };
+                if is_system(&below) {
+                    let text = read_fstab(&below, self.path)?.unwrap_or_default();
+                    let named = layout::root_subvolume(&text);
+                    root.subvolume = Some(named.unwrap_or_else(|| name.to_owned()));
+                    return Ok(text);
+                }
             }
         }
-        Ok(top)
+        Ok(read_fstab(&top, self.path)?.unwrap_or_default())
     }
 
-    fn mount(&mut self, volume: &Volume) -> Result<OwnedFd, ImageError> {
-        if let (true, Some(superblock)) = (self.write, &volume.fs.superblock) {
+    /// Mounts `volumes`, the parts of one partition together.
+    fn mount_all(&self, volumes: &[Volume], write: bool) -> Result<Vec<HostMount>, ImageError> {
+        let mut mounts: Vec<Option<HostMount>> = volumes.iter().map(|_| None).collect();
+        for index in 0..volumes.len() {
+            if mounts[index].is_some() {
+                continue;
+            }
+            let is_beside = |at: &usize| volumes[*at].partition == volumes[index].partition;
+            let group: Vec<usize> = (index..volumes.len()).filter(is_beside).collect();
+            let views: Vec<&Volume> = group.iter().map(|at| &volumes[*at]).collect();
+            for (at, mount) in group.into_iter().zip(self.mount_views(&views, write)?) {
+                mounts[at] = Some(mount);
+            }
+        }
+        Ok(mounts.into_iter().flatten().collect())
+    }
+
+    fn mount_one(&self, volume: &Volume, write: bool) -> Result<HostMount, ImageError> {
+        let mount = self.mount_views(&[volume], write)?.pop();
+        mount.ok_or_else(|| self.explain(volume, io::ErrorKind::NotFound.into()))
+    }
+
+    /// Mounts the `views` of one partition, of which there are several for btrfs alone.
+    fn mount_views(&self, views: &[&Volume], write: bool) -> Result<Vec<HostMount>, ImageError> {
+        let Some(volume) = views.first() else { return Ok(Vec::new()) };
+        if let (true, Some(superblock)) = (write, &volume.fs.superblock) {
             superblock.check_writable(self.path)?;
         }
-        if self.write && volume.kind == FileSystemKind::Xfs {
-            // Only the kernel can tell whether its log is empty, and only from a device that it
-            // cannot write to it says so instead of playing the log back.
-            let probe = self.attach(&volume.partition, false)?;
-            drop(self.mount_device(&probe, volume, false)?);
+        let Partition { offset, len, .. } = volume.partition;
+        let window = Window { offset, len, read_only: !write };
+        let failed = |error: MountError| self.explain(volume, error.source);
+        if volume.kind == FileSystemKind::Ext {
+            return Ok(vec![self.host.mount(self.file, window).map_err(failed)?]);
         }
-        let known = self.devices.iter().position(|(partition, _)| *partition == volume.partition);
-        let index = match known {
-            Some(index) => index,
-            None => {
-                let device = self.attach(&volume.partition, self.write)?;
-                self.devices.push((volume.partition.clone(), device));
-                self.devices.len() - 1
-            }
-        };
-        self.mount_device(&self.devices[index].1, volume, self.write)
+        let own: Vec<Vec<(&str, Option<&str>)>> = views.iter().map(|view| options(view)).collect();
+        let options: Vec<_> = own.iter().map(Vec::as_slice).collect();
+        self.host.mount_as(self.file, window, volume.kind.name(), &options).map_err(failed)
     }
 
-    fn attach(&self, partition: &Partition, write: bool) -> Result<LoopDevice, ImageError> {
-        // The whole partition: a file system that is shorter has a length of its own.
-        let window = Window { offset: partition.offset, len: partition.len, read_only: !write };
-        LoopDevice::attach(self.file, window)
-            .map_err(|error| ImageError::io("attach", self.path, error))
-    }
-
-    fn mount_device(
-        &self,
-        device: &LoopDevice,
-        volume: &Volume,
-        write: bool,
-    ) -> Result<OwnedFd, ImageError> {
-        let mut options = Vec::new();
-        if volume.kind == FileSystemKind::Xfs {
-            // The base and its clone have one UUID, and may be mounted at the same time.
-            options.push(("nouuid", None));
-        }
-        if let (FileSystemKind::Btrfs, Some(name)) = (volume.kind, &volume.subvolume) {
-            options.push(("subvol", Some(name.as_str())));
-        }
-        let mount = detached::mount_with(device.path(), volume.kind.name(), !write, &options)
-            .map_err(|error| self.explain(volume, error))?;
-        // The mount's own handle is only a place (O_PATH); syncing needs an open directory.
-        open_top(&mount).map_err(|error| self.explain(volume, error))
+    fn open(&self, volume: &Volume, mount: &HostMount) -> Result<OwnedFd, ImageError> {
+        mount.open_root().map_err(|error| self.explain(volume, error))
     }
 
     fn explain(&self, volume: &Volume, error: io::Error) -> ImageError {
@@ -261,9 +269,13 @@ impl Mounter<'_> {
     }
 }
 
-fn open_top(mount: &OwnedFd) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(openat(mount, ".", flags, Mode::empty())?)
+fn options(volume: &Volume) -> Vec<(&str, Option<&str>)> {
+    match (volume.kind, &volume.subvolume) {
+        // The base and its clone have one UUID, and may be mounted at the same time.
+        (FileSystemKind::Xfs, _) => vec![("nouuid", None)],
+        (FileSystemKind::Btrfs, Some(name)) => vec![("subvol", Some(name.as_str()))],
+        _ => Vec::new(),
+    }
 }
 
 /// Whether the directory `top` has what makes it the root of a system.
@@ -294,14 +306,19 @@ fn read_fstab(top: impl AsFd, image: &Path) -> Result<Option<Vec<u8>>, ImageErro
     Ok(Some(text))
 }
 
-/// Fails unless there is a real directory where `volume` is to be mounted, in the tree of `mounts`.
+/// Fails unless there is a real directory where `volume` is to be mounted, in the tree of the first
+/// of `volumes`, whose root directories are `tops`.
 fn require_mount_point(
-    mounts: &[(Volume, OwnedFd)],
+    volumes: &[Volume],
+    tops: &[OwnedFd],
     volume: &Volume,
     image: &Path,
 ) -> Result<(), ImageError> {
-    let Some((outer, top)) = mounts.iter().rev().find(|(outer, _)| volume.at.is_within(&outer.at))
-    else {
+    let mounted = volumes.iter().zip(tops).rev();
+    let outer = mounted
+        .filter(|(outer, _)| volume.at.is_within(&outer.at))
+        .max_by_key(|(v, _)| v.at.as_bytes().len());
+    let Some((outer, top)) = outer else {
         return Ok(());
     };
     let below = &volume.at.as_bytes()[outer.at.as_bytes().len()..];
@@ -333,39 +350,26 @@ pub struct Mounted {
     volumes: Vec<Volume>,
     left_out: Vec<LeftOut>,
     write: bool,
-    /// The root directory of each file system.
-    tops: Vec<OwnedFd>,
-    devices: Vec<LoopDevice>,
+    mounts: Vec<HostMount>,
     lock: Option<FileLock>,
 }
 
 impl Mounted {
     fn new(
         path: PathBuf,
-        mounts: Vec<(Volume, OwnedFd)>,
+        (volumes, tops, mounts): (Vec<Volume>, Vec<OwnedFd>, Vec<HostMount>),
         left_out: Vec<LeftOut>,
-        devices: Vec<LoopDevice>,
         write: bool,
         lock: Option<FileLock>,
     ) -> Result<Self, ImageError> {
-        let (mut volumes, mut tops) = (Vec::new(), Vec::new());
-        let mut root: Option<Root> = None;
-        for (volume, top) in mounts {
-            let own = top.try_clone().map_err(|error| ImageError::io("open", &path, error))?;
-            root = Some(match root {
-                None => Root::from_fd(own, path.clone()),
-                Some(root) => root.with_mount(volume.at.clone(), own),
-            });
-            volumes.push(volume);
-            tops.push(top);
-        }
-        let Some(root) = root else {
-            return Err(ImageError::new(
-                ErrorKind::NotAnImage,
-                format!("{} is empty", path.display()),
-            ));
+        let mut parts = volumes.iter().zip(tops);
+        let Some((_, top)) = parts.next() else {
+            let message = format!("{} has no file system", path.display());
+            return Err(ImageError::new(ErrorKind::NotAnImage, message));
         };
-        Ok(Self { path, root, volumes, left_out, write, tops, devices, lock })
+        let root = Root::from_fd(top, path.clone());
+        let root = parts.fold(root, |root, (volume, top)| root.with_mount(volume.at.clone(), top));
+        Ok(Self { path, root, volumes, left_out, write, mounts, lock })
     }
 
     /// The tree in it.
@@ -393,13 +397,14 @@ impl Mounted {
     ///
     /// The last writes failed, or something still holds the image.
     pub fn finish(self) -> Result<(), ImageError> {
-        let Self { path, root, write, tops, devices, lock, .. } = self;
+        let Self { path, root, write, mounts, lock, .. } = self;
         if write {
-            for top in &tops {
-                syncfs(top).map_err(|error| ImageError::io("write out", &path, error))?;
+            for mount in &mounts {
+                let synced = mount.open_root().and_then(|top| Ok(syncfs(top)?));
+                synced.map_err(|error| ImageError::io("write out", &path, error))?;
             }
         }
-        drop((root, tops, devices, lock));
+        drop((root, mounts, lock));
         if !write {
             return Ok(());
         }

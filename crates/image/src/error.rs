@@ -5,7 +5,9 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use vireo_delta::DeltaError;
 use vireo_ext4::Ext4Error;
+use vireo_model::ImagePath;
 use vireo_tree::TreeError;
 
 use crate::grow::Grow;
@@ -116,11 +118,36 @@ impl ImageError {
         Self { kind, message, source: Some(source.into()) }
     }
 
+    /// The content of `path` could not be decoded.
+    pub(crate) fn delta(path: &ImagePath, source: DeltaError) -> Self {
+        let kind = match source.kind() {
+            vireo_delta::ErrorKind::WrongBase => ErrorKind::WrongBase,
+            vireo_delta::ErrorKind::Io if is_full(&source) => ErrorKind::NoSpace,
+            vireo_delta::ErrorKind::Io => ErrorKind::Io,
+            _ => ErrorKind::Damaged,
+        };
+        let message = format!("cannot make the content of {path}");
+        Self { kind, message, source: Some(source.into()) }
+    }
+
     /// What the caller can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+}
+
+/// Whether a full disk is among the causes.
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl fmt::Display for ImageError {

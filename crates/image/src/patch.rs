@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vireo_delta::{Bundle, Verified};
-use vireo_model::Digest;
+use vireo_model::{Digest, Tree};
+use vireo_sys::confine::can_mount;
 use vireo_sys::copy::{CloneKind, clone};
 use vireo_sys::durable::{directory_of, sync_dir};
 use vireo_sys::lease;
@@ -16,25 +17,44 @@ use vireo_tree::{ScanOptions, apply, scan};
 
 use crate::bytes::{Bytes, Format};
 use crate::disk::{Access, DiskImage, busy};
-use crate::fsck;
+use crate::fsck::fsck_all;
 use crate::grow::{self, Grow, Growth};
-use crate::layout::Volume;
+use crate::host::{DetachedHost, MountHost};
 use crate::partition::RootPartition;
+use crate::probe::FileSystemKind;
+use crate::rootless::{self, Outcome};
+use crate::unmounted::{self, Unfinished};
 use crate::{ErrorKind, ImageError};
+
+/// Who writes into the clone.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Backend<'a> {
+    /// [`Backend::Mount`] by the [`DetachedHost`] if this process may mount, else
+    /// [`Backend::Rootless`].
+    #[default]
+    Auto,
+    /// The kernel: the clone is mounted by this host.
+    Mount(&'a dyn MountHost),
+    /// debugfs(8), which needs no rights. Names with line ends are refused.
+    Rootless,
+}
 
 /// How an image is patched.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PatchOptions {
+pub struct PatchOptions<'a> {
     /// Which partition holds the root file system.
     pub root: RootPartition,
     /// Whether an image that is already at the output's path is replaced (atomically). Patching
     /// "in place" is patching with the base's own path as the output.
     pub replace: bool,
-    /// Whether the image is made larger for an update that does not fit.
+    /// Who writes.
+    pub backend: Backend<'a>,
+    /// Whether the image is made larger for an update that does not fit; not without a mount.
     pub grow: Grow,
 }
 
-/// The steps of [`patch_with`], in order; reported when each begins.
+/// The steps of [`patch_with`], in order, reported when each begins. Without a mount there is no
+/// `Mount` and no `Unmount`, and `Check` comes before `Verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchStep {
     /// The base is being cloned.
@@ -101,7 +121,8 @@ pub fn patch(
 /// Makes at `out` the image that `bundle` turns `base` into.
 ///
 /// Works on a clone, named `out` with `.partial` added, and renames it to `out` when its tree has
-/// the bundle's target digest, `e2fsck -fn` finds nothing and its bytes are on the disk. After an
+/// the bundle's target digest, as the kernel shows it and as our own reader finds it, `e2fsck -fn`
+/// finds nothing and its bytes are on the disk. After an
 /// error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
 /// next patch to the same `out` replaces.
 ///
@@ -117,7 +138,7 @@ pub fn patch_with(
     base: &Path,
     out: &Path,
     bundle: &Bundle<'_, Verified<'_>>,
-    options: &PatchOptions,
+    options: &PatchOptions<'_>,
     step: &mut dyn FnMut(PatchStep),
 ) -> Result<Patched, ImageError> {
     let mut steps = Steps::default();
@@ -133,9 +154,38 @@ pub fn patch_with(
     let mut partial = Partial::new(base, out)?;
     let kind = partial.fill(base)?;
 
+    let done = match options.backend {
+        Backend::Mount(host) => growing(&mut partial, base, host, bundle, options, &mut step)?,
+        Backend::Auto if can_mount() => {
+            growing(&mut partial, base, &DetachedHost, bundle, options, &mut step)?
+        }
+        Backend::Auto | Backend::Rootless => {
+            let volume = unmounted::only_volume(&partial.path, base, options.root)?;
+            rootless::patch((&partial.path, &volume.partition), out, bundle, &mut step)?
+        }
+    };
+    partial.pack(Format::of_name(out))?;
+    step(PatchStep::Publish);
+    refuse_used(base, out, options.replace)?;
+    partial.publish(out, options.replace)?;
+    let Outcome { tree, already } = done;
+    Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+}
+
+/// Patches the clone `partial` of `base`, larger and larger ones while the update does not fit and
+/// `options` allow it.
+fn growing(
+    partial: &mut Partial,
+    base: &Path,
+    host: &dyn MountHost,
+    bundle: &Bundle<'_, Verified<'_>>,
+    options: &PatchOptions<'_>,
+    step: &mut dyn FnMut(PatchStep),
+) -> Result<Outcome, ImageError> {
     let mut growth = Growth::new(options.grow, bundle.change_set());
-    let Applied { tree, already, volumes } = loop {
-        match apply_to(&partial.path, base, bundle, options, &mut step) {
+    loop {
+        let image = DiskImage::open(&partial.path, options.root)?;
+        match by_mount(image, (base, host), bundle, options.root, step) {
             Err(error) if error.kind() == ErrorKind::NoSpace => {
                 let Some(len) = growth.next() else {
                     return Err(ImageError::full(base, options.grow, error));
@@ -145,45 +195,23 @@ pub fn patch_with(
                 partial.fill_again(base)?;
                 grow::grow(&partial.path, options.root, len)?;
             }
-            outcome => break outcome?,
+            outcome => return outcome,
         }
-    };
-    if tree != bundle.target() {
-        let message = format!(
-            "{}: patched, its tree would be {tree} instead of the bundle's target {}: it differs from the \
-             bundle's base {} in paths that the bundle does not touch; nothing was changed",
-            base.display(),
-            bundle.target(),
-            bundle.base()
-        );
-        return Err(ImageError::new(ErrorKind::Mismatch, message));
     }
-    step(PatchStep::Check);
-    fsck::check(&partial.path, &volumes)?;
-    step(PatchStep::Publish);
-    refuse_used(base, out, options.replace)?;
-    partial.pack(Format::of_name(out))?;
-    partial.publish(out, options.replace)?;
-    Ok(Patched { tree, clone: kind, already, steps: steps.end() })
 }
 
-/// What applying a bundle to a clone gave.
-struct Applied {
-    tree: Digest,
-    already: usize,
-    volumes: Vec<Volume>,
-}
-
-/// Mounts `clone`, which messages call `base`, makes it the target and reads it back.
-fn apply_to(
-    clone: &Path,
-    base: &Path,
+/// Patches the image, a clone of `base`, by mounting it with `host`; reads it back twice: as the
+/// kernel shows it, and by our own reader once the kernel has let it go.
+fn by_mount(
+    image: DiskImage,
+    (base, host): (&Path, &dyn MountHost),
     bundle: &Bundle<'_, Verified<'_>>,
-    options: &PatchOptions,
+    root: RootPartition,
     step: &mut dyn FnMut(PatchStep),
-) -> Result<Applied, ImageError> {
+) -> Result<Outcome, ImageError> {
     step(PatchStep::Mount);
-    let mounted = DiskImage::open(clone, options.root)?.mount(Access::ReadWrite)?;
+    let path = image.path().to_owned();
+    let mounted = image.mount_by(host, Access::ReadWrite)?;
     let volumes = mounted.volumes().to_vec();
     let failed = |error| ImageError::tree(base, error);
 
@@ -196,13 +224,57 @@ fn apply_to(
     apply::seal(mounted.root(), bundle).map_err(failed)?;
 
     step(PatchStep::Verify);
-    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default())
-        .map_err(failed)?
-        .tree
-        .digest();
+    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default()).map_err(failed)?.tree;
+    let digest = tree.digest();
     step(PatchStep::Unmount);
     mounted.finish()?;
-    Ok(Applied { tree, already, volumes })
+    if digest != bundle.target() {
+        let message = format!(
+            "{}: patched, its tree would be {digest} instead of the bundle's target {}: it differs from the \
+             bundle's base {} in paths that the bundle does not touch; nothing was changed",
+            base.display(),
+            bundle.target(),
+            bundle.base()
+        );
+        return Err(ImageError::new(ErrorKind::Mismatch, message));
+    }
+    step(PatchStep::Check);
+    fsck_all(&path, &volumes)?;
+    if volumes.iter().all(|volume| volume.kind == FileSystemKind::Ext) {
+        read_again(&path, root, tree, bundle)?;
+    }
+    Ok(Outcome { tree: digest, already })
+}
+
+/// Reads the tree in the image by our own reader, without the kernel and its caches of names and
+/// inodes: all metadata, and the content of what the bundle changes. `tree` is what the kernel shows.
+fn read_again(
+    image: &Path,
+    root: RootPartition,
+    mut tree: Tree,
+    bundle: &Bundle<'_, Verified<'_>>,
+) -> Result<(), ImageError> {
+    let disk = match unmounted::open(image, root, Unfinished::Refuse) {
+        // What the kernel alone understands, such as casefold, the kernel alone can prove.
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(()),
+        disk => disk?,
+    };
+    for change in &bundle.change_set().changes {
+        tree.remove(&change.path);
+    }
+    let known = disk.known_from(&tree, bundle.ignore())?;
+    let options = unmounted::ScanOptions { known: &known, ..Default::default() };
+    let found = disk.scan(bundle.ignore(), &options)?.tree.digest();
+    if found == bundle.target() {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: the kernel shows the bundle's target {}, but without the kernel its tree is {found}: the host's \
+         kernel or the image's file system is not sound; nothing was changed",
+        image.display(),
+        bundle.target()
+    );
+    Err(ImageError::new(ErrorKind::Mismatch, message))
 }
 
 /// Times the steps: each lasts until the next begins.
@@ -228,7 +300,8 @@ impl Steps {
     }
 }
 
-/// Makes `to` a clone of the image `from`, durably and under its name only when complete.
+/// Makes `to` a clone of the image `from`, durably and under its name only when complete, in the
+/// format that its name says: raw from qcow2, or the other way.
 ///
 /// # Errors
 ///

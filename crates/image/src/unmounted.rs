@@ -28,14 +28,14 @@ use vireo_model::{ChangeSet, Digest, Hasher, Ignore, ImagePath, Timestamp, Tree}
 use crate::bytes::Bytes;
 use crate::disk::no_mount_point;
 use crate::layout::{self, LeftOut, Volume};
-use crate::partition::{RootPartition, slots};
+use crate::partition::{Partition, RootPartition, slots};
 use crate::probe::FileSystemKind;
 use crate::{ErrorKind, ImageError};
 
 /// Whether this process cannot mount, so that images can only be read as here.
 #[must_use]
 pub fn is_needed() -> bool {
-    !rustix::process::geteuid().is_root()
+    !vireo_sys::confine::can_mount()
 }
 
 /// The file systems of an image that make its tree, open for reading.
@@ -109,6 +109,37 @@ pub fn open(image: &Path, root: RootPartition, unfinished: Unfinished) -> Result
         parts.push((volume, reader));
     }
     Ok(Disk { path: image.to_owned(), parts, left_out })
+}
+
+/// The file system of `image`, which messages call `name`, whose tree has to be in one alone.
+pub(crate) fn only_volume(
+    image: &Path,
+    name: &Path,
+    root: RootPartition,
+) -> Result<Volume, ImageError> {
+    let mut volumes = open(image, root, Unfinished::Refuse)?.parts.into_iter().map(|(v, _)| v);
+    match (volumes.next(), volumes.next()) {
+        (Some(volume), None) => {
+            if let Some(superblock) = &volume.fs.superblock {
+                superblock.check_writable(name)?;
+            }
+            Ok(volume)
+        }
+        _ => {
+            let message = format!(
+                "the tree of {} is in several file systems, and only one is patched without mounting; \
+                 patch it as root",
+                name.display()
+            );
+            Err(ImageError::new(ErrorKind::Unsupported, message))
+        }
+    }
+}
+
+/// Our own reader of a file system whose place is known; it must be clean.
+pub(crate) fn open_at(image: &Path, partition: &Partition) -> Result<Reader, ImageError> {
+    layout::open_reader(&Bytes::open(image)?, partition, Unfinished::Refuse)
+        .map_err(|error| ImageError::ext4(image, error))
 }
 
 fn open_volume(
@@ -185,6 +216,29 @@ impl Disk {
         &self.left_out
     }
 
+    /// Where each of its file systems is mounted and lies, the root first.
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.parts.iter().map(|(volume, _)| volume)
+    }
+
+    /// What `tree`, which is this disk's, says of the files in it; see [`Known::from_tree`].
+    pub(crate) fn known_from(
+        &self,
+        tree: &Tree,
+        ignore: &Ignore,
+    ) -> Result<Vec<Known>, ImageError> {
+        let mounts = self.mounts();
+        let known = |(volume, reader): &(Volume, Reader)| {
+            Known::from_tree_at(reader, tree, ignore, &volume.at, &mounts)
+                .map_err(|error| self.failed(volume, error))
+        };
+        self.parts.iter().map(known).collect()
+    }
+
+    fn mounts(&self) -> Vec<ImagePath> {
+        self.parts.iter().skip(1).map(|(volume, _)| volume.at.clone()).collect()
+    }
+
     /// Whether the metadata of both shows that nothing in this one changed since `base`; `false`
     /// proves nothing. Costs reading the inode tables. What is trusted says
     /// [`vireo_ext4::is_unchanged`].
@@ -229,8 +283,7 @@ impl Disk {
     ///
     /// As [`Reader::scan`].
     pub fn scan(&self, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, ImageError> {
-        let mounts: Vec<ImagePath> =
-            self.parts.iter().skip(1).map(|(volume, _)| volume.at.clone()).collect();
+        let mounts = self.mounts();
         let mut whole: Option<Scan> = None;
         for (volume, reader) in &self.parts {
             // As a directory that is left out is not entered where it is mounted, either.

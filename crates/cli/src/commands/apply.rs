@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
-use vireo_image::{Grow, PatchOptions, patch_with};
+use vireo_image::{Backend, Grow, PatchOptions, patch_with};
 use vireo_model::Digest;
 use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
@@ -37,8 +37,12 @@ pub(crate) struct Args {
     /// Make the image larger if the update does not fit: by what it needs, or to SIZE (20G, 512M)
     ///
     /// The image's file, its last partition, and the ext4 root file system in it.
-    #[arg(long, value_name = "SIZE|auto", value_parser = parse_grow)]
+    #[arg(long, value_name = "SIZE|auto", value_parser = parse_grow, conflicts_with = "rootless")]
     grow: Option<Grow>,
+    /// Patch the image with debugfs(8) instead of mounting it: needs no rights, and is what is done
+    /// anyway where this process may not mount
+    #[arg(long)]
+    rootless: bool,
     #[command(flatten)]
     partition: RootPartitionArgs,
 }
@@ -101,9 +105,11 @@ fn to_image(
     bundle: &Bundle<'_, Verified<'_>>,
     step: &Step,
 ) -> Result<Applied, Failure> {
+    let backend = if args.rootless { Backend::Rootless } else { Backend::Auto };
     let options = PatchOptions {
         root: args.partition.get(),
         replace: out == base,
+        backend,
         grow: args.grow.unwrap_or_default(),
     };
     let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use vireo_image::{
-    Access, DiskImage, ErrorKind, FileSystemKind, RootPartition, Volume, check, unmounted,
+    Access, DiskImage, ErrorKind, FileSystemKind, RootPartition, Volume, fsck_all, unmounted,
 };
 
 use crate::common::{Part, Place, divide, edit, ext, mounted, patched, put, same, sh, tree_of};
@@ -111,7 +111,7 @@ fn root_subvolumes_of_a_btrfs_are_put_where_its_list_says() -> anyhow::Result<()
     let disk = DiskImage::open(&base, RootPartition::Find)?.mount(Access::ReadOnly)?;
     let places: Vec<String> = disk.volumes().iter().map(Volume::describe).collect();
     ensure!(places == ["/ (whole image)", "/home (whole image)"], "{places:?}");
-    check(&base, disk.volumes())?;
+    fsck_all(&base, disk.volumes())?;
     disk.finish()?;
     let names = |image: &Path| -> anyhow::Result<Vec<String>> {
         Ok(mounted(image)?.iter().map(|(path, _)| path.to_string()).collect())
