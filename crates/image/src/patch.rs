@@ -69,7 +69,7 @@ pub enum PatchStep {
     Verify,
     /// It is being unmounted.
     Unmount,
-    /// e2fsck looks over it.
+    /// The file systems' checkers look over it.
     Check,
     /// It is being made durable and put in place.
     Publish,
@@ -121,9 +121,9 @@ pub fn patch(
 /// Makes at `out` the image that `bundle` turns `base` into.
 ///
 /// Works on a clone, named `out` with `.partial` added, and renames it to `out` when its tree has
-/// the bundle's target digest, as the kernel shows it and as our own reader finds it, `e2fsck -fn`
-/// finds nothing and its bytes are on the disk. After an
-/// error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
+/// the bundle's target digest, as the kernel shows it and, for ext file systems, as our own reader finds
+/// it, every file system's own checker finds nothing, and its bytes are on the disk. What is qcow2 is
+/// expanded to be patched, and packed again. After an error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
 /// next patch to the same `out` replaces.
 ///
 /// Cost: a reflink or sparse copy of the image, one read of the whole tree, and the changed
@@ -133,7 +133,7 @@ pub fn patch(
 ///
 /// `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is
 /// not its target although every touched path was right, `Busy` if `out` is being made by another
-/// process, `NoSpace`, `Damaged`, and all that [`DiskImage::open`] and [`DiskImage::mount`] say.
+/// process, `NoSpace` (with [`PatchOptions::grow`] only if growing does not help), `Damaged`, and all that [`DiskImage::open`] and [`DiskImage::mount`] say.
 pub fn patch_with(
     base: &Path,
     out: &Path,
