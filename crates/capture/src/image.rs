@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use vireo_image::unmounted::{
-    self, Content, FileState, Known, Reader, Scan, ScanOptions, Unfinished,
+    self, Content, Disk, FileState, Known, Scan, ScanOptions, Unfinished,
 };
 use vireo_image::{ImageError, RootPartition};
 use vireo_model::{Digest, Ignore, ImagePath};
@@ -22,7 +22,7 @@ use crate::snapshot::{Files, Snapshot};
 pub struct Image {
     path: PathBuf,
     stamp: Option<Stamp>,
-    reader: Reader,
+    disk: Disk,
 }
 
 /// What a write to a file changes.
@@ -48,7 +48,7 @@ impl Stamp {
 }
 
 impl Image {
-    /// Opens the root file system of the image `path`. It must be unmounted cleanly.
+    /// Opens the file systems of the image `path`. They must be unmounted cleanly.
     ///
     /// # Errors
     ///
@@ -57,14 +57,20 @@ impl Image {
         // Before the first byte is read, so that no change goes unseen. What cannot be looked at
         // cannot be opened either.
         let stamp = fs::metadata(path).ok().map(|found| Stamp::of(&found));
-        let reader = unmounted::open(path, root, Unfinished::Refuse)?;
-        Ok(Self { path: path.to_owned(), stamp, reader })
+        let disk = unmounted::open(path, root, Unfinished::Refuse)?;
+        Ok(Self { path: path.to_owned(), stamp, disk })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What its `/etc/fstab` mounts and its tree is without.
+    #[must_use]
+    pub fn left_out(&self) -> &[vireo_image::LeftOut] {
+        self.disk.left_out()
     }
 
     fn check_settled(&self) -> Result<(), CaptureError> {
@@ -109,8 +115,10 @@ pub(crate) fn of_images<'a>(
     let forgotten = cache.and_then(|cache| {
         let put = |scan: &Scan| {
             // Nothing was read, so nothing is new.
-            let is_known = scan.hashed == 0 && cache.has(&scan.identity);
-            if is_known { Ok(()) } else { cache.put(&Known::from_scan(scan)) }
+            if scan.hashed == 0 && scan.identities.iter().all(|identity| cache.has(identity)) {
+                return Ok(());
+            }
+            scan.known().iter().try_for_each(|known| cache.put(known))
         };
         put(&before).and_then(|()| put(&after)).err()
     });
@@ -125,11 +133,9 @@ pub(crate) fn unchanged(
     ignore: &Ignore,
     cache: &DigestCache,
 ) -> Result<Option<KnownTree>, CaptureError> {
-    let Some(tree) = cache.tree(&base.reader.identity(), ignore) else { return Ok(None) };
-    let (before, after) = ((&*base.path, &base.reader), (&*target.path, &target.reader));
-    if !unmounted::is_unchanged(before, after)?
-        || unmounted::inodes_digest(&base.path, &base.reader)? != tree.inodes
-    {
+    let Some(identity) = base.disk.identities().next() else { return Ok(None) };
+    let Some(tree) = cache.tree(&identity, ignore) else { return Ok(None) };
+    if !target.disk.is_unchanged(&base.disk)? || base.disk.inodes_digest()? != tree.inodes {
         return Ok(None);
     }
     base.check_settled()?;
@@ -145,14 +151,16 @@ pub(crate) fn remember_tree(
     ignore: &Ignore,
     cache: &DigestCache,
 ) -> Result<(), CaptureError> {
-    let identity = image.reader.identity();
-    if cache.tree(&identity, ignore).is_some() {
+    let mut identities = image.disk.identities();
+    let Some(root) = identities.next() else { return Ok(()) };
+    // The root's state says nothing about other file systems.
+    if identities.next().is_none() && cache.tree(&root, ignore).is_some() {
         return Ok(());
     }
-    let inodes = unmounted::inodes_digest(&image.path, &image.reader)?;
+    let inodes = image.disk.inodes_digest()?;
     image.check_settled()?;
     // As with the digests of files: what cannot be remembered is no reason to fail.
-    drop(cache.put_tree(&identity, ignore, &KnownTree { inodes, digest, paths }));
+    drop(cache.put_tree(&root, ignore, &KnownTree { inodes, digest, paths }));
     Ok(())
 }
 
@@ -162,10 +170,15 @@ pub(crate) fn of_image<'a>(
     ignore: &Ignore,
     cache: Option<&DigestCache>,
 ) -> Result<Snapshot<'a>, CaptureError> {
-    let known = cache.and_then(|cache| cache.get(&image.reader.identity()));
-    let scan = scan(image, ignore, known.as_ref())?;
+    let scan = scan(image, ignore, &remembered(image, cache))?;
     image.check_settled()?;
     Ok(snapshot(image, scan))
+}
+
+/// What the cache knows of the image's file systems, in this or an earlier state.
+fn remembered(image: &Image, cache: Option<&DigestCache>) -> Vec<Known> {
+    let get = |identity| cache.and_then(|cache| cache.get(&identity));
+    image.disk.identities().filter_map(get).collect()
 }
 
 fn scan_both(
@@ -176,44 +189,43 @@ fn scan_both(
     paranoid: bool,
 ) -> Result<(Scan, Scan), CaptureError> {
     if paranoid {
-        return Ok((scan(base, ignore, None)?, scan(target, ignore, None)?));
+        return Ok((scan(base, ignore, &[])?, scan(target, ignore, &[])?));
     }
-    let identity = base.reader.identity();
-    let remembered = cache.and_then(|cache| cache.get(&identity));
-    if remembered.as_ref().is_some_and(|known| *known.identity() == identity) {
+    let known = remembered(base, cache);
+    let is_known = |identity| known.iter().any(|known| *known.identity() == identity);
+    if base.disk.identities().all(is_known) {
         // All of the base is known already, so that neither has to wait for the other.
-        let known = remembered.as_ref();
         let (before, after) =
-            rayon::join(|| scan(base, ignore, known), || scan(target, ignore, known));
+            rayon::join(|| scan(base, ignore, &known), || scan(target, ignore, &known));
         return Ok((before?, after?));
     }
-    let before = scan(base, ignore, remembered.as_ref())?;
-    let after = scan(target, ignore, Some(&Known::from_scan(&before)))?;
+    let before = scan(base, ignore, &known)?;
+    let after = scan(target, ignore, &before.known())?;
     Ok((before, after))
 }
 
-fn scan(image: &Image, ignore: &Ignore, known: Option<&Known>) -> Result<Scan, CaptureError> {
+fn scan(image: &Image, ignore: &Ignore, known: &[Known]) -> Result<Scan, CaptureError> {
     let options = ScanOptions { known, ..ScanOptions::default() };
-    Ok(unmounted::scan(&image.path, &image.reader, ignore, &options)?)
+    Ok(image.disk.scan(ignore, &options)?)
 }
 
 fn snapshot(image: &Image, scan: Scan) -> Snapshot<'_> {
-    let sparse = scan.files.iter().filter(|(_, file)| file.sparse);
+    // No path is in two of them.
+    let files: BTreeMap<ImagePath, FileState> = scan.files.into_iter().flatten().collect();
+    let sparse = files.iter().filter(|(_, file)| file.sparse);
     Snapshot {
         sparse: sparse.map(|(path, _)| path.clone()).collect(),
         tree: scan.tree,
         dir_times: scan.dir_times,
         hashed: scan.hashed,
-        files: Box::new(ImageFiles { image, files: scan.files }),
+        files: Box::new(ImageFiles { image, files }),
     }
 }
 
 impl ImageFiles<'_> {
     fn content(&self, path: &ImagePath) -> io::Result<Content<'_>> {
         let state = self.files.get(path).ok_or(io::ErrorKind::NotFound)?;
-        let reader = &self.image.reader;
-        let inode = reader.inode(state.ino).map_err(io::Error::other)?;
-        reader.content(&inode).map_err(io::Error::other)
+        self.image.disk.content(path, state.ino).map_err(io::Error::other)
     }
 }
 

@@ -1,14 +1,15 @@
-//! What can be captured, digested and compared: a directory, or a raw disk image.
+//! What can be captured, digested and compared: a directory, or a disk image.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use vireo_capture::Image;
-use vireo_image::unmounted::{self, Reader, Unfinished};
-use vireo_image::{Access, DiskImage, ErrorKind, Mounted, RootPartition};
+use vireo_image::unmounted::{self, Disk, Unfinished};
+use vireo_image::{Access, DiskImage, ErrorKind, Format, LeftOut, Mounted, RootPartition};
 use vireo_model::{Ignore, Tree};
 use vireo_tree::{Root, ScanOptions, scan};
 
+use crate::Context;
 use crate::exit::Failure;
 
 /// Which partition of an image holds the root file system.
@@ -79,6 +80,20 @@ impl Source {
             Self::Image(mounted) => mounted.root(),
         }
     }
+
+    fn left_out(&self) -> &[LeftOut] {
+        match self {
+            Self::Dir(_) => &[],
+            Self::Image(mounted) => mounted.left_out(),
+        }
+    }
+}
+
+/// Tells what a machine of the image `path` has that belongs to no version.
+fn warn_left_out(context: &Context, path: &Path, left_out: &[LeftOut]) {
+    for LeftOut { at, why } in left_out {
+        context.warn(&format!("{}: left out what is mounted at {at}: {why}", path.display()));
+    }
 }
 
 /// Where digests of images' files are remembered.
@@ -123,11 +138,24 @@ impl CaptureSource {
         }
         match Image::open(path, partition.get()) {
             Ok(image) => Ok(Self::Image(Box::new(image))),
-            Err(error) if error.kind() == ErrorKind::Unsupported && !unmounted::is_needed() => {
+            Err(error)
+                if error.kind() == ErrorKind::Unsupported
+                    && Format::of_name(path) == Format::Raw
+                    && !unmounted::is_needed() =>
+            {
                 Source::open(path, partition).map(Self::Root)
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Tells what is left out of it.
+    pub(crate) fn warn(&self, context: &Context, path: &Path) {
+        let left_out = match self {
+            Self::Root(source) => source.left_out(),
+            Self::Image(image) => image.left_out(),
+        };
+        warn_left_out(context, path, left_out);
     }
 
     pub(crate) fn source(&self) -> vireo_capture::Source<'_> {
@@ -151,7 +179,7 @@ pub(crate) struct UnmountedArgs {
 #[derive(Debug)]
 pub(crate) enum TreeSource {
     Root(Source),
-    Unmounted(PathBuf, Reader),
+    Unmounted(Box<Disk>),
 }
 
 impl TreeSource {
@@ -160,21 +188,30 @@ impl TreeSource {
         partition: RootPartitionArgs,
         args: UnmountedArgs,
     ) -> Result<Self, Failure> {
-        if path.is_dir() || !(args.unmounted || unmounted::is_needed()) {
+        let is_qcow2 = Format::of_name(path) == Format::Qcow2;
+        if path.is_dir() || !(args.unmounted || is_qcow2 || unmounted::is_needed()) {
             return Source::open(path, partition).map(Self::Root);
         }
         // An image that is in use looks like one of a crashed machine: only on request.
         let unfinished = if args.unmounted { Unfinished::Replay } else { Unfinished::Refuse };
-        let reader = unmounted::open(path, partition.get(), unfinished)?;
-        Ok(Self::Unmounted(path.to_owned(), reader))
+        let disk = unmounted::open(path, partition.get(), unfinished)?;
+        Ok(Self::Unmounted(Box::new(disk)))
+    }
+
+    /// Tells what is left out of it.
+    pub(crate) fn warn(&self, context: &Context, path: &Path) {
+        let left_out = match self {
+            Self::Root(source) => source.left_out(),
+            Self::Unmounted(disk) => disk.left_out(),
+        };
+        warn_left_out(context, path, left_out);
     }
 
     pub(crate) fn tree(&self, ignore: &Ignore) -> Result<Tree, Failure> {
         match self {
             Self::Root(source) => Ok(scan(source.root(), ignore, &ScanOptions::default())?.tree),
-            Self::Unmounted(path, reader) => {
-                let options = unmounted::ScanOptions::default();
-                Ok(unmounted::scan(path, reader, ignore, &options)?.tree)
+            Self::Unmounted(disk) => {
+                Ok(disk.scan(ignore, &unmounted::ScanOptions::default())?.tree)
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::Ext4Error;
 use crate::inode::InodeKind;
 use crate::reader::{Identity, Reader};
 use crate::tree::{Scan, ScanOptions};
-use crate::walk::{Entry, FileState};
+use crate::walk::{Entry, FileState, Scope};
 
 /// Seconds before the end of the earlier state within which a time of change proves nothing.
 /// Covers the tick of every kernel, and the whole seconds in which inodes of 128 bytes and
@@ -79,6 +79,21 @@ impl Known {
         Self { identity: scan.identity, by_inode: scan.files.iter().filter_map(file).collect() }
     }
 
+    /// What a scan read of one of the file systems of `tree`: of the files `files`, the states of
+    /// which it found in the file system `identity`.
+    #[must_use]
+    pub fn of_part(
+        identity: Identity,
+        files: &std::collections::BTreeMap<ImagePath, FileState>,
+        tree: &Tree,
+    ) -> Self {
+        let file = |(path, state): (&ImagePath, &FileState)| {
+            let (_, digest) = tree.get(path)?.content()?;
+            Some((state.ino, (*state, digest)))
+        };
+        Self { identity, by_inode: files.iter().filter_map(file).collect() }
+    }
+
     /// What `tree` says of the files in `reader`, whose tree it is. No content is read: that the
     /// tree is this file system's is trusted, but a file whose length or time is another
     /// in it is left out.
@@ -87,7 +102,23 @@ impl Known {
     ///
     /// As [`Reader::walk_metadata`].
     pub fn from_tree(reader: &Reader, tree: &Tree, ignore: &Ignore) -> Result<Self, Ext4Error> {
-        let entries = reader.walk_metadata(ignore)?;
+        Self::from_tree_at(reader, tree, ignore, &ImagePath::root(), &[])
+    }
+
+    /// The same for a file system that is a part of `tree`: with its root directory at `at`, and
+    /// others of the tree at `mounts`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reader::walk_metadata`].
+    pub fn from_tree_at(
+        reader: &Reader,
+        tree: &Tree,
+        ignore: &Ignore,
+        at: &ImagePath,
+        mounts: &[ImagePath],
+    ) -> Result<Self, Ext4Error> {
+        let entries = reader.walk_scope(&Scope { ignore, at, mounts })?;
         let fits = |entry: &Entry, node: &Node| {
             node.content().is_some_and(|(len, _)| len == entry.state.len)
                 && node.mtime == entry.state.mtime

@@ -1,6 +1,6 @@
 //! A file system, open for reading.
 
-use vireo_model::Timestamp;
+use vireo_model::{ImagePath, Timestamp};
 
 use crate::budget::Budget;
 use crate::bytes::{le32, part, to_usize};
@@ -11,8 +11,7 @@ use crate::inode::{BLOCK_FIELD_LEN, Inode, InodeKind, ROOT};
 use crate::source::Source;
 use crate::superblock::{self, Superblock};
 use crate::volume::Volume;
-use crate::xattr;
-use crate::{ErrorKind, Ext4Error, journal};
+use crate::{ErrorKind, Ext4Error, journal, walk, xattr};
 
 /// What a multiple mount protection block says when nobody has the file system mounted.
 const MMP_CLEAN: u32 = 0xFF4D_4D50;
@@ -162,6 +161,33 @@ impl Reader {
             return Err(Ext4Error::damaged("the root directory is none"));
         }
         Ok(root)
+    }
+
+    /// The inode at `path`, without following anything; `None` if there is none, or if a part of the
+    /// way is no directory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reader::inode`].
+    pub fn find(&self, path: &ImagePath) -> Result<Option<Inode>, Ext4Error> {
+        let budget = self.budget(u64::MAX);
+        let mut inode = self.root()?;
+        for name in path.components() {
+            if inode.kind != InodeKind::Dir {
+                return Ok(None);
+            }
+            let mut number = None;
+            let mut look = |found: &[u8], inode: u32| {
+                if found == name {
+                    number = Some(inode);
+                }
+                Ok(())
+            };
+            walk::names(self, &inode, &budget, &mut look).map_err(|error| error.within(path))?;
+            let Some(number) = number else { return Ok(None) };
+            inode = self.inode(number)?;
+        }
+        Ok(Some(inode))
     }
 
     /// The inode with this number.

@@ -44,28 +44,28 @@ impl Source for Vec<u8> {
     }
 }
 
-/// A part of a file: one partition of a disk image.
+/// A part of a file, or of other bytes: one partition of a disk image.
 #[derive(Debug)]
-pub struct Partition {
-    file: File,
+pub struct Partition<S = File> {
+    disk: S,
     offset: u64,
     len: u64,
 }
 
-impl Partition {
-    /// The `len` bytes of `file` from `offset` on.
+impl<S: Source> Partition<S> {
+    /// The `len` bytes of `disk` from `offset` on.
     #[must_use]
-    pub fn new(file: File, offset: u64, len: u64) -> Self {
-        Self { file, offset, len }
+    pub fn new(disk: S, offset: u64, len: u64) -> Self {
+        Self { disk, offset, len }
     }
 }
 
-impl Source for Partition {
+impl<S: Source> Source for Partition<S> {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let len = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
         let within = offset.checked_add(len).is_some_and(|end| end <= self.len);
         let at = self.offset.checked_add(offset).filter(|_| within);
-        FileExt::read_exact_at(&self.file, buffer, at.ok_or(io::ErrorKind::UnexpectedEof)?)
+        self.disk.read_exact_at(buffer, at.ok_or(io::ErrorKind::UnexpectedEof)?)
     }
 
     fn byte_len(&self) -> io::Result<u64> {

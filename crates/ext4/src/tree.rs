@@ -11,7 +11,7 @@ use crate::compare::Known;
 use crate::content::BUFFER_LEN;
 use crate::inode::{Inode, InodeKind};
 use crate::reader::{Identity, Reader};
-use crate::walk::{FileState, Item, Place, Walk};
+use crate::walk::{FileState, Item, Place, Scope, Walk};
 
 /// Most bytes of all files together, holes included, that are read unless the caller says
 /// otherwise: half an hour of hashing. A sparse file can claim any length.
@@ -25,11 +25,17 @@ pub struct ScanOptions<'a> {
     pub known: Option<&'a Known>,
     /// Most bytes of content, holes included.
     pub max_content_len: u64,
+    /// Where the file system's root directory is in a tree of several; none: it is the tree's. What
+    /// such a root has of its own (`lost+found`, `.vireo`) is no part of the tree then.
+    pub at: Option<&'a ImagePath>,
+    /// Where further file systems of the tree are, of which this one has the mount point. What is
+    /// below such a directory is hidden.
+    pub mounts: &'a [ImagePath],
 }
 
 impl Default for ScanOptions<'_> {
     fn default() -> Self {
-        Self { known: None, max_content_len: DEFAULT_MAX_CONTENT_LEN }
+        Self { known: None, max_content_len: DEFAULT_MAX_CONTENT_LEN, at: None, mounts: &[] }
     }
 }
 
@@ -87,7 +93,10 @@ impl Reader {
     /// `Limit` beyond 8 million names, a depth of 512 or [`ScanOptions::max_content_len`].
     pub fn scan(&self, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, Ext4Error> {
         let budget = self.budget(options.max_content_len);
-        let mut walk = Walk::new(self, ignore, &budget)?;
+        let root = ImagePath::root();
+        let at = options.at.unwrap_or(&root);
+        let scope = Scope { ignore, at, mounts: options.mounts };
+        let mut walk = Walk::new(self, &scope, &budget)?;
         let items = std::mem::take(&mut walk.items);
         let mut drafts = self.drafts(&walk, items, options, &budget)?;
         let (hashed, hashed_len) = self.hash(&walk, &mut drafts, &budget)?;
@@ -135,8 +144,9 @@ impl Reader {
             }
             Ok(Draft { path, node, file })
         };
-        let root = self.node(&walk.root, budget).map_err(|error| error.within("/"))?;
-        let mut drafts = vec![Draft { path: ImagePath::root(), node: root, file: None }];
+        let at = options.at.cloned().unwrap_or_else(ImagePath::root);
+        let root = self.node(&walk.root, budget).map_err(|error| error.within(&at))?;
+        let mut drafts = vec![Draft { path: at, node: root, file: None }];
         let below: Vec<Draft> =
             items.into_par_iter().zip(leaders).map(draft).collect::<Result<_, _>>()?;
         drafts.extend(below);

@@ -30,6 +30,29 @@ const MAX_INODE_GAP: u32 = 32;
 /// Longest run of inodes read at a time.
 const MAX_INODE_RUN: u32 = 2048;
 
+/// What the root directory of a further file system of a tree has of its own, as `vireo-tree`
+/// leaves it out of mounted ones: what fsck(8) puts lost files into, and the state of updates.
+const MOUNT_OWN: [&[u8]; 2] = [b"lost+found", b".vireo"];
+
+/// What is read of a file system, and under which paths.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scope<'a> {
+    pub(crate) ignore: &'a Ignore,
+    /// Where the file system's root directory is in the tree.
+    pub(crate) at: &'a ImagePath,
+    /// Where further file systems of the tree are: what is below is hidden.
+    pub(crate) mounts: &'a [ImagePath],
+}
+
+impl Scope<'_> {
+    /// Whether `path`, which stands in the directory `dir`, is no part of what is read.
+    fn leaves_out(&self, dir: &ImagePath, path: &ImagePath) -> bool {
+        let is_own = !self.at.is_root() && dir == self.at && MOUNT_OWN.contains(&path.name());
+        let is_hidden = dir != self.at && self.mounts.contains(dir);
+        is_own || is_hidden || self.ignore.matches(path)
+    }
+}
+
 /// A name and the number of its inode.
 type Child = (ImagePath, u32);
 
@@ -60,10 +83,10 @@ pub(crate) struct Place {
 }
 
 impl Walk {
-    /// Everything below the root that `ignore` does not leave out.
+    /// Everything below the root that `scope` does not leave out.
     pub(crate) fn new(
         reader: &Reader,
-        ignore: &Ignore,
+        scope: &Scope<'_>,
         budget: &Budget,
     ) -> Result<Self, Ext4Error> {
         let root = reader.root()?;
@@ -73,7 +96,7 @@ impl Walk {
             ..State::default()
         };
         state.listings.push(Vec::new());
-        let mut level = vec![Open { path: ImagePath::root(), inode: Place::default(), listing: 0 }];
+        let mut level = vec![Open { path: scope.at.clone(), inode: Place::default(), listing: 0 }];
         let mut depth = 0_usize;
         while let Some(first) = level.first() {
             if depth > MAX_DEPTH {
@@ -81,7 +104,7 @@ impl Walk {
                     format!("{}: directories are nested deeper than {MAX_DEPTH}", first.path);
                 return Err(Ext4Error::limit(message));
             }
-            level = state.level(reader, ignore, budget, level)?;
+            level = state.level(reader, scope, budget, level)?;
             depth = depth.saturating_add(1);
         }
         Ok(Self { root, runs: state.runs, items: in_order(state.listings) })
@@ -138,15 +161,13 @@ impl State {
     fn level(
         &mut self,
         reader: &Reader,
-        ignore: &Ignore,
+        scope: &Scope<'_>,
         budget: &Budget,
         level: Vec<Open>,
     ) -> Result<Vec<Open>, Ext4Error> {
         let found: Vec<Vec<Child>> = level
             .par_iter()
-            .map(|open| {
-                children(reader, inode(&self.runs, open.inode)?, &open.path, ignore, budget)
-            })
+            .map(|open| children(reader, inode(&self.runs, open.inode)?, &open.path, scope, budget))
             .collect::<Result<_, _>>()?;
         self.names = found.iter().fold(self.names, |sum, list| sum.saturating_add(list.len()));
         if self.names > MAX_NAMES {
@@ -242,7 +263,7 @@ fn children(
     reader: &Reader,
     inode: &Inode,
     path: &ImagePath,
-    ignore: &Ignore,
+    scope: &Scope<'_>,
     budget: &Budget,
 ) -> Result<Vec<Child>, Ext4Error> {
     let mut children = Vec::new();
@@ -250,7 +271,7 @@ fn children(
         let child = path.join(name).map_err(|error| {
             Ext4Error::damaged(format!("it holds a name that cannot be carried: {error}"))
         })?;
-        if !ignore.matches(&child) {
+        if !scope.leaves_out(path, &child) {
             children.push((child, number));
         }
         if children.len() > MAX_NAMES {
@@ -269,7 +290,8 @@ fn children(
     Ok(children)
 }
 
-fn names(
+/// Calls `found` with every name in the directory `inode`.
+pub(crate) fn names(
     reader: &Reader,
     inode: &Inode,
     budget: &Budget,
@@ -447,8 +469,12 @@ impl Reader {
     /// As [`Reader::inode`] and [`Reader::extents`]; `Limit` beyond 8 million names or a depth of
     /// 512.
     pub fn walk_metadata(&self, ignore: &Ignore) -> Result<Vec<Entry>, Ext4Error> {
+        self.walk_scope(&Scope { ignore, at: &ImagePath::root(), mounts: &[] })
+    }
+
+    pub(crate) fn walk_scope(&self, scope: &Scope<'_>) -> Result<Vec<Entry>, Ext4Error> {
         let budget = self.budget(u64::MAX);
-        let mut walk = Walk::new(self, ignore, &budget)?;
+        let mut walk = Walk::new(self, scope, &budget)?;
         let items = std::mem::take(&mut walk.items);
         let entry = |Item { path, inode, .. }: Item| -> Result<Entry, Ext4Error> {
             let inode = walk.inode(inode)?;

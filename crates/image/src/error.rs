@@ -5,8 +5,12 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use vireo_delta::DeltaError;
 use vireo_ext4::Ext4Error;
+use vireo_model::ImagePath;
 use vireo_tree::TreeError;
+
+use crate::grow::Grow;
 
 /// Why an image could not be read or patched. The image named is unchanged.
 #[derive(Debug)]
@@ -79,6 +83,27 @@ impl ImageError {
         Self { kind, message, source: Some(source.into()) }
     }
 
+    /// An update does not fit into `image`.
+    pub(crate) fn full(image: &Path, grow: Grow, error: Self) -> Self {
+        let image = image.display();
+        let message = match grow {
+            Grow::No => format!(
+                "the update does not fit into {image}: its file systems have too little space; let it grow \
+                 (--grow auto, or --grow SIZE)"
+            ),
+            Grow::To(len) => {
+                format!(
+                    "the update does not fit into {image} grown to {len} bytes; allow more (--grow)"
+                )
+            }
+            Grow::Auto => format!(
+                "the update does not fit into {image}, however much its root grows: another of its file \
+                 systems is full"
+            ),
+        };
+        Self { kind: ErrorKind::NoSpace, message, source: error.source }
+    }
+
     pub(crate) fn ext4(image: &Path, source: Ext4Error) -> Self {
         let kind = match source.kind() {
             vireo_ext4::ErrorKind::NotExt4 => ErrorKind::NotAnImage,
@@ -93,11 +118,36 @@ impl ImageError {
         Self { kind, message, source: Some(source.into()) }
     }
 
+    /// The content of `path` could not be decoded.
+    pub(crate) fn delta(path: &ImagePath, source: DeltaError) -> Self {
+        let kind = match source.kind() {
+            vireo_delta::ErrorKind::WrongBase => ErrorKind::WrongBase,
+            vireo_delta::ErrorKind::Io if is_full(&source) => ErrorKind::NoSpace,
+            vireo_delta::ErrorKind::Io => ErrorKind::Io,
+            _ => ErrorKind::Damaged,
+        };
+        let message = format!("cannot make the content of {path}");
+        Self { kind, message, source: Some(source.into()) }
+    }
+
     /// What the caller can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+}
+
+/// Whether a full disk is among the causes.
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl fmt::Display for ImageError {

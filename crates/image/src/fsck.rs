@@ -1,13 +1,89 @@
-//! The file system's own checker, as an independent witness.
+//! The file systems' own checkers, as independent witnesses.
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
+use vireo_sys::loopdev::{LoopDevice, Window};
+
+use crate::layout::Volume;
 use crate::partition::Partition;
+use crate::probe::FileSystemKind;
 use crate::{ErrorKind, ImageError};
 
-/// Longest part of the checker's output in a message, in bytes.
+/// Longest part of a program's output in a message, in bytes.
 const MAX_OUTPUT_LEN: usize = 800;
+
+/// How e2fsck ends when it has repaired everything (e2fsck(8)).
+const REPAIRED: i32 = 1;
+
+/// What e2fsck may repair after debugfs: numbers that it counts anew itself.
+const COUNTS: [&str; 3] =
+    ["Free blocks count wrong", "Free inodes count wrong", "Directories count wrong"];
+
+/// And this, if all that follows has a minus: blocks that are marked as used and that nobody uses.
+const FREED: &str = "Block bitmap differences:";
+
+/// Has the checker of its kind look over every one of `volumes` of the raw image `image`:
+/// `e2fsck -fn`, `xfs_repair -n`, `btrfs check --readonly`. Nothing is written.
+///
+/// # Errors
+///
+/// `Damaged` with the checker's words if one finds anything; `Io` if it cannot be run, with the
+/// package that it is in; `NoRoot` for xfs and btrfs, which are attached for it.
+pub fn fsck_all(image: &Path, volumes: &[Volume]) -> Result<(), ImageError> {
+    let mut done: Vec<&Partition> = Vec::new();
+    for volume in volumes {
+        // Several subvolumes are one file system.
+        if done.contains(&&volume.partition) {
+            continue;
+        }
+        done.push(&volume.partition);
+        match volume.kind {
+            FileSystemKind::Ext => fsck(image, &volume.partition)?,
+            FileSystemKind::Xfs => {
+                check_attached(image, volume, &["xfs_repair", "-n"], "xfsprogs")?
+            }
+            FileSystemKind::Btrfs => {
+                check_attached(image, volume, &["btrfs", "check", "--readonly"], "btrfs-progs")?;
+            }
+            FileSystemKind::Vfat => {}
+        }
+    }
+    Ok(())
+}
+
+/// For checkers that know no offset within a file: program and arguments, and its package.
+fn check_attached(
+    image: &Path,
+    volume: &Volume,
+    command: &[&str],
+    package: &str,
+) -> Result<(), ImageError> {
+    let failed = |error| ImageError::io("attach", image, error);
+    let file = File::open(image).map_err(failed)?;
+    let Partition { offset, len, .. } = volume.partition;
+    let device =
+        LoopDevice::attach(&file, Window { offset, len, read_only: true }).map_err(failed)?;
+    let program = command.first().copied().unwrap_or_default();
+    let step = format!("run {program} (package {package}) on");
+    let output = Command::new(program)
+        .args(command.iter().skip(1))
+        .arg(device.path())
+        .env("LC_ALL", "C")
+        .env("PATH", search_path())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| ImageError::io(&step, image, error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = said(&output.stdout, image) + &said(&output.stderr, image);
+    let (image, what, text) = (image.display(), volume.describe(), excerpt(&text));
+    let message = format!("{image}: {program} finds its {what} damaged: {text}");
+    Err(ImageError::new(ErrorKind::Damaged, message))
+}
 
 /// Has `e2fsck -fn` look over the file system in `partition` of `image`; it writes nothing.
 ///
@@ -16,32 +92,123 @@ const MAX_OUTPUT_LEN: usize = 800;
 /// `Damaged` with the checker's words if it finds anything; `Io` if it cannot be run (package
 /// e2fsprogs).
 pub fn fsck(image: &Path, partition: &Partition) -> Result<(), ImageError> {
-    let mut target = image.as_os_str().to_owned();
-    if partition.offset > 0 {
-        // libext2fs's own notation for a file system inside a file.
-        target.push(format!("?offset={}", partition.offset));
-    }
-    let output = Command::new("e2fsck")
-        .arg("-fn")
-        .arg(target)
-        .env("LC_ALL", "C")
-        .env("PATH", search_path())
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| ImageError::io("run e2fsck (package e2fsprogs) on", image, error))?;
+    let output = check(image, partition, "-fn")?;
     if output.status.success() {
         return Ok(());
     }
-    let mut text = String::from_utf8_lossy(&output.stdout).replace('\n', "; ");
-    text.push_str(&String::from_utf8_lossy(&output.stderr).replace('\n', "; "));
-    let cut = (0..=MAX_OUTPUT_LEN.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-    text.truncate(cut.unwrap_or(0));
-    let message =
-        format!("{}: e2fsck finds its {} damaged: {text}", image.display(), partition.describe());
+    let mut text = said(&output.stdout, image);
+    text.push_str(&said(&output.stderr, image));
+    let message = format!(
+        "{}: e2fsck finds its {} damaged: {}",
+        image.display(),
+        partition.describe(),
+        excerpt(&text)
+    );
     Err(ImageError::new(ErrorKind::Damaged, message))
 }
 
+/// Has `e2fsck -fy` free blocks that nobody uses and count anew what is free.
+///
+/// # Errors
+///
+/// `Damaged` if it repaired anything else, or not everything: the image is not to be used then.
+pub(crate) fn mend(image: &Path, partition: &Partition) -> Result<(), ImageError> {
+    let output = check(image, partition, "-fy")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let code = output.status.code();
+    if is_harmless(&text) && (code == Some(0) || code == Some(REPAIRED)) {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: e2fsck has to repair more than counts in its {}: {}",
+        image.display(),
+        partition.describe(),
+        excerpt(&said(text.as_bytes(), image))
+    );
+    Err(ImageError::new(ErrorKind::Damaged, message))
+}
+
+/// Whether all that e2fsck repaired is what debugfs may leave. Every repair is a question, perhaps on
+/// a line of its own, answered with yes.
+fn is_harmless(text: &str) -> bool {
+    let mut finding = String::new();
+    for line in text.lines().filter(|line| !line.starts_with("Pass ")) {
+        finding.push_str(line);
+        finding.push(' ');
+        if !line.trim_end().ends_with("? yes") {
+            continue;
+        }
+        let blocks = finding.split_once(FREED).map(|(_, blocks)| blocks.replace("Fix? yes", ""));
+        let freed = blocks
+            .is_some_and(|blocks| blocks.split_whitespace().all(|block| block.starts_with('-')));
+        if !freed && !COUNTS.iter().any(|count| finding.contains(count)) {
+            return false;
+        }
+        finding.clear();
+    }
+    true
+}
+
+fn check(image: &Path, partition: &Partition, how: &str) -> Result<Output, ImageError> {
+    let failed = |error| ImageError::io("run e2fsck (package e2fsprogs) on", image, error);
+    let file = File::options().read(true).write(how != "-fn").open(image).map_err(failed)?;
+    Command::new("e2fsck")
+        .arg(how)
+        .arg(target_of(partition))
+        .env("LC_ALL", "C")
+        .env("PATH", search_path())
+        .stdin(Stdio::from(file))
+        .output()
+        .map_err(failed)
+}
+
+/// The file system in `partition` of the image that is a program's standard input, in the notation
+/// of libext2fs: so the image's own name, in which a question mark would mean something, does not
+/// matter.
+pub(crate) fn target_of(partition: &Partition) -> OsString {
+    let mut target = OsString::from(STDIN);
+    if partition.offset > 0 {
+        target.push(format!("?offset={}", partition.offset));
+    }
+    target
+}
+
+const STDIN: &str = "/proc/self/fd/0";
+
+fn said(output: &[u8], image: &Path) -> String {
+    let text = String::from_utf8_lossy(output).replace('\n', "; ");
+    text.replace(STDIN, &image.display().to_string())
+}
+
+/// The beginning of `text`, for a message.
+pub(crate) fn excerpt(text: &str) -> &str {
+    let cut = (0..=MAX_OUTPUT_LEN.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..cut.unwrap_or(0)]
+}
+
 /// Administrators' shells do not always have the system programs on their path.
-fn search_path() -> &'static str {
+pub(crate) fn search_path() -> &'static str {
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_counts_and_unused_blocks_are_harmless() {
+        let pass = "Pass 5: Checking group summary information\n";
+        let counted = "Free blocks count wrong for group #0 (4694, counted=4695).\nFix? yes\n\n";
+        let freed = "Block bitmap differences:  -1427 -(1430--1433)\nFix? yes\n\n";
+        assert!(is_harmless(pass));
+        assert!(is_harmless(&format!(
+            "{pass}{freed}{counted}Free blocks count wrong (1, counted=2).\nFix? yes\n"
+        )));
+        let used = "Block bitmap differences:  -1427 +1500\nFix? yes\n\n";
+        assert!(!is_harmless(&format!("{pass}{used}{counted}")));
+        let links = "Inode 414 ref count is 3, should be 4.  Fix? yes\n\n";
+        assert!(!is_harmless(&format!(
+            "Pass 4: Checking reference counts\n{links}{pass}{counted}"
+        )));
+    }
 }

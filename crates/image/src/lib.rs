@@ -1,20 +1,34 @@
-//! Disk images: finds the root file system in a raw image, mounts it where nobody else can see
-//! it, clones and patches images, checks them.
+//! Disk images: finds the file systems in a raw or qcow2 image, mounts them as one tree where nobody
+//! else can see it, clones, grows and patches images, checks them.
 //!
 //! # Guarantees
 //!
-//! - [`patch`] never touches its base: it patches a clone and renames it into place after the
-//!   clone's tree has the digest that the bundle names and `e2fsck` finds it clean. A crash at
-//!   any point leaves the base alone, and the target absent or complete.
+//! - [`patch()`] never touches its base: it patches a clone and renames it into place after the
+//!   clone's tree has the digest that the bundle names and every file system's own checker finds it
+//!   clean. A crash at any point leaves the base alone, and the target absent or complete.
 //! - The host never follows the image's symbolic links, device nodes or set-user-ID bits, and
 //!   never trusts the kernel's partition scan: partition tables are read here.
 //! - A mount is in no namespace and its loop device clears itself, so that even `kill -9` leaks
 //!   nothing.
+//! - No other file is opened because an image says so: backing files and external data files of
+//!   qcow2 are refused, and what is qcow2 says the file's name, never its content alone.
+//!
+//! # The tree of an image
+//!
+//! It is what the agent of the booted machine reads: the root file system, and those of the same disk
+//! that its `/etc/fstab` mounts, as far as they are ext2, ext3, ext4, xfs or btrfs. The EFI system
+//! partition (vfat) belongs to no version: the options of the mount say what owners, modes and times its
+//! files have, and a file system without hard links knows no undo. It and other entries that are not
+//! in the image are left out and listed ([`Mounted::left_out`]). What `/etc/fstab` does not name is
+//! not part of the tree either, such as what systemd finds by the types of partitions.
 //!
 //! # Not here
 //!
-//! File systems other than ext2, ext3 and ext4 (how these are laid out: `vireo-ext4`); qcow2. What
-//! is in the tree (`vireo-tree`), where images are kept (`vireo-store`).
+//! How ext file systems are laid out (`vireo-ext4`); xfs and btrfs are read by the kernel alone, so not
+//! without root and not in qcow2. Logical volumes (LVM), encrypted partitions (LUKS), RAID and ZFS,
+//! file systems spread over several devices, images of several disks: refused by name, or left out.
+//! Formats other than raw and qcow2. What is in the tree (`vireo-tree`), where images are kept
+//! (`vireo-store`).
 //!
 //! # Example
 //!
@@ -28,19 +42,38 @@
 //! # Ok::<(), vireo_image::ImageError>(())
 //! ```
 
+mod bytes;
 mod disk;
 mod error;
 mod fsck;
+mod fstab;
+mod grow;
+mod host;
+pub mod journal;
+mod layout;
+pub mod leaks;
 mod partition;
 mod patch;
+mod probe;
+mod qcow2;
+mod rootless;
+mod script;
 mod superblock;
+pub mod testing;
 pub mod unmounted;
 
+pub use bytes::Format;
 pub use disk::{Access, DiskImage, Mounted};
 pub use error::{ErrorKind, ImageError};
-pub use fsck::fsck;
+pub use fsck::{fsck, fsck_all};
+pub use grow::Grow;
+#[cfg(feature = "loopdev")]
+pub use host::LoopdevHost;
+pub use host::{DetachedHost, HostMount, MountError, MountHost, MountOptions, Window};
+pub use layout::{LeftOut, Volume};
 pub use partition::{Layout, Partition, RootPartition};
-pub use patch::{PatchOptions, PatchStep, Patched, clone_image, patch, patch_with};
+pub use patch::{Backend, PatchOptions, PatchStep, Patched, clone_image, patch, patch_with};
+pub use probe::FileSystemKind;
 pub use superblock::Superblock;
 pub use vireo_sys::copy::CloneKind;
 
@@ -49,12 +82,16 @@ use std::path::Path;
 use vireo_model::{Ignore, Tree};
 use vireo_tree::{Scan, ScanOptions, scan};
 
-/// Reads the tree in `image` through a detached read-only mount.
+/// Reads the tree in `image` through a detached read-only mount; in a qcow2 image, which has to be
+/// expanded to be mounted, with our own reader.
 ///
 /// # Errors
 ///
 /// As [`DiskImage::open`], [`DiskImage::mount`] and [`scan`].
 pub fn read_tree(image: &Path, ignore: &Ignore) -> Result<Tree, ImageError> {
+    if Format::of_name(image) == Format::Qcow2 {
+        return unmounted::read_tree(image, ignore);
+    }
     Ok(scan_image(image, ignore, &ScanOptions::default())?.tree)
 }
 

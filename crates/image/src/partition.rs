@@ -1,11 +1,12 @@
 //! Partition tables: GPT (by the crate `gpt`), MBR, none. The kernel is never asked to scan one.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use crate::superblock::Superblock;
+use vireo_ext4::Source as _;
+
+use crate::bytes::{Bytes, Device};
+use crate::probe::Contents;
 use crate::{ErrorKind, ImageError};
 
 /// Sector size of both tables in a file, in bytes.
@@ -19,6 +20,32 @@ const MAX_GPT_ENTRIES: u32 = 1024;
 const GPT_ENTRY_LEN: u32 = 128;
 /// Length of a table's header, in bytes (UEFI specification, 5.3.2).
 const GPT_HEADER_LEN: usize = 92;
+
+/// Types of partitions with a root file system, for each processor (UAPI group, Discoverable
+/// Partitions Specification).
+const ROOT_TYPES: &[&str] = &[
+    "6523f8ae-3eb1-4e2a-a05a-18b695ae656f", // alpha
+    "d27f46ed-2919-4cb8-bd25-9531f3c16534", // arc
+    "69dad710-2ce4-4e3c-b16c-21a1d49abed3", // arm
+    "b921b045-1df0-41c3-af44-4c6f280d3fae", // arm64
+    "993d8d3d-f80e-4225-855a-9daf8ed7ea97", // ia64
+    "77055800-792c-4f94-b39a-98c91b762bb6", // loongarch64
+    "e9434544-6e2c-47cc-bae2-12d6deafb44c", // mips
+    "d113af76-80ef-41b4-bdb6-0cff4d3d4a25", // mips64
+    "37c58c8a-d913-4156-a25f-48b1b64e07f0", // mips-le
+    "700bda43-7a34-4507-b179-eeb93d7a7ca3", // mips64-le
+    "1aacdb3b-5444-4138-bd9e-e5c2239b2346", // parisc
+    "1de3f1ef-fa98-47b5-8dcd-4a860a654d78", // ppc
+    "912ade1d-a839-4913-8964-a10eee08fbd2", // ppc64
+    "c31c45e6-3f39-412e-80fb-4809c4980599", // ppc64-le
+    "60d5a7fe-8e7d-435c-b714-3dd8162144e1", // riscv32
+    "72ec70a6-cf74-40e6-bd49-4bda08e8f224", // riscv64
+    "08a7acea-624c-4a20-91e8-6e0fa67d23f9", // s390
+    "5eead9a9-fe09-4a1e-a1d7-520d00531306", // s390x
+    "c50cdd70-3862-4cc3-90e1-809a8c93ee2c", // tilegx
+    "44479540-f297-41b2-9af7-d131d5f0458a", // x86
+    "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", // x86-64
+];
 
 const MBR_EXTENDED: [u8; 3] = [0x05, 0x0F, 0x85];
 const MBR_PROTECTIVE: u8 = 0xEE;
@@ -47,12 +74,24 @@ pub struct Partition {
     pub len: u64,
     /// Whether its type says that it is the root of a Linux system for this or any processor.
     pub is_root_type: bool,
+    /// Its own UUID (`PARTUUID=`), empty without a table.
+    pub uuid: String,
+    /// Its name (`PARTLABEL=`), empty where there is none.
+    pub label: String,
+}
+
+/// A partition, and what is in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    pub(crate) partition: Partition,
+    pub(crate) contents: Contents,
 }
 
 /// Which partition holds the root file system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RootPartition {
-    /// The one that its type marks as a Linux root, else the only one with an ext file system.
+    /// The only one with a file system that can be a root; of several the one that its type marks as
+    /// a Linux root, else the one whose `/etc/fstab` names itself, else the one that is called so.
     #[default]
     Find,
     /// The one with this number.
@@ -61,7 +100,15 @@ pub enum RootPartition {
 
 impl Partition {
     pub(crate) fn whole(len: u64) -> Self {
-        Self { layout: Layout::Whole, number: 0, offset: 0, len, is_root_type: false }
+        Self {
+            layout: Layout::Whole,
+            number: 0,
+            offset: 0,
+            len,
+            is_root_type: false,
+            uuid: String::new(),
+            label: String::new(),
+        }
     }
 
     /// `partition 2 (GPT)`, or `whole image`.
@@ -75,78 +122,29 @@ impl Partition {
     }
 }
 
-/// The partition of `image` with the root file system, and that file system's superblock.
-pub(crate) fn find_root(
-    image: &File,
-    path: &Path,
-    wanted: RootPartition,
-) -> Result<(Partition, Superblock), ImageError> {
-    let len = image
-        .metadata()
-        .map_err(|error| ImageError::io("read the metadata of", path, error))?
-        .len();
-    let read = |partition: &Partition| {
-        Superblock::read(image, partition.offset)
-            .map_err(|error| ImageError::io("read", path, error))
+/// The partitions of `image` with what is in them. Without a table the one that is the whole image;
+/// nothing, if nothing is known in it.
+pub(crate) fn slots(image: &Bytes, path: &Path) -> Result<Vec<Slot>, ImageError> {
+    let failed = |error| ImageError::io("read", path, error);
+    let len = image.len().map_err(failed)?;
+    let slot = |partition: Partition| -> Result<Slot, ImageError> {
+        let contents = Contents::of(image, partition.offset, partition.len).map_err(failed)?;
+        Ok(Slot { partition, contents })
     };
-    let whole = Partition::whole(len);
-    if let Some(superblock) = read(&whole)? {
-        return Ok((whole, superblock));
+    let whole = slot(Partition::whole(len))?;
+    if whole.contents.tree().is_some() {
+        return Ok(vec![whole]);
     }
-    let partitions = partitions(image, path, len)?;
-    let mut candidates = Vec::new();
-    for partition in &partitions {
-        if matches!(wanted, RootPartition::Number(number) if number != partition.number) {
-            continue;
-        }
-        if let Some(superblock) = read(partition)? {
-            candidates.push((partition.clone(), superblock));
-        }
-    }
-    if candidates.len() > 1 && candidates.iter().filter(|(p, _)| p.is_root_type).count() == 1 {
-        candidates.retain(|(partition, _)| partition.is_root_type);
-    }
-    match candidates.len() {
-        1 => candidates.pop().ok_or_else(|| unknown(path, &partitions, wanted)),
-        _ => Err(unknown(path, &partitions, wanted)),
+    let slots: Vec<Slot> =
+        partitions(image, path, len)?.into_iter().map(slot).collect::<Result<_, _>>()?;
+    if slots.is_empty() && whole.contents != Contents::Unknown {
+        Ok(vec![whole])
+    } else {
+        Ok(slots)
     }
 }
 
-fn unknown(path: &Path, partitions: &[Partition], wanted: RootPartition) -> ImageError {
-    let path = path.display();
-    if partitions.is_empty() {
-        let message = format!(
-            "{path} has neither an ext2, ext3 or ext4 file system nor a GPT or MBR partition table; \
-             convert other image formats first (`qemu-img convert -O raw`)"
-        );
-        return ImageError::new(ErrorKind::NotAnImage, message);
-    }
-    let list: Vec<String> = partitions
-        .iter()
-        .map(|p| {
-            format!(
-                "{} ({} MiB{})",
-                p.number,
-                p.len >> 20,
-                if p.is_root_type { ", root" } else { "" }
-            )
-        })
-        .collect();
-    let list = list.join(", ");
-    let message = match wanted {
-        RootPartition::Number(number) => {
-            format!(
-                "{path} has no partition {number} with an ext2, ext3 or ext4 file system; it has {list}"
-            )
-        }
-        RootPartition::Find => format!(
-            "{path}: cannot tell which partition is the root file system; name it with --root-partition, it has {list}"
-        ),
-    };
-    ImageError::new(ErrorKind::UnknownPartition, message)
-}
-
-fn partitions(image: &File, path: &Path, len: u64) -> Result<Vec<Partition>, ImageError> {
+fn partitions(image: &Bytes, path: &Path, len: u64) -> Result<Vec<Partition>, ImageError> {
     let mut sector = [0; SECTOR as usize];
     match image.read_exact_at(&mut sector, 0) {
         Ok(()) => {}
@@ -160,7 +158,8 @@ fn partitions(image: &File, path: &Path, len: u64) -> Result<Vec<Partition>, Ima
     let list = if entries.iter().any(|entry| entry.kind == MBR_PROTECTIVE) {
         gpt(image, path, len)?
     } else {
-        mbr(image, &entries)
+        let disk = u32::from_le_bytes([sector[440], sector[441], sector[442], sector[443]]);
+        mbr(image, &entries, disk)
             .map_err(|error| ImageError::io("read the partition table of", path, error))?
     };
     // What lies outside the file cannot be read; a cut image is named by its superblock.
@@ -172,10 +171,7 @@ fn clip(mut partition: Partition, len: u64) -> Partition {
     partition
 }
 
-fn gpt(image: &File, path: &Path, len: u64) -> Result<Vec<Partition>, ImageError> {
-    use gpt::partition_types::{
-        LINUX_ROOT_ARM_32, LINUX_ROOT_ARM_64, LINUX_ROOT_X64, LINUX_ROOT_X86,
-    };
+fn gpt(image: &Bytes, path: &Path, len: u64) -> Result<Vec<Partition>, ImageError> {
     let bad = |error: String| {
         let message = format!("{} has a damaged GUID partition table: {error}", path.display());
         ImageError::new(ErrorKind::NotAnImage, message)
@@ -184,7 +180,7 @@ fn gpt(image: &File, path: &Path, len: u64) -> Result<Vec<Partition>, ImageError
         let most = format!("{MAX_GPT_ENTRIES} of {GPT_ENTRY_LEN} bytes");
         return Err(bad(format!("it has other entries than at most {most}")));
     }
-    let device = image.try_clone().map_err(|error| ImageError::io("read", path, error))?;
+    let device = Device::new(image).map_err(|error| ImageError::io("read", path, error))?;
     let size = gpt::disk::LogicalBlockSize::Lb512;
     let disk = gpt::GptConfig::new()
         .logical_block_size(size)
@@ -194,16 +190,23 @@ fn gpt(image: &File, path: &Path, len: u64) -> Result<Vec<Partition>, ImageError
     for (number, entry) in disk.partitions().iter().filter(|(_, entry)| entry.is_used()) {
         let offset = entry.bytes_start(size).map_err(|error| bad(error.to_string()))?;
         let len = entry.bytes_len(size).map_err(|error| bad(error.to_string()))?;
-        let roots = [LINUX_ROOT_X64, LINUX_ROOT_ARM_64, LINUX_ROOT_X86, LINUX_ROOT_ARM_32];
-        let is_root_type = roots.contains(&entry.part_type_guid);
-        list.push(Partition { layout: Layout::Gpt, number: *number, offset, len, is_root_type });
+        let kind = entry.part_type_guid.guid.to_string();
+        list.push(Partition {
+            layout: Layout::Gpt,
+            number: *number,
+            offset,
+            len,
+            is_root_type: ROOT_TYPES.iter().any(|root| root.eq_ignore_ascii_case(&kind)),
+            uuid: entry.part_guid.to_string().to_ascii_lowercase(),
+            label: entry.name.clone(),
+        });
     }
     Ok(list)
 }
 
 /// Whether the entries that the table's headers announce, the first and its copy at the end, can be
 /// read: the crate `gpt` panics over entries of another length, and reads as many as it is told.
-fn has_plain_entries(image: &File, len: u64) -> io::Result<bool> {
+fn has_plain_entries(image: &Bytes, len: u64) -> io::Result<bool> {
     for sector in [1, (len / SECTOR).saturating_sub(1)] {
         let mut header = [0; GPT_HEADER_LEN];
         match image.read_exact_at(&mut header, sector * SECTOR) {
@@ -239,13 +242,16 @@ fn mbr_entries(sector: &[u8; SECTOR as usize]) -> [MbrEntry; 4] {
     })
 }
 
-fn mbr(image: &File, entries: &[MbrEntry; 4]) -> io::Result<Vec<Partition>> {
-    let partition = |number, first: u64, sectors: u32| Partition {
+fn mbr(image: &Bytes, entries: &[MbrEntry; 4], disk: u32) -> io::Result<Vec<Partition>> {
+    let partition = |number: u32, first: u64, sectors: u32| Partition {
         layout: Layout::Mbr,
         number,
         offset: first * SECTOR,
         len: u64::from(sectors) * SECTOR,
         is_root_type: false,
+        // As the kernel makes it from the disk's signature.
+        uuid: format!("{disk:08x}-{number:02x}"),
+        label: String::new(),
     };
     let mut list = Vec::new();
     for (number, entry) in (1..).zip(entries) {
@@ -267,7 +273,7 @@ fn mbr(image: &File, entries: &[MbrEntry; 4]) -> io::Result<Vec<Partition>> {
 }
 
 /// The chain of logical partitions: number, first sector, sectors.
-fn logical(image: &File, extended: u64) -> io::Result<Vec<(u32, u64, u32)>> {
+fn logical(image: &Bytes, extended: u64) -> io::Result<Vec<(u32, u64, u32)>> {
     let mut list = Vec::new();
     let mut record = extended;
     for number in 5..5 + MAX_LOGICAL {
@@ -292,6 +298,9 @@ fn logical(image: &File, extended: u64) -> io::Result<Vec<(u32, u64, u32)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     /// An image file with an ext superblock at each of `offsets`, and `sector` in front.
@@ -329,22 +338,30 @@ mod tests {
         sector
     }
 
-    fn find(file: &File, wanted: RootPartition) -> Result<Partition, (ErrorKind, String)> {
-        let found = find_root(file, Path::new("disk.img"), wanted);
-        found.map(|(partition, _)| partition).map_err(|error| (error.kind(), error.to_string()))
+    fn find(
+        dir: &tempfile::TempDir,
+        wanted: RootPartition,
+    ) -> Result<Partition, (ErrorKind, String)> {
+        let path = dir.path().join("disk.img");
+        let find = || {
+            let bytes = Bytes::open(&path)?;
+            let slots = slots(&bytes, &path)?;
+            Ok(crate::layout::find_root(&bytes, &path, &slots, wanted)?.partition)
+        };
+        find().map_err(|error: ImageError| (error.kind(), error.to_string()))
     }
 
     #[test]
     fn a_file_system_without_a_table_is_the_whole_image() {
-        let (_dir, file) = image(&[], &[0]);
-        assert_eq!(find(&file, RootPartition::Find).expect("found").layout, Layout::Whole);
+        let (dir, _) = image(&[], &[0]);
+        assert_eq!(find(&dir, RootPartition::Find).expect("found").layout, Layout::Whole);
     }
 
     #[test]
     fn the_only_ext_partition_of_an_mbr_is_the_root() {
         let sector = mbr_sector(&[(0x0C, 2048, 4096), (0x83, 8192, 65536)]);
-        let (_dir, file) = image(&sector, &[8192 * 512]);
-        let partition = find(&file, RootPartition::Find).expect("found");
+        let (dir, _) = image(&sector, &[8192 * 512]);
+        let partition = find(&dir, RootPartition::Find).expect("found");
         assert_eq!(
             (partition.number, partition.offset, partition.len),
             (2, 8192 * 512, 65536 * 512)
@@ -354,16 +371,16 @@ mod tests {
     #[test]
     fn two_ext_partitions_ask_for_a_choice() {
         let sector = mbr_sector(&[(0x83, 2048, 4096), (0x83, 8192, 65536)]);
-        let (_dir, file) = image(&sector, &[2048 * 512, 8192 * 512]);
-        let (kind, message) = find(&file, RootPartition::Find).expect_err("ambiguous");
+        let (dir, _) = image(&sector, &[2048 * 512, 8192 * 512]);
+        let (kind, message) = find(&dir, RootPartition::Find).expect_err("ambiguous");
         assert_eq!(kind, ErrorKind::UnknownPartition);
         assert!(
             message.contains("--root-partition") && message.contains("1 (2 MiB), 2 (32 MiB)"),
             "{message}"
         );
-        assert_eq!(find(&file, RootPartition::Number(1)).expect("chosen").number, 1);
+        assert_eq!(find(&dir, RootPartition::Number(1)).expect("chosen").number, 1);
         assert_eq!(
-            find(&file, RootPartition::Number(7)).expect_err("none").0,
+            find(&dir, RootPartition::Number(7)).expect_err("none").0,
             ErrorKind::UnknownPartition
         );
     }
@@ -371,13 +388,13 @@ mod tests {
     #[test]
     fn logical_partitions_are_found_and_a_loop_of_them_ends() {
         let sector = mbr_sector(&[(0x05, 2048, 100_000)]);
-        let (_dir, file) = image(&sector, &[(4096 + 64) * 512]);
+        let (dir, file) = image(&sector, &[(4096 + 64) * 512]);
         // Each record points at the next; the second back at itself.
         file.write_all_at(&mbr_sector(&[(0x82, 8, 8), (0x05, 2048, 9)]), 2048 * 512)
             .expect("written");
         file.write_all_at(&mbr_sector(&[(0x83, 64, 4096), (0x05, 2048, 9)]), 4096 * 512)
             .expect("written");
-        let found = find(&file, RootPartition::Number(6)).expect("found");
+        let found = find(&dir, RootPartition::Number(6)).expect("found");
         assert_eq!(found.offset, (4096 + 64) * 512);
     }
 
@@ -385,13 +402,13 @@ mod tests {
     fn a_guid_table_with_odd_entries_is_refused_wherever_its_header_is() {
         for sector in [1, (64 << 20) / 512 - 1] {
             for (count, len) in [(128_u32, 64_u32), (u32::MAX, 128)] {
-                let (_dir, file) = image(&mbr_sector(&[(0xEE, 1, 9)]), &[]);
+                let (dir, file) = image(&mbr_sector(&[(0xEE, 1, 9)]), &[]);
                 let mut header = [0; GPT_HEADER_LEN];
                 header[..8].copy_from_slice(b"EFI PART");
                 header[80..84].copy_from_slice(&count.to_le_bytes());
                 header[84..88].copy_from_slice(&len.to_le_bytes());
                 file.write_all_at(&header, sector * 512).expect("written");
-                let (kind, message) = find(&file, RootPartition::Find).expect_err("odd");
+                let (kind, message) = find(&dir, RootPartition::Find).expect_err("odd");
                 assert_eq!(kind, ErrorKind::NotAnImage);
                 assert!(message.contains("other entries"), "{message}");
             }
@@ -400,14 +417,42 @@ mod tests {
 
     #[test]
     fn a_file_of_something_else_says_what_to_do() {
-        let (_dir, file) = image(b"QFI\xfb", &[]);
-        let (kind, message) = find(&file, RootPartition::Find).expect_err("qcow2");
-        assert_eq!(kind, ErrorKind::NotAnImage);
-        assert!(message.contains("qemu-img convert"), "{message}");
-        let (_dir, file) = image(&mbr_sector(&[(0xEE, 1, 9)]), &[]);
+        for (head, says) in [
+            (b"QFI\xfb".as_slice(), "rename it to end in .qcow2"),
+            (b"KDMV", "is a VMDK image"),
+            (b"", "convert other image formats first"),
+        ] {
+            let (dir, _) = image(head, &[]);
+            let (kind, message) = find(&dir, RootPartition::Find).expect_err("no raw disk");
+            assert_eq!(kind, ErrorKind::NotAnImage);
+            assert!(message.contains("qemu-img convert") && message.contains(says), "{message}");
+        }
+        let (dir, _) = image(&mbr_sector(&[(0xEE, 1, 9)]), &[]);
         assert_eq!(
-            find(&file, RootPartition::Find).expect_err("no GPT behind").0,
+            find(&dir, RootPartition::Find).expect_err("no GPT behind").0,
             ErrorKind::NotAnImage
         );
+    }
+
+    #[test]
+    fn what_hides_a_root_is_named_and_a_lone_boot_partition_is_not_taken_for_it() {
+        let sector = mbr_sector(&[(0x83, 2048, 4096), (0x8E, 8192, 65536)]);
+        for offsets in [&[][..], &[2048 * 512]] {
+            let (dir, file) = image(&sector, offsets);
+            file.write_all_at(b"LABELONE", 8192 * 512 + 512).expect("written");
+            file.write_all_at(b"LVM2 001", 8192 * 512 + 536).expect("written");
+            let (kind, message) = find(&dir, RootPartition::Find).expect_err("no root");
+            assert_eq!(kind, ErrorKind::Unsupported, "{message}");
+            assert!(
+                message.contains("LVM") && message.contains("2 (32 MiB, LVM2_member)"),
+                "{message}"
+            );
+        }
+        let (dir, _) = image(&[], &[]);
+        let file = File::options().write(true).open(dir.path().join("disk.img")).expect("opens");
+        file.write_all_at(b"LUKS\xba\xbe", 0).expect("written");
+        let (kind, message) = find(&dir, RootPartition::Find).expect_err("no root");
+        assert_eq!(kind, ErrorKind::Unsupported, "{message}");
+        assert!(message.contains("cryptsetup"), "{message}");
     }
 }

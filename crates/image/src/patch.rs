@@ -7,29 +7,54 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vireo_delta::{Bundle, Verified};
-use vireo_model::Digest;
+use vireo_model::{Digest, Tree};
+use vireo_sys::confine::can_mount;
 use vireo_sys::copy::{CloneKind, clone};
 use vireo_sys::durable::{directory_of, sync_dir};
 use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
 use vireo_tree::{ScanOptions, apply, scan};
 
+use crate::bytes::{Bytes, Format};
 use crate::disk::{Access, DiskImage, busy};
-use crate::fsck::fsck;
+use crate::fsck::fsck_all;
+use crate::grow::{self, Grow, Growth};
+use crate::host::{DetachedHost, MountHost};
 use crate::partition::RootPartition;
+use crate::probe::FileSystemKind;
+use crate::rootless::{self, Outcome};
+use crate::unmounted::{self, Unfinished};
 use crate::{ErrorKind, ImageError};
+
+/// Who writes into the clone.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Backend<'a> {
+    /// [`Backend::Mount`] by the [`DetachedHost`] if this process may mount, else
+    /// [`Backend::Rootless`].
+    #[default]
+    Auto,
+    /// The kernel: the clone is mounted by this host.
+    Mount(&'a dyn MountHost),
+    /// debugfs(8), which needs no rights. Names with line ends are refused.
+    Rootless,
+}
 
 /// How an image is patched.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PatchOptions {
+pub struct PatchOptions<'a> {
     /// Which partition holds the root file system.
     pub root: RootPartition,
     /// Whether an image that is already at the output's path is replaced (atomically). Patching
     /// "in place" is patching with the base's own path as the output.
     pub replace: bool,
+    /// Who writes.
+    pub backend: Backend<'a>,
+    /// Whether the image is made larger for an update that does not fit; not without a mount.
+    pub grow: Grow,
 }
 
-/// The steps of [`patch_with`], in order; reported when each begins.
+/// The steps of [`patch_with`], in order, reported when each begins. Without a mount there is no
+/// `Mount` and no `Unmount`, and `Check` comes before `Verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchStep {
     /// The base is being cloned.
@@ -44,7 +69,7 @@ pub enum PatchStep {
     Verify,
     /// It is being unmounted.
     Unmount,
-    /// e2fsck looks over it.
+    /// The file systems' checkers look over it.
     Check,
     /// It is being made durable and put in place.
     Publish,
@@ -96,8 +121,9 @@ pub fn patch(
 /// Makes at `out` the image that `bundle` turns `base` into.
 ///
 /// Works on a clone, named `out` with `.partial` added, and renames it to `out` when its tree has
-/// the bundle's target digest, `e2fsck -fn` finds nothing and its bytes are on the disk. After an
-/// error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
+/// the bundle's target digest, as the kernel shows it and, for ext file systems, as our own reader finds
+/// it, every file system's own checker finds nothing, and its bytes are on the disk. What is qcow2 is
+/// expanded to be patched, and packed again. After an error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
 /// next patch to the same `out` replaces.
 ///
 /// Cost: a reflink or sparse copy of the image, one read of the whole tree, and the changed
@@ -107,12 +133,12 @@ pub fn patch(
 ///
 /// `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is
 /// not its target although every touched path was right, `Busy` if `out` is being made by another
-/// process, `NoSpace`, `Damaged`, and all that [`DiskImage::open`] and [`DiskImage::mount`] say.
+/// process, `NoSpace` (with [`PatchOptions::grow`] only if growing does not help), `Damaged`, and all that [`DiskImage::open`] and [`DiskImage::mount`] say.
 pub fn patch_with(
     base: &Path,
     out: &Path,
     bundle: &Bundle<'_, Verified<'_>>,
-    options: &PatchOptions,
+    options: &PatchOptions<'_>,
     step: &mut dyn FnMut(PatchStep),
 ) -> Result<Patched, ImageError> {
     let mut steps = Steps::default();
@@ -128,10 +154,65 @@ pub fn patch_with(
     let mut partial = Partial::new(base, out)?;
     let kind = partial.fill(base)?;
 
+    let done = match options.backend {
+        Backend::Mount(host) => growing(&mut partial, base, host, bundle, options, &mut step)?,
+        Backend::Auto if can_mount() => {
+            growing(&mut partial, base, &DetachedHost, bundle, options, &mut step)?
+        }
+        Backend::Auto | Backend::Rootless => {
+            let volume = unmounted::only_volume(&partial.path, base, options.root)?;
+            rootless::patch((&partial.path, &volume.partition), out, bundle, &mut step)?
+        }
+    };
+    partial.pack(Format::of_name(out))?;
+    step(PatchStep::Publish);
+    refuse_used(base, out, options.replace)?;
+    partial.publish(out, options.replace)?;
+    let Outcome { tree, already } = done;
+    Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+}
+
+/// Patches the clone `partial` of `base`, larger and larger ones while the update does not fit and
+/// `options` allow it.
+fn growing(
+    partial: &mut Partial,
+    base: &Path,
+    host: &dyn MountHost,
+    bundle: &Bundle<'_, Verified<'_>>,
+    options: &PatchOptions<'_>,
+    step: &mut dyn FnMut(PatchStep),
+) -> Result<Outcome, ImageError> {
+    let mut growth = Growth::new(options.grow, bundle.change_set());
+    loop {
+        let image = DiskImage::open(&partial.path, options.root)?;
+        match by_mount(image, (base, host), bundle, options.root, step) {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                let Some(len) = growth.next() else {
+                    return Err(ImageError::full(base, options.grow, error));
+                };
+                // What was staged is given up with the clone that it is in.
+                step(PatchStep::Clone);
+                partial.fill_again(base)?;
+                grow::grow(&partial.path, options.root, len)?;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Patches the image, a clone of `base`, by mounting it with `host`; reads it back twice: as the
+/// kernel shows it, and by our own reader once the kernel has let it go.
+fn by_mount(
+    image: DiskImage,
+    (base, host): (&Path, &dyn MountHost),
+    bundle: &Bundle<'_, Verified<'_>>,
+    root: RootPartition,
+    step: &mut dyn FnMut(PatchStep),
+) -> Result<Outcome, ImageError> {
     step(PatchStep::Mount);
-    let image = DiskImage::open(&partial.path, options.root)?;
-    let partition = image.partition().clone();
-    let mounted = image.mount(Access::ReadWrite)?;
+    let path = image.path().to_owned();
+    let mounted = image.mount_by(host, Access::ReadWrite)?;
+    let volumes = mounted.volumes().to_vec();
     let failed = |error| ImageError::tree(base, error);
 
     step(PatchStep::Stage);
@@ -143,15 +224,13 @@ pub fn patch_with(
     apply::seal(mounted.root(), bundle).map_err(failed)?;
 
     step(PatchStep::Verify);
-    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default())
-        .map_err(failed)?
-        .tree
-        .digest();
+    let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default()).map_err(failed)?.tree;
+    let digest = tree.digest();
     step(PatchStep::Unmount);
     mounted.finish()?;
-    if tree != bundle.target() {
+    if digest != bundle.target() {
         let message = format!(
-            "{}: patched, its tree would be {tree} instead of the bundle's target {}: it differs from the \
+            "{}: patched, its tree would be {digest} instead of the bundle's target {}: it differs from the \
              bundle's base {} in paths that the bundle does not touch; nothing was changed",
             base.display(),
             bundle.target(),
@@ -160,11 +239,42 @@ pub fn patch_with(
         return Err(ImageError::new(ErrorKind::Mismatch, message));
     }
     step(PatchStep::Check);
-    fsck(&partial.path, &partition)?;
-    step(PatchStep::Publish);
-    refuse_used(base, out, options.replace)?;
-    partial.publish(out, options.replace)?;
-    Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+    fsck_all(&path, &volumes)?;
+    if volumes.iter().all(|volume| volume.kind == FileSystemKind::Ext) {
+        read_again(&path, root, tree, bundle)?;
+    }
+    Ok(Outcome { tree: digest, already })
+}
+
+/// Reads the tree in the image by our own reader, without the kernel and its caches of names and
+/// inodes: all metadata, and the content of what the bundle changes. `tree` is what the kernel shows.
+fn read_again(
+    image: &Path,
+    root: RootPartition,
+    mut tree: Tree,
+    bundle: &Bundle<'_, Verified<'_>>,
+) -> Result<(), ImageError> {
+    let disk = match unmounted::open(image, root, Unfinished::Refuse) {
+        // What the kernel alone understands, such as casefold, the kernel alone can prove.
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(()),
+        disk => disk?,
+    };
+    for change in &bundle.change_set().changes {
+        tree.remove(&change.path);
+    }
+    let known = disk.known_from(&tree, bundle.ignore())?;
+    let options = unmounted::ScanOptions { known: &known, ..Default::default() };
+    let found = disk.scan(bundle.ignore(), &options)?.tree.digest();
+    if found == bundle.target() {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: the kernel shows the bundle's target {}, but without the kernel its tree is {found}: the host's \
+         kernel or the image's file system is not sound; nothing was changed",
+        image.display(),
+        bundle.target()
+    );
+    Err(ImageError::new(ErrorKind::Mismatch, message))
 }
 
 /// Times the steps: each lasts until the next begins.
@@ -190,7 +300,8 @@ impl Steps {
     }
 }
 
-/// Makes `to` a clone of the image `from`, durably and under its name only when complete.
+/// Makes `to` a clone of the image `from`, durably and under its name only when complete, in the
+/// format that its name says: raw from qcow2, or the other way.
 ///
 /// # Errors
 ///
@@ -199,6 +310,7 @@ pub fn clone_image(from: &Path, to: &Path) -> Result<CloneKind, ImageError> {
     refuse_existing(to, false)?;
     let mut partial = Partial::new(from, to)?;
     let kind = partial.fill(from)?;
+    partial.pack(Format::of_name(to))?;
     partial.publish(to, false)?;
     Ok(kind)
 }
@@ -274,13 +386,55 @@ impl Partial {
     /// Fills it with `base`'s bytes, and lets go of it so that it can be mounted.
     fn fill(&mut self, base: &Path) -> Result<CloneKind, ImageError> {
         let from = File::open(base).map_err(|error| ImageError::io("open", base, error))?;
-        let kind = clone(&from, &self.file)
-            .map_err(|error| ImageError::io("clone the image to", &self.path, error))?;
+        let failed = |error| ImageError::io("clone the image to", &self.path, error);
+        let bytes = Bytes::open(base)?;
+        let kind = match bytes.qcow2() {
+            None => clone(&from, &self.file).map_err(failed)?,
+            Some(qcow2) => {
+                qcow2.refuse_snapshots(base)?;
+                qcow2.expand(&self.file).map_err(failed)?;
+                CloneKind::Sparse
+            }
+        };
         // Mounting asks for exclusive use; the mount takes a lock of its own.
         self.file = File::open("/dev/null")
             .map_err(|error| ImageError::io("release", &self.path, error))?;
         self.lock = None;
         Ok(kind)
+    }
+
+    /// Fills it anew, after it was mounted.
+    fn fill_again(&mut self, base: &Path) -> Result<(), ImageError> {
+        let open = || {
+            let file = File::options().read(true).write(true).open(&self.path)?;
+            file.set_len(0).map(|()| file)
+        };
+        self.file = open().map_err(|error| ImageError::io("make", &self.path, error))?;
+        self.fill(base).map(drop)
+    }
+
+    /// Gives it the form that its name will say, in a second file that takes its place.
+    fn pack(&self, format: Format) -> Result<(), ImageError> {
+        if format == Format::Raw {
+            return Ok(());
+        }
+        let failed = |error: io::Error| ImageError::io("pack", &self.path, error);
+        let packed = vireo_sys::durable::sibling(&self.path, ".packed");
+        let pack = || {
+            let mut options = File::options();
+            options.create(true).truncate(true).read(true).write(true);
+            let file = options.open(&packed)?;
+            let like = fs::metadata(&self.path)?;
+            crate::qcow2::pack(&File::open(&self.path)?, file.try_clone()?)?;
+            // Only root may give files away; who is not keeps it.
+            let _ = fchown(&file, Some(like.uid()), Some(like.gid()));
+            file.set_permissions(like.permissions())?;
+            fs::rename(&packed, &self.path)
+        };
+        pack().map_err(|error| {
+            let _ = fs::remove_file(&packed);
+            failed(error)
+        })
     }
 
     /// Makes the bytes durable, then the name.

@@ -2,15 +2,11 @@
 //!
 //! Offsets and bits from the kernel's `Documentation/filesystems/ext4/super.rst`.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use crate::partition::Partition;
 use crate::{ErrorKind, ImageError};
 
-const OFFSET: u64 = 1024;
 const LEN: usize = 1024;
 const MAGIC: u16 = 0xEF53;
 
@@ -27,6 +23,19 @@ const INCOMPAT_FINE: u32 =
 const INCOMPAT_NAMES: &[(u32, &str)] =
     &[(0x1, "compression"), (0x8, "journal_dev"), (0x1000, "dirdata"), (0x10000, "encrypt")];
 
+/// `ro_compat` bits with which nothing may be written, by whatever kernel.
+const RO_COMPAT_NAMES: &[(u32, &str)] = &[(0x1000, "read-only"), (0x4000, "shared_blocks")];
+
+/// Features that a kernel can be built without, as `incompat` and as `ro_compat` bits.
+const OPTIONAL: [&[(u32, &str)]; 2] = [
+    &[(0x20000, "casefold (CONFIG_UNICODE)")],
+    &[
+        (0x100, "quota (CONFIG_QUOTA, CONFIG_QFMT_V2)"),
+        (0x2000, "project (CONFIG_QUOTA, CONFIG_QFMT_V2)"),
+        (0x8000, "verity (CONFIG_FS_VERITY)"),
+    ],
+];
+
 /// What the superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -37,31 +46,19 @@ pub struct Superblock {
     /// It was unmounted cleanly and holds no known errors.
     pub clean: bool,
     incompat: u32,
+    ro_compat: u32,
 }
 
 impl Superblock {
-    /// Reads the superblock of the file system at `offset`; `None` if there is no ext file system.
-    ///
-    /// # Errors
-    ///
-    /// As reading the file; a file that is too short has no file system.
-    pub fn read(image: &File, offset: u64) -> io::Result<Option<Self>> {
-        let mut bytes = [0; LEN];
-        match image.read_exact_at(&mut bytes, offset.saturating_add(OFFSET)) {
-            Ok(()) => Ok(Self::from_bytes(&bytes)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn from_bytes(bytes: &[u8; LEN]) -> Option<Self> {
+    /// What the bytes say that an ext file system has from byte 1024 on; `None` if they are none.
+    pub(crate) fn from_bytes(bytes: &[u8; LEN]) -> Option<Self> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
         let log_block_size = u32_at(0x18);
         if u16_at(0x38) != MAGIC || log_block_size > 6 {
             return None;
         }
-        let incompat = u32_at(0x60);
+        let incompat = if u32_at(0x4C) > 0 { u32_at(0x60) } else { 0 };
         let high = if incompat & INCOMPAT_64BIT != 0 { u64::from(u32_at(0x150)) << 32 } else { 0 };
         let blocks = high | u64::from(u32_at(0x4));
         let state = u16_at(0x3A);
@@ -70,7 +67,37 @@ impl Superblock {
             needs_recovery: incompat & INCOMPAT_RECOVER != 0,
             clean: state & STATE_CLEAN != 0 && state & STATE_ERRORS == 0,
             incompat,
+            // Revision 0 has no features.
+            ro_compat: if u32_at(0x4C) > 0 { u32_at(0x64) } else { 0 },
         })
+    }
+
+    /// The features for which a kernel may refuse it, none if there are no such ones.
+    pub(crate) fn optional_features(&self) -> Option<String> {
+        let names =
+            [self.incompat, self.ro_compat].into_iter().zip(OPTIONAL).flat_map(|(bits, names)| {
+                names.iter().filter(move |(bit, _)| bits & bit != 0).map(|(_, name)| *name)
+            });
+        let names = names.collect::<Vec<_>>().join(", ");
+        (!names.is_empty()).then_some(names)
+    }
+
+    /// Whether it may be written at all.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` with the feature's name.
+    pub(crate) fn check_writable(&self, image: &Path) -> Result<(), ImageError> {
+        let Some((_, name)) = RO_COMPAT_NAMES.iter().find(|(bit, _)| self.ro_compat & bit != 0)
+        else {
+            return Ok(());
+        };
+        let message = format!(
+            "{}: its file system has the feature {name}, with which it is never written; take the \
+             feature away first (tune2fs), or make the image anew",
+            image.display()
+        );
+        Err(ImageError::new(ErrorKind::Unsupported, message))
     }
 
     /// Whether the kernel may mount it: complete, clean, without features that hide the tree.
@@ -125,6 +152,7 @@ mod tests {
         bytes[0x4..0x8].copy_from_slice(&1000_u32.to_le_bytes());
         bytes[0x18] = 2;
         bytes[0x3A] = 1;
+        bytes[0x4C] = 1;
         change(&mut bytes);
         bytes
     }

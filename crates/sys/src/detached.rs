@@ -24,6 +24,20 @@ const MAX_LOG_LEN: usize = 1024;
 ///
 /// As the system calls; the kernel's explanation, where it gives one, is the message.
 pub fn mount(device: &Path, fs_type: &str, read_only: bool) -> io::Result<OwnedFd> {
+    mount_with(device, fs_type, read_only, &[])
+}
+
+/// As [`mount`], with the file system's own options: names, with values where they have one.
+///
+/// # Errors
+///
+/// As [`mount`]; also an option that the file system does not know.
+pub fn mount_with(
+    device: &Path,
+    fs_type: &str,
+    read_only: bool,
+    options: &[(&str, Option<&str>)],
+) -> io::Result<OwnedFd> {
     let fs = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let explain = |error: rustix::io::Errno| explained(&fs, error);
     fsconfig_set_string(fs.as_fd(), "source", device).map_err(explain)?;
@@ -32,6 +46,13 @@ pub fn mount(device: &Path, fs_type: &str, read_only: bool) -> io::Result<OwnedF
     }
     if fs_type.starts_with("ext") {
         fsconfig_set_string(fs.as_fd(), "errors", "remount-ro").map_err(explain)?;
+    }
+    for (name, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(fs.as_fd(), *name, *value),
+            None => fsconfig_set_flag(fs.as_fd(), *name),
+        }
+        .map_err(explain)?;
     }
     fsconfig_create(fs.as_fd()).map_err(explain)?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID

@@ -2,9 +2,10 @@
 //!
 //! - [`loopdev`]: a loop device in one ioctl, gone when its last user is (`kill -9` leaks nothing).
 //! - [`detached`]: mounts that are in no namespace; closing the handle unmounts.
-//! - [`mounts`]: a view of the mounted file systems for one process alone.
+//! - [`mounts`]: which file systems are mounted, and a view of them for one process alone.
 //! - [`map_sealed`]: memory maps of files that nobody writes any more.
 //! - [`durable`]: writes that survive power loss whole or not at all.
+//! - [`confine`]: giving up rights for good.
 //! - [`copy`]: reflink or sparse copies of large files.
 //! - [`fanotify`]: who opens what on a whole file system.
 //! - [`procmap`]: the files that a process maps, without a text in between.
@@ -26,6 +27,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+pub mod confine;
 pub mod copy;
 pub mod detached;
 pub mod durable;

@@ -1,9 +1,11 @@
 //! Loop devices by `LOOP_CONFIGURE` (Linux 5.8): attach, offset, limit and auto-clear in one
 //! step, so that no kill can come in between and leak a device.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// How often a device that another process took first is followed by a try with the next.
@@ -12,6 +14,13 @@ const ATTACH_TRIES: u32 = 64;
 // ioctl numbers and flags of <linux/loop.h>.
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
+/// Where the kernel tells about block devices.
+const BLOCK_DEVICES: &str = "/sys/block";
+
+/// What the kernel adds to the name of a backing file that has none any more.
+const DELETED: &[u8] = b" (deleted)";
+
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 
@@ -129,4 +138,54 @@ fn configure(device: &File, backing: &File, window: Window) -> io::Result<()> {
     #[expect(unsafe_code, reason = "an ioctl without a safe wrapper; this crate is the fence")]
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A loop device that shows a file, whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The device, `/dev/loopN`.
+    pub device: PathBuf,
+    /// The file behind it, under the name that it was attached by.
+    pub backing: PathBuf,
+    /// Whether that name is gone meanwhile.
+    pub deleted: bool,
+}
+
+/// All loop devices of the host that show a file, in no order. Needs no rights.
+///
+/// # Errors
+///
+/// `/sys` is not mounted.
+pub fn attached() -> io::Result<Vec<Attached>> {
+    let mut list = Vec::new();
+    for entry in fs::read_dir(BLOCK_DEVICES)? {
+        let entry = entry?;
+        // What is no loop device, is free, or goes at this moment has no such file.
+        let Ok(text) = fs::read(entry.path().join("loop/backing_file")) else { continue };
+        let text = text.trim_ascii_end();
+        let (name, deleted) = match text.strip_suffix(DELETED) {
+            Some(name) => (name, true),
+            None => (text, false),
+        };
+        let device = Path::new("/dev").join(entry.file_name());
+        list.push(Attached { device, backing: OsStr::from_bytes(name).into(), deleted });
+    }
+    Ok(list)
+}
+
+/// Takes its file from the loop device at `path` (`LOOP_CLR_FD`). If a mount or a process still
+/// uses the device, it goes when that is gone.
+///
+/// # Errors
+///
+/// As `open(2)` and the ioctl. That the device has no file is none.
+pub fn detach(path: &Path) -> io::Result<()> {
+    let device = OpenOptions::new().read(true).open(path)?;
+    // SAFETY: LOOP_CLR_FD takes no argument and touches no memory of ours.
+    #[expect(unsafe_code, reason = "an ioctl without a safe wrapper; this crate is the fence")]
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) };
+    match io::Error::last_os_error() {
+        error if result < 0 && error.raw_os_error() != Some(libc::ENXIO) => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -1,8 +1,12 @@
-//! A view of the mounted file systems that nobody else has.
+//! The mounted file systems: which there are, and a view of them that nobody else has.
 
+use std::ffi::OsString;
+use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change};
 
 /// Gives this process mounts of its own (`mount_namespaces(7)`): what it mounts from now on nobody
 /// else sees, what others mount it does not see, and all of it goes with the last process that is
@@ -21,4 +25,76 @@ pub fn take_own() -> io::Result<()> {
     }
     let all = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     Ok(mount_change("/", all)?)
+}
+
+/// A mount that this process can walk into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where.
+    pub point: PathBuf,
+    /// What, as it was named when it was mounted: `/dev/loop3`.
+    pub source: PathBuf,
+}
+
+/// All mounts in this process's view, in the order in which they were made.
+///
+/// # Errors
+///
+/// `/proc` is not mounted.
+pub fn list() -> io::Result<Vec<Mounted>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).collect())
+}
+
+/// One line of `/proc/PID/mountinfo` (proc(5)): the fifth field is the mount point; after a field
+/// `-` come type and source.
+fn parse(line: &[u8]) -> Option<Mounted> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let point = plain(fields.nth(4)?);
+    fields.find(|field| *field == b"-")?;
+    let source = plain(fields.nth(1)?);
+    Some(Mounted { point, source })
+}
+
+/// The kernel writes blanks, line ends and backslashes as `\` and three octal digits.
+fn plain(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|_| *first == b'\\');
+        let code =
+            octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(bytes).into()
+}
+
+/// Unmounts what is at `point`, unless somebody uses it. Never follows a symbolic link there.
+///
+/// # Errors
+///
+/// As `umount2(2)`: `ResourceBusy` if a file in it is open.
+pub fn unmount(point: &Path) -> io::Result<()> {
+    Ok(rustix::mount::unmount(point, UnmountFlags::NOFOLLOW)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_gives_point_and_source_with_their_odd_names() {
+        let line = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/ro\\134ot rw,errors=continue";
+        let mounted = parse(line).expect("it is a line of the manual page");
+        assert_eq!(mounted.point, Path::new("/mnt 2"));
+        assert_eq!(mounted.source, Path::new("/dev/ro\\ot"));
+        assert_eq!(parse(b""), None);
+        assert_eq!(parse(b"36 35 98:0 /"), None);
+    }
+
+    #[test]
+    fn the_root_of_this_process_is_listed() {
+        assert!(list().expect("readable").iter().any(|mounted| mounted.point == Path::new("/")));
+    }
 }

@@ -36,14 +36,16 @@ fn divide(disk: &Path, script: &str) -> anyhow::Result<()> {
 fn root_what_is_no_disk_image_is_refused() -> anyhow::Result<()> {
     let scene = Scene::new()?;
     File::create_new(scene.path("empty.img"))?.set_len(1 << 20)?;
-    let convert = ["neither an ext2, ext3 or ext4 file system nor", "qemu-img convert -O raw"];
+    let convert = ["neither a file system that can be read", "qemu-img convert -O raw"];
     refused(&scene, "empty.img", 5, &[&["empty.img"], &convert[..]].concat())?;
 
     // The header of a qcow2 file: magic number, version 3.
     let qcow2 = File::create_new(scene.path("disk.qcow2"))?;
     qcow2.write_all_at(b"QFI\xfb\x00\x00\x00\x03", 0)?;
     qcow2.set_len(192 << 10)?;
-    refused(&scene, "disk.qcow2", 5, &[&["disk.qcow2"], &convert[..]].concat())?;
+    refused(&scene, "disk.qcow2", 5, &["disk.qcow2", "damaged header"])?;
+    fs::rename(scene.path("disk.qcow2"), scene.path("disk.img"))?;
+    refused(&scene, "disk.img", 5, &["disk.img", "rename it to end in .qcow2"])?;
 
     refused(&scene, "no-such.img", 1, &["cannot open", "no-such.img", "No such file"])
 }

@@ -10,7 +10,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chownat, lsetxattr,
     makedev, mknodat, utimensat,
 };
-use vireo_image::unmounted::{Known, Scan, ScanOptions, Unfinished};
+use vireo_image::unmounted::{Known, Reader, Scan, ScanOptions, Unfinished};
 use vireo_image::{Access, DiskImage, RootPartition, unmounted};
 use vireo_model::{Ignore, Tree};
 use vireo_testkit::Run;
@@ -78,10 +78,10 @@ fn seen_by_the_kernel(image: &Path) -> anyhow::Result<vireo_tree::Scan> {
     Ok(scan)
 }
 
-fn read(image: &Path, unfinished: Unfinished, known: Option<&Known>) -> anyhow::Result<Scan> {
-    let reader = unmounted::open(image, RootPartition::Find, unfinished)?;
+fn read(image: &Path, unfinished: Unfinished, known: &[Known]) -> anyhow::Result<Scan> {
+    let disk = unmounted::open(image, RootPartition::Find, unfinished)?;
     let options = ScanOptions { known, ..ScanOptions::default() };
-    Ok(unmounted::scan(image, &reader, &Ignore::nothing(), &options)?)
+    Ok(disk.scan(&Ignore::nothing(), &options)?)
 }
 
 /// Expects that `ours` is the kernel's tree, and lists where it is not.
@@ -102,7 +102,7 @@ fn same_tree(kernel: &Tree, ours: &Tree) -> anyhow::Result<()> {
 fn same_view(image: &Path) -> anyhow::Result<Scan> {
     // A child that another thread is just starting may hold the mount a moment longer.
     wait_until_free(image)?;
-    let ours = read(image, Unfinished::Refuse, None)?;
+    let ours = read(image, Unfinished::Refuse, &[])?;
     let kernel = seen_by_the_kernel(image)?;
     ensure!(ours.tree.len() > 10, "only {} paths", ours.tree.len());
     same_tree(&kernel.tree, &ours.tree)?;
@@ -339,11 +339,11 @@ fn root_an_unfinished_journal_reads_as_after_its_recovery() -> anyhow::Result<()
         let dir = tempfile::tempdir()?;
         for image in copied_while_mounted(dir.path(), kind, tune)? {
             let context = || format!("mke2fs {} {tune:?}, {}", kind.join(" "), image.display());
-            let refused = read(&image, Unfinished::Refuse, None).expect_err("it was mounted");
+            let refused = read(&image, Unfinished::Refuse, &[]).expect_err("it was mounted");
             ensure!(refused.to_string().contains("e2fsck -p"), "{refused}");
             let before = Run::new("sha256sum").arg(&image).text()?;
-            let ours = read(&image, Unfinished::Replay, None).with_context(context)?;
-            ensure!(ours.identity.replayed);
+            let ours = read(&image, Unfinished::Replay, &[]).with_context(context)?;
+            ensure!(ours.identities[0].replayed);
             ensure!(Run::new("sha256sum").arg(&image).text()? == before, "the image was written");
             // Mounting recovers.
             drop(Ext4::open(&image)?);
@@ -375,20 +375,22 @@ fn random_case(seed: u64) -> anyhow::Result<()> {
 
     let before = same_view(&base)?;
     let after = same_view(&target)?;
-    let known = Known::from_scan(&before);
-    let quick = read(&target, Unfinished::Refuse, Some(&known))?;
+    let known = before.known();
+    let quick = read(&target, Unfinished::Refuse, &known)?;
     ensure!(quick.tree.digest() == after.tree.digest(), "a changed file was not read");
     ensure!(quick.hashed < after.hashed, "all {} files were read", after.hashed);
 
-    let open = |image: &Path| unmounted::open(image, RootPartition::Find, Unfinished::Refuse);
-    let (base_reader, target_reader) = (open(&base)?, open(&target)?);
+    let read = |image: &Path| -> anyhow::Result<Reader> {
+        Ok(Reader::open(File::open(image)?, Unfinished::Refuse)?)
+    };
+    let (base_reader, target_reader) = (read(&base)?, read(&target)?);
     let ignore = Ignore::nothing();
     let like = vireo_ext4::tree_like(&target_reader, &base_reader, &before.tree, &ignore)?;
     ensure!(like.tree.digest() == after.tree.digest() && like.hashed == quick.hashed);
     let candidates = vireo_ext4::compare(&base_reader, &target_reader, &ignore)?;
     ensure!(candidates.distrust.is_none() && candidates.doubtful.len() == quick.hashed);
-    let compared =
-        unmounted::compare((&base, &base_reader), (&target, &target_reader), &ignore, false)?;
+    let open = |image: &Path| unmounted::open(image, RootPartition::Find, Unfinished::Refuse);
+    let compared = unmounted::compare(&open(&base)?, &open(&target)?, &ignore, false)?;
     ensure!(compared.changes == vireo_model::ChangeSet::between(&before.tree, &after.tree));
     Ok(())
 }
@@ -428,8 +430,8 @@ fn root_writes_that_hide_behind_an_earlier_time_are_found() -> anyhow::Result<()
         file.set_modified(modified)?;
     }
     drop(disk);
-    let known = Known::from_scan(&read(&base, Unfinished::Refuse, None)?);
-    let quick = read(&target, Unfinished::Refuse, Some(&known))?;
+    let known = read(&base, Unfinished::Refuse, &[])?.known();
+    let quick = read(&target, Unfinished::Refuse, &known)?;
     ensure!(quick.hashed == 2, "{} files were read", quick.hashed);
     same_tree(&seen_by_the_kernel(&target)?.tree, &quick.tree)
 }

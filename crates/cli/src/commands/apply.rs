@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
-use vireo_image::{PatchOptions, patch_with};
+use vireo_image::{Backend, Grow, PatchOptions, patch_with};
 use vireo_model::Digest;
 use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
@@ -34,8 +34,30 @@ pub(crate) struct Args {
     /// Leave the image as it is and write the patched one here
     #[arg(long, short, value_name = "COPY")]
     out: Option<PathBuf>,
+    /// Make the image larger if the update does not fit: by what it needs, or to SIZE (20G, 512M)
+    ///
+    /// The image's file, its last partition, and the ext4 root file system in it.
+    #[arg(long, value_name = "SIZE|auto", value_parser = parse_grow, conflicts_with = "rootless")]
+    grow: Option<Grow>,
+    /// Patch the image with debugfs(8) instead of mounting it: needs no rights, and is what is done
+    /// anyway where this process may not mount
+    #[arg(long)]
+    rootless: bool,
     #[command(flatten)]
     partition: RootPartitionArgs,
+}
+
+/// `auto`, or a length: a number of bytes, or one with K, M, G or T for powers of 1024.
+fn parse_grow(text: &str) -> Result<Grow, String> {
+    if text == "auto" {
+        return Ok(Grow::Auto);
+    }
+    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+    let unit = units.iter().find(|(unit, _)| text.to_ascii_uppercase().ends_with(*unit));
+    let number = unit.map_or(text, |_| &text[..text.len() - 1]);
+    let number: Option<u64> = number.parse().ok();
+    let len = number.and_then(|number| number.checked_mul(1 << unit.map_or(0, |(_, bits)| *bits)));
+    len.map(Grow::To).ok_or_else(|| "neither auto nor a size such as 20G or 512M".to_owned())
 }
 
 #[derive(Debug, Serialize)]
@@ -83,7 +105,13 @@ fn to_image(
     bundle: &Bundle<'_, Verified<'_>>,
     step: &Step,
 ) -> Result<Applied, Failure> {
-    let options = PatchOptions { root: args.partition.get(), replace: out == base };
+    let backend = if args.rootless { Backend::Rootless } else { Backend::Auto };
+    let options = PatchOptions {
+        root: args.partition.get(),
+        replace: out == base,
+        backend,
+        grow: args.grow.unwrap_or_default(),
+    };
     let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;
     let changed = bundle.change_set().changes.len() - patched.already;
     Ok(Applied { to: out.to_owned(), target: patched.tree, already: patched.already, changed })

@@ -19,7 +19,7 @@ use crate::source::{CacheArgs, CaptureSource, IgnoreArgs, RootPartitionArgs};
 
 /// Capture what turns one image or directory into another, as a signed bundle
 ///
-/// Neither source is changed. Both may be raw disk images, which are read in place, or directories.
+/// Neither source is changed. Both may be disk images, raw or qcow2, which are read in place, or directories.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Image or directory before the change
@@ -88,6 +88,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
     let _step = Step::new(context, format!("capturing {}", args.target.display()));
     let base = CaptureSource::open(&args.base, args.partition)?;
     let target = CaptureSource::open(&args.target, args.partition)?;
+    base.warn(context, &args.base);
+    target.warn(context, &args.target);
     let captured =
         capture(&base, &target, args, &options, &key).map_err(|error| match error.kind() {
             ErrorKind::NotPermitted => Failure::refused(error.to_string())

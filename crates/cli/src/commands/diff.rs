@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Difference, Failure>
         context,
         format!("comparing {} and {}", args.base.display(), args.target.display()),
     );
-    let changes = changes(args, &ignore)?;
+    let changes = changes(args, &ignore, context)?;
     let line =
         |change: &vireo_model::Change| Line { path: change.path.clone(), change: change.kind() };
     Ok(Difference {
@@ -63,13 +63,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Difference, Failure>
     })
 }
 
-fn changes(args: &Args, ignore: &Ignore) -> Result<ChangeSet, Failure> {
+fn changes(args: &Args, ignore: &Ignore, context: &Context) -> Result<ChangeSet, Failure> {
     let open = |path: &Path| TreeSource::open(path, args.partition, args.unmounted);
     let (base, target) = (open(&args.base)?, open(&args.target)?);
-    if let (TreeSource::Unmounted(base_path, base), TreeSource::Unmounted(target_path, target)) =
-        (&base, &target)
-    {
-        let (base, target) = ((base_path.as_path(), base), (target_path.as_path(), target));
+    base.warn(context, &args.base);
+    target.warn(context, &args.target);
+    if let (TreeSource::Unmounted(base), TreeSource::Unmounted(target)) = (&base, &target) {
         return Ok(unmounted::compare(base, target, ignore, args.paranoid)?.changes);
     }
     Ok(ChangeSet::between(&base.tree(ignore)?, &target.tree(ignore)?))

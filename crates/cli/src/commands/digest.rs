@@ -31,7 +31,9 @@ pub(crate) struct Digested {
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Digested, Failure> {
     let ignore = args.ignore.get()?;
     let _step = Step::new(context, format!("reading {}", args.source.display()));
-    let tree = TreeSource::open(&args.source, args.partition, args.unmounted)?.tree(&ignore)?;
+    let source = TreeSource::open(&args.source, args.partition, args.unmounted)?;
+    source.warn(context, &args.source);
+    let tree = source.tree(&ignore)?;
     Ok(Digested { digest: tree.digest(), paths: tree.len() })
 }
 

@@ -1,7 +1,9 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
+use tempfile::TempDir;
+use vireo_image::{Format, clone_image};
 use vireo_model::{ImageName, ImageRef};
 use vireo_wire::api::{CreateImage, VerifyReply, VersionEntry};
 
@@ -20,13 +22,15 @@ pub(crate) enum Command {
     Verify(Verify),
 }
 
-/// Make a new image from a raw disk image, as its version 1
+/// Make a new image from a disk image, raw or qcow2, as its version 1
+///
+/// The repository keeps it raw, with its holes; `export` to a name that ends in .qcow2 gives qcow2.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Create {
     /// The image's name
     #[arg(value_name = "NAME")]
     name: ImageName,
-    /// Raw disk image that it starts from
+    /// Disk image that it starts from; qcow2 if the name ends in .qcow2
     #[arg(value_name = "BASE.img")]
     disk: PathBuf,
     /// Public key, or file with public keys, whose bundles this image accepts
@@ -44,7 +48,7 @@ pub(crate) struct Export {
     /// The image, or one version of it
     #[arg(value_name = "NAME[@VERSION]")]
     image: ImageRef,
-    /// The file to be written
+    /// The file to be written; qcow2 if the name ends in .qcow2
     #[arg(long, short, value_name = "OUT.img")]
     out: PathBuf,
     #[command(flatten)]
@@ -73,6 +77,13 @@ impl Command {
     }
 }
 
+/// A directory for a raw copy, where there has to be room for the image itself. Gone when dropped.
+fn beside(file: &Path) -> Result<TempDir, Failure> {
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    TempDir::with_prefix_in(".vireo-raw-", dir)
+        .map_err(|error| Failure::io("make a directory in", dir, error))
+}
+
 #[derive(Debug, Serialize)]
 struct Created {
     image: ImageName,
@@ -83,7 +94,16 @@ fn create(args: &Create, context: &Context) -> Result<Created, Failure> {
     let options = CreateImage { ignore: args.ignore.site()?, trusted: public_keys(&args.trust)? };
     let step = Step::new(context, format!("creating {} from {}", args.name, args.disk.display()));
     let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
-    let version = args.repo.open()?.create_image(&args.name, &args.disk, &options, &progress)?;
+    let repo = args.repo.open()?;
+    let version = match Format::of_name(&args.disk) {
+        Format::Qcow2 => {
+            let beside = beside(&args.disk)?;
+            let raw = beside.path().join("disk.img");
+            clone_image(&args.disk, &raw)?;
+            repo.create_image(&args.name, &raw, &options, &progress)?
+        }
+        _ => repo.create_image(&args.name, &args.disk, &options, &progress)?,
+    };
     Ok(Created { image: args.name.clone(), version })
 }
 
@@ -111,7 +131,16 @@ fn export(args: &Export, context: &Context) -> Result<Exported, Failure> {
     let version = repo.version(name, args.image.version)?;
     let step = Step::new(context, format!("exporting {name}@{version}"));
     let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
-    let image_bytes = repo.export(name, version, &args.out, &progress)?;
+    let image_bytes = match Format::of_name(&args.out) {
+        Format::Qcow2 => {
+            let beside = beside(&args.out)?;
+            let raw = beside.path().join("disk.img");
+            let len = repo.export(name, version, &raw, &progress)?;
+            clone_image(&raw, &args.out)?;
+            len
+        }
+        _ => repo.export(name, version, &args.out, &progress)?,
+    };
     Ok(Exported { image: name.clone(), version, file: args.out.clone(), image_bytes })
 }
 

@@ -1,0 +1,127 @@
+//! Updates that need more space than the image has.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use vireo_image::{ErrorKind, Grow, ImageError, PatchOptions, Patched, patch_with};
+
+use crate::common::{
+    MIB, Place, bundle, digest_of, divide, edit, ext, mounted, open, put, read, same, sh,
+};
+
+const CONTENT: &str = "mkdir -p etc usr; for n in $(seq 20); do seq 20000 > usr/f$n; done";
+/// What the update brings, and how little of it fits: 12 MiB that cannot be made smaller.
+const CHANGE: &str = "head -c 12M /dev/urandom > usr/large; echo next > usr/f1";
+
+/// A disk of 20 MiB, and one of 64 MiB with the same tree and the update.
+fn scene(label: &str) -> anyhow::Result<(Place, Vec<u8>, vireo_delta::TrustedKeys)> {
+    let place = Place::new()?;
+    let content = place.dir("content", CONTENT)?;
+    for (name, len) in [("small.img", 12), ("wide.img", 48)] {
+        ext(&place.path(name), len, "-t ext4 -b 4096 -O ^has_journal", &content)?;
+    }
+    place.copy("wide.img", "next.img")?;
+    edit(&place.path("next.img"), &[(0, 0, "/")], CHANGE)?;
+    let (bytes, keys) = bundle(&place.path("wide.img"), &place.path("next.img"))?;
+    let base = place.path("base.img");
+    match label {
+        "whole" => fs::rename(place.path("small.img"), &base)?,
+        _ => {
+            // As cloud images have it: the root last, with a number below the others.
+            let (boot, root) = if label == "gpt" { ("14 : ", "1 : ") } else { ("2 : ", "1 : ") };
+            let script = format!(
+                "label: {label}\\n{boot}start=1MiB, size=2MiB\\n{root}start=4MiB, size=12MiB\\n"
+            );
+            divide(&base, 17, &script)?;
+            put(&place.path("small.img"), &base, 4)?;
+        }
+    }
+    Ok((place, bytes, keys))
+}
+
+fn patch(
+    place: &Place,
+    bytes: &[u8],
+    keys: &vireo_delta::TrustedKeys,
+    grow: Grow,
+) -> anyhow::Result<Result<Patched, ImageError>> {
+    let bundle = open(bytes, keys)?;
+    let options = PatchOptions { grow, ..PatchOptions::default() };
+    let out = place.path("out.img");
+    Ok(patch_with(&place.path("base.img"), &out, &bundle, &options, &mut |_| ()))
+}
+
+#[test]
+fn root_an_image_grows_by_what_an_update_needs_however_it_is_laid_out() -> anyhow::Result<()> {
+    for label in ["whole", "gpt", "dos"] {
+        let (place, bytes, keys) = scene(label)?;
+        let base = place.path("base.img");
+        let before = digest_of(&base)?;
+        let parts =
+            |image: &Path| sh("sfdisk -d \"$1\" 2>&1 || true", &[&image.display().to_string()]);
+
+        let error = patch(&place, &bytes, &keys, Grow::No)?.err().context("it does not fit")?;
+        ensure!(error.kind() == ErrorKind::NoSpace, "{error}: {:?}", error.kind());
+        ensure!(error.to_string().contains("--grow auto"), "{error}");
+
+        patch(&place, &bytes, &keys, Grow::Auto)?.with_context(|| label.to_owned())?;
+        let out = place.path("out.img");
+        same(&mounted(&place.path("next.img"))?, &mounted(&out)?)?;
+        same(&mounted(&out)?, &read(&out)?)?;
+        let (was, is) = (fs::metadata(&base)?.len(), fs::metadata(&out)?.len());
+        ensure!(is > was && is < was + 80 * MIB && is % MIB == 0, "{was} to {is}");
+        if label == "gpt" {
+            // Both copies of the table agree, and every partition kept its number and identity.
+            let found = sh("sgdisk -v \"$1\"", &[&place.arg("out.img")])?;
+            ensure!(found.contains("No problems found"), "{found}");
+            let ids = |text: String| -> Vec<String> {
+                let lines = text.lines().filter(|line| line.contains("uuid="));
+                lines
+                    .map(|line| {
+                        [line.split(" :").next(), line.split("uuid=").nth(1)]
+                            .map(|p| {
+                                p.unwrap_or("")
+                                    .rsplit('/')
+                                    .next()
+                                    .unwrap_or("")
+                                    .replace("base.img", "")
+                                    .replace("out.img", "")
+                            })
+                            .join(" ")
+                    })
+                    .collect()
+            };
+            ensure!(ids(parts(&base)?) == ids(parts(&out)?), "{}\n{}", parts(&base)?, parts(&out)?);
+        }
+        ensure!(digest_of(&base)? == before, "the base was changed");
+
+        fs::remove_file(&out)?;
+        patch(&place, &bytes, &keys, Grow::To(70 * MIB))??;
+        ensure!(fs::metadata(&out)?.len() == 70 * MIB);
+        fs::remove_file(&out)?;
+        let error =
+            patch(&place, &bytes, &keys, Grow::To(was + MIB))?.err().context("too little")?;
+        ensure!(error.kind() == ErrorKind::NoSpace, "{error}: {:?}", error.kind());
+        ensure!(!out.exists() && digest_of(&base)? == before);
+        place.nothing_attached()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn root_a_root_that_others_stand_behind_is_not_grown() -> anyhow::Result<()> {
+    let (place, bytes, keys) = scene("whole")?;
+    fs::rename(place.path("base.img"), place.path("small.img"))?;
+    divide(
+        &place.path("base.img"),
+        20,
+        "label: gpt\\nstart=1MiB, size=12MiB\\nstart=14MiB, size=4MiB\\n",
+    )?;
+    put(&place.path("small.img"), &place.path("base.img"), 1)?;
+    let error = patch(&place, &bytes, &keys, Grow::Auto)?.err().context("grown")?;
+    ensure!(error.kind() == ErrorKind::Unsupported, "{error}: {:?}", error.kind());
+    ensure!(error.to_string().contains("is not the last one"), "{error}");
+    ensure!(!place.path("out.img").exists());
+    place.nothing_attached()
+}

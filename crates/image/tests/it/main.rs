@@ -1,0 +1,9 @@
+//! Disk images as people have them: of several file systems, in qcow2, with rare features, in use,
+//! damaged. With loop devices, mounts, and the file systems' own tools as judges.
+
+mod common;
+mod corpus;
+mod grow;
+mod kernel;
+mod layouts;
+mod qcow2;
