@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vireo_cloud::Local;
 use vireo_repo::serve::Server;
-use vireo_repo::{Event, Repository};
+use vireo_repo::{Event, ImageBuilder, Repository, WorkerImages};
 
 use super::Data;
 use crate::exit::Failure;
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Directory where every newest disk image is put for launching, under IMAGE/current
     #[arg(long, value_name = "DIR", env = "VIREO_LAUNCH_DIR")]
     launch_dir: Option<PathBuf>,
+    /// Work on disk images in this process instead of in confined ones, one for each job
+    #[arg(long)]
+    no_worker: bool,
 }
 
 /// The server is ready.
@@ -57,13 +60,20 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
         eprintln!("warning: not run as root: images cannot be created and updates cannot be built");
     }
     let observer = move |event: &Event| log(event, json);
-    let mut repository = args.data.open()?.with_observer(Arc::new(observer));
+    let opened = if args.no_worker { args.data.open()? } else { args.data.open_with(workers()?)? };
+    let mut repository = opened.with_observer(Arc::new(observer));
     if let Some(dir) = &args.launch_dir {
         repository = repository.with_cloud(Arc::new(Local::new(dir)));
     }
     let swept = repository.sweep()?;
     for path in &swept.removed {
         eprintln!("removed {}, which an interrupted run left", path.display());
+    }
+    for path in &swept.detached {
+        eprintln!("detached {}, which an interrupted run left attached", path.display());
+    }
+    for path in &swept.in_use {
+        eprintln!("warning: {} is still attached: something uses it", path.display());
     }
     let server = Server::bind(Arc::new(repository), args.listen, &args.names)?;
     let url = format!("https://{}", server.local_addr());
@@ -79,6 +89,19 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
         bringing.abort();
         Ok(())
     })
+}
+
+/// Workers, if they can be confined here.
+fn workers() -> Result<Box<dyn ImageBuilder>, Failure> {
+    let workers = WorkerImages::default();
+    let confinement = workers.probe()?;
+    if !confinement.is_tight() {
+        return Err(Failure::refused(format!(
+            "processes that work on disk images cannot be confined on this host ({confinement:?}); \
+             --no-worker does without"
+        )));
+    }
+    Ok(Box::new(workers))
 }
 
 /// What a crash left undone: the newest versions that cannot be launched yet.
