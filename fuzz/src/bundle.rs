@@ -83,6 +83,9 @@ pub fn sign(input: &[u8]) -> Option<Vec<u8>> {
     Some(seal(&manifest, frames))
 }
 
+/// What manifests are compressed with.
+const DICTIONARY: &[u8] = include_bytes!("../../crates/delta/dictionary/manifest.bin");
+
 /// A bundle taken apart again, for a seed.
 #[must_use]
 pub fn unseal(file: &[u8]) -> Option<Vec<u8>> {
@@ -91,7 +94,8 @@ pub fn unseal(file: &[u8]) -> Option<Vec<u8>> {
         usize::try_from(u64::from_le_bytes(bytes)).ok()
     };
     let end = HEADER_LEN.checked_add(number(16)?)?;
-    let plain = zstd::bulk::decompress(file.get(HEADER_LEN..end)?, number(160)?).ok()?;
+    let mut decompressor = zstd::bulk::Decompressor::with_dictionary(DICTIONARY).ok()?;
+    let plain = decompressor.decompress(file.get(HEADER_LEN..end)?, number(160)?).ok()?;
     let len = u32::try_from(plain.len()).ok()?;
     Some([&len.to_le_bytes(), plain.as_slice(), file.get(end..)?].concat())
 }
@@ -103,7 +107,8 @@ fn seal(plain: &[u8], frames: &[u8]) -> Vec<u8> {
     let key = SigningKey::from_bytes(&SECRET);
     let mut head = Vec::with_capacity(HEADER_LEN + manifest.len() + frames.len());
     head.extend_from_slice(b"\x89VIR\r\n\x1a\n");
-    head.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]);
+    // All that manifests and frames may have: tokens, dictionaries.
+    head.extend_from_slice(&[26, 0, 0, 0, 0, 0, 0, 0]);
     head.extend_from_slice(&(manifest.len() as u64).to_le_bytes());
     head.extend_from_slice(&(frames.len() as u64).to_le_bytes());
     for text in ENDS {

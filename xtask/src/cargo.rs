@@ -34,7 +34,7 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
 /// are the user's.
 pub(crate) fn run_program(own: &[&str], args: &[String]) -> anyhow::Result<()> {
     crate::setup::run()?;
-    run(&["build", "--release", "--workspace", "--bins"])?;
+    run(&["build", "--release", "--bins"])?;
     let args = args.iter().map(String::as_str);
     run(&["run", "--release"]
         .into_iter()
@@ -62,11 +62,11 @@ pub(crate) fn host() -> anyhow::Result<String> {
     host.map(str::to_owned).context("cargo does not say which machine this is")
 }
 
-/// Builds all programs and gives their paths by name. The whole workspace, because cargo compiles
+/// Builds all programs and gives their paths by name. All default members, because cargo compiles
 /// dependencies anew for every other choice of packages.
 pub(crate) fn build() -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let format = "--message-format=json-render-diagnostics";
-    let mut command = cargo(&["build", "--release", "--workspace", "--bins", format]);
+    let mut command = cargo(&["build", "--release", "--bins", format]);
     command.stderr(Stdio::inherit());
     let output = command.output().context("cannot run cargo")?;
     if !output.status.success() {

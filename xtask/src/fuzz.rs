@@ -1,9 +1,10 @@
 //! `cargo xtask fuzz`: builds the fuzz targets with coverage counters and runs them.
 //!
 //! Stable Rust does it: the counters are a pass of LLVM, libFuzzer comes with the crate
-//! `libfuzzer-sys` as C++ source. What is found over time is kept in `target/fuzz/corpus`; what
+//! `libfuzzer-sys` as C++ source. What is found over time is kept in `fuzz/corpus` of the target directory; what
 //! once crashed a target is kept for good in `fuzz/regressions` and tried first, every time.
 
+use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -89,9 +90,10 @@ fn source() -> PathBuf {
     cargo::root().join("fuzz")
 }
 
-/// Everything that is made.
+/// Everything that is made: where cargo makes the rest, which may outlive the checkout.
 fn place() -> PathBuf {
-    cargo::root().join("target/fuzz")
+    let made = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    cargo::root().join(made).join("fuzz")
 }
 
 /// The names of the targets: those of their programs' sources.

@@ -74,7 +74,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "vireo-ec2",
         ],
     ),
-    ("vireo-ec2", &["vireo-model", "vireo-cloud"]),
+    // `sys` for locks and durable writes.
+    ("vireo-ec2", &["vireo-model", "vireo-sys", "vireo-cloud"]),
     ("vireo-testkit", &["vireo-model"]),
     ("xtask", &["vireo-testkit"]),
 ];

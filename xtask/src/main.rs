@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod deps;
 mod faults;
 mod fuzz;
 mod layers;
@@ -30,6 +31,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Check the dependencies between crates against the design
     Layers,
+    /// Check that there is one TLS stack, and that everyday builds leave the crates of AWS out
+    Deps,
     /// Kill updates, cut their power, fill their disks, at many more points than the tests; needs root
     Faults(faults::Args),
     /// Run the benchmarks; needs root
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Layers => layers::run(),
+        Command::Deps => deps::run(),
         Command::Faults(args) => faults::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use vireo_testkit::{Cache, leaks};
 
-use crate::{cargo, fuzz, layers, setup};
+use crate::{cargo, deps, fuzz, layers, setup};
 
 /// Time for the kernel to give back what the last test used.
 const LEAK_DEADLINE: Duration = Duration::from_secs(10);
@@ -18,48 +18,49 @@ const FUZZ_SECONDS: u32 = 4;
 /// One kind of test: what it is called and how cargo is asked for it.
 struct Tier {
     name: &'static str,
-    /// Which packages.
-    scope: &'static [&'static str],
     /// Arguments of `cargo test`.
     cargo: &'static [&'static str],
     /// Arguments of the test programs.
     filter: &'static [&'static str],
 }
 
-const ALL: &[&str] = &["--workspace"];
-
 const TIERS: &[Tier] = &[
     Tier {
         name: "unit, property, contract, flow",
-        scope: ALL,
         cargo: &["--all-targets"],
         filter: &["--skip", "root_", "--skip", "live_", "--skip", "vm_"],
     },
-    Tier { name: "examples in the documentation", scope: ALL, cargo: &["--doc"], filter: &[] },
+    Tier { name: "examples in the documentation", cargo: &["--doc"], filter: &[] },
     Tier {
         name: "root_*: loop devices, mounts",
-        scope: ALL,
         cargo: &["--tests"],
         filter: &["root_", "--test-threads=2"],
     },
     Tier {
         name: "root_*: mounts as kernels before 5.8 make them",
-        scope: &["--package", "vireo-image", "--features", "loopdev"],
-        cargo: &["--test", "host"],
+        cargo: &["-p", "vireo-image", "--features", "loopdev", "--test", "host"],
         filter: &["root_"],
     },
     Tier {
         name: "live_*: real systemd",
-        scope: ALL,
         cargo: &["--tests"],
         filter: &["live_", "--test-threads=1"],
     },
-    Tier {
-        name: "vm_*: real kernel",
-        scope: ALL,
-        cargo: &["--tests"],
-        filter: &["vm_", "--test-threads=1"],
-    },
+    Tier { name: "vm_*: real kernel", cargo: &["--tests"], filter: &["vm_", "--test-threads=1"] },
+];
+
+/// The crates of AWS, with what uses them: compiled in this tier alone, and once, so the compiler is the
+/// one that also lints. Last, because it leaves `vireo-repo` as it is with the feature.
+const EC2: Tier = Tier {
+    name: "ec2: with its crates, and lints",
+    cargo: &["-p", "vireo-ec2", "-p", "vireo-repo-bin", "--features", "vireo-repo-bin/ec2"],
+    filter: &[],
+};
+
+/// How the compiler that lints is told to refuse warnings; as `cargo clippy` does it.
+const LINTING: [(&str, &str); 2] = [
+    ("RUSTC_WORKSPACE_WRAPPER", "clippy-driver"),
+    ("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__"),
 ];
 
 /// What one tier or check came to.
@@ -74,16 +75,16 @@ struct Tally {
 
 pub(crate) fn run() -> anyhow::Result<()> {
     setup::run()?;
-    let mut tallies = vec![check("build", || {
-        cargo::run(&["build", "--release", "--workspace", "--all-targets"])
-    })];
+    let mut tallies = vec![check("build", || cargo::run(&["build", "--release", "--all-targets"]))];
     if tallies.iter().all(|tally| tally.failed == 0) {
         tallies.push(check("format", format));
         tallies.push(check("lints", lints));
         tallies.push(check("layers", layers::run));
+        tallies.push(check("dependencies", deps::run));
         for tier in TIERS {
-            tallies.push(run_tier(tier)?);
+            tallies.push(run_tier(tier, &[])?);
         }
+        tallies.push(run_tier(&EC2, &LINTING)?);
         tallies.push(check("fuzz targets", || fuzz::run(&fuzz::Args::all(FUZZ_SECONDS))));
         tallies.push(check("nothing left behind", no_leaks));
     }
@@ -96,7 +97,7 @@ fn format() -> anyhow::Result<()> {
 }
 
 fn lints() -> anyhow::Result<()> {
-    cargo::run(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])
+    cargo::run(&["clippy", "--release", "--all-targets", "--", "-D", "warnings"])
 }
 
 fn no_leaks() -> anyhow::Result<()> {
@@ -118,10 +119,11 @@ fn check(name: &'static str, work: impl FnOnce() -> anyhow::Result<()>) -> Tally
     }
 }
 
-fn run_tier(tier: &Tier) -> anyhow::Result<Tally> {
+fn run_tier(tier: &Tier, env: &[(&str, &str)]) -> anyhow::Result<Tally> {
     eprintln!("== {}", tier.name);
     let mut command = cargo::cargo(&["test", "--release", "--no-fail-fast"]);
-    command.args(tier.scope).args(tier.cargo).arg("--").args(tier.filter);
+    command.envs(env.iter().copied());
+    command.args(tier.cargo).arg("--").args(tier.filter);
     let started = Instant::now();
     let mut tally = Tally { name: tier.name, ..Tally::default() };
     let success = stream(command, |line| tally.read(line))?;

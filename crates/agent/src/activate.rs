@@ -209,9 +209,27 @@ impl Run<'_> {
                 self.watched = self.scene.system.watch_reads(&reads);
             }
         }
+        if job == Job::Restart {
+            self.make_room_in_start_limits(units);
+        }
         for unit in self.reports.jobs(self.scene.services, job, units) {
             self.acted.retain(|(other, _)| *other != unit);
             self.acted.push((unit, job));
+        }
+    }
+
+    /// Has the manager count the starts of `units` anew: a unit that was started often of late
+    /// would end and be refused its start (systemd.unit(5), StartLimitBurst=). The limit is there
+    /// for units that fail again and again, and still counts for those after this one start.
+    fn make_room_in_start_limits(&self, units: &[Unit]) {
+        let limited = |unit: &&Unit| {
+            let facts = self.scene.before.unit(unit);
+            facts.is_some_and(|it| it.active == ActiveState::Active && it.start_limit_burst > 0)
+        };
+        let limited: Vec<Unit> = units.iter().filter(limited).cloned().collect();
+        if !limited.is_empty() {
+            // The manager says on the restart whether it would have been needed.
+            let _ = self.scene.services.reset_failed(&limited);
         }
     }
 
@@ -235,6 +253,7 @@ impl Run<'_> {
         if bound.is_empty() {
             return;
         }
+        self.make_room_in_start_limits(&bound);
         let (start, up) = (Instant::now(), self.units_up());
         let ended = services.run(Job::Stop, &bound);
         let after = self.units_up();

@@ -113,18 +113,20 @@ pub(crate) struct Undoer<'a> {
 }
 
 impl Undoer<'_> {
-    fn words(&self, nonce: &str) -> Vec<String> {
-        let (root, state) = (self.root.display(), self.state.path().display());
-        let words = [
-            self.program.display().to_string(),
-            "--root".to_owned(),
-            root.to_string(),
-            "--state".to_owned(),
-            state.to_string(),
-            "undo".to_owned(),
-            "--unless-confirmed".to_owned(),
-            nonce.to_owned(),
-        ];
-        words.to_vec()
+    /// What undoes the update that waits for `nonce`.
+    pub(crate) fn words(&self, nonce: &str) -> Vec<String> {
+        self.call(&["undo", "--unless-confirmed", nonce])
+    }
+
+    /// What finishes whatever is unfinished.
+    pub(crate) fn recover_words(&self) -> Vec<String> {
+        self.call(&["recover"])
+    }
+
+    fn call(&self, command: &[&str]) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let (root, state) = (path(self.root), path(self.state.path()));
+        let words = [path(self.program), "--root".to_owned(), root, "--state".to_owned(), state];
+        words.into_iter().chain(command.iter().map(|word| (*word).to_owned())).collect()
     }
 }

@@ -13,6 +13,9 @@ use crate::systemctl;
 /// three million.
 const MAX_LIST_LEN: u64 = 32 << 20;
 
+/// Where apk keeps what is installed, below the root: now, and from apk-tools 3 on.
+const APK: [&str; 2] = ["lib/apk/db/installed", "usr/lib/apk/db/installed"];
+
 /// What `policy` needs to know of the machine with these directories.
 pub(crate) fn host_of(proc: &Path, root: &Path, policy: &Policy) -> Host {
     let shown = systemctl::show_manager("Version").ok();
@@ -53,7 +56,7 @@ fn is_there(root: &Path, path: &str) -> bool {
     })
 }
 
-/// The packages that dpkg's database below `root` lists; none where there is no dpkg.
+/// The packages that the databases of dpkg and apk below `root` list; none where there is neither.
 pub(crate) fn packages_of(root: &Path) -> Packages {
     let mut packages = Packages::new();
     let database = root.join("var/lib/dpkg");
@@ -74,6 +77,9 @@ pub(crate) fn packages_of(root: &Path) -> Packages {
     }
     if let Some(status) = read_list(&database.join("status")) {
         packages.add_status(&status);
+    }
+    if let Some(installed) = APK.iter().find_map(|place| read_list(&root.join(place))) {
+        packages.add_apk(&installed);
     }
     packages
 }
@@ -124,6 +130,11 @@ mod tests {
         let path = ImagePath::parse(b"/opt/app.conf").expect("a valid path");
         assert_eq!(packages.owner_of(&path), Some("app"));
         assert!(packages.is_configuration(&path));
+        let apk = root.path().join("lib/apk/db");
+        fs::create_dir_all(&apk).expect("made");
+        fs::write(apk.join("installed"), "P:web\nF:srv\nR:page\n").expect("written");
+        let page = ImagePath::parse(b"/srv/page").expect("a valid path");
+        assert_eq!(packages_of(root.path()).owner_of(&page), Some("web"));
         assert_eq!(packages_of(Path::new("/nonexistent")), Packages::new());
     }
 }

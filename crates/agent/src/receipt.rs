@@ -1,12 +1,14 @@
 //! The receipt: what an update did, as people read it and as `vireo.receipt/1`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use vireo_classify::{Plan, Unit};
+use vireo_classify::{Action, Plan, Unit};
 use vireo_model::Digest;
 
 use crate::checks::{CheckReport, CheckResult};
+use crate::services::Job;
 
 /// What one update did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,9 @@ pub struct Receipt {
     pub checks: Vec<CheckReport>,
     /// What was done, in order.
     pub actions: Vec<ActionReport>,
+    /// Where units needed something else than was planned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deviations: Vec<Deviation>,
     /// What still waits, from what was seen at the end.
     pub pending: Vec<Pending>,
     /// Units that ran before and have failed since.
@@ -79,6 +84,17 @@ pub struct ActionReport {
     /// Why it failed, or what it did not do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+/// A unit to which something else was done than was planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deviation {
+    /// The unit.
+    pub unit: String,
+    /// What was planned for it; none if nothing was.
+    pub planned: Option<String>,
+    /// What was done to it last; none if nothing was.
+    pub performed: Option<String>,
 }
 
 /// How an action went.
@@ -137,11 +153,42 @@ impl Receipt {
             checks: Vec::new(),
             plan: Plan::empty(),
             actions: Vec::new(),
+            deviations: Vec::new(),
             pending: Vec::new(),
             failed_units: Vec::new(),
             steps: Vec::new(),
             seconds: 0.0,
         }
+    }
+
+    /// Where what was done to units is not what the plan says of them.
+    #[must_use]
+    pub(crate) fn compare(&self) -> Vec<Deviation> {
+        let planned = self.planned();
+        let units = self.plan.units.iter().map(|unit| unit.unit.as_str());
+        let mut performed: BTreeMap<&str, &str> = BTreeMap::new();
+        for action in &self.actions {
+            // Tools and managers are no units.
+            if Job::ALL.iter().any(|job| job.as_str() == action.action) {
+                performed.insert(&action.subject, &action.action);
+            }
+        }
+        let subjects: BTreeSet<&str> = units.chain(performed.keys().copied()).collect();
+        let differing = subjects.into_iter().filter(|it| planned.get(it) != performed.get(it));
+        let owned = |verb: Option<&&str>| verb.map(|verb| (*verb).to_owned());
+        let deviation = |unit: &str| Deviation {
+            unit: unit.to_owned(),
+            planned: owned(planned.get(unit)),
+            performed: owned(performed.get(unit)),
+        };
+        differing.map(deviation).collect()
+    }
+
+    /// What the plan has done to units.
+    fn planned(&self) -> BTreeMap<&str, &str> {
+        let acted =
+            self.plan.units.iter().filter(|it| !matches!(it.action, Action::Hold | Action::Refuse));
+        acted.map(|unit| (unit.unit.as_str(), unit.action.as_str())).collect()
     }
 
     /// The outcome that actions and what is left add up to.
@@ -206,6 +253,16 @@ impl fmt::Display for Receipt {
             let detail = detail.as_ref().map_or(String::new(), |detail| format!(": {detail}"));
             writeln!(f, "{:<9} {verb} {subject} ({seconds:.1} s){detail}", result.as_str())?;
         }
+        let planned = self.planned().len();
+        if planned > 0 && self.undone_because.is_empty() {
+            let other = self.deviations.iter().filter(|it| it.planned.is_some()).count();
+            let as_planned = planned - other.min(planned);
+            writeln!(f, "planned   {planned} units, {as_planned} got what was planned")?;
+        }
+        for Deviation { unit, planned, performed } in &self.deviations {
+            let word = |verb: &Option<String>| verb.clone().unwrap_or_else(|| "nothing".to_owned());
+            writeln!(f, "deviates  {unit}: planned {}, done {}", word(planned), word(performed))?;
+        }
         for unit in &self.failed_units {
             writeln!(f, "failed    {unit} ran before and does not run now; its log says more")?;
         }
@@ -218,6 +275,8 @@ impl fmt::Display for Receipt {
 
 #[cfg(test)]
 mod tests {
+    use vireo_classify::UnitPlan;
+
     use super::*;
 
     #[test]
@@ -248,6 +307,47 @@ pending   dbus.service needs restart: every client would lose its connection
         let json = serde_json::to_string(&receipt).expect("plain data");
         assert!(json.starts_with(r#"{"schema":"vireo.receipt/1","base":"2222"#), "{json}");
         assert_eq!(serde_json::from_str::<Receipt>(&json).expect("it reads back"), receipt);
+    }
+
+    #[test]
+    fn what_was_done_is_compared_with_what_was_planned() {
+        let unit = |name: &str, action| UnitPlan {
+            unit: Unit::new(name),
+            action,
+            reason: None,
+            because: Vec::new(),
+            validate: None,
+            proof: Vec::new(),
+            ceiling: None,
+            reads: Vec::new(),
+            probes: Vec::new(),
+        };
+        let action = |subject: &str, action: &str, result| ActionReport {
+            subject: subject.to_owned(),
+            action: action.to_owned(),
+            result,
+            seconds: 0.0,
+            detail: None,
+        };
+        let mut receipt = Receipt::unchanged(Digest::of(b""), None);
+        receipt.plan.units = vec![
+            unit("a.service", Action::Reload),
+            unit("b.service", Action::Reload),
+            unit("c.service", Action::Hold),
+            unit("d.service", Action::Restart),
+        ];
+        receipt.actions = vec![
+            action("system", "daemon-reload", ActionResult::Done),
+            action("a.service", "reload", ActionResult::Done),
+            action("b.service", "reload", ActionResult::Escalated),
+            action("b.service", "restart", ActionResult::Done),
+        ];
+        receipt.deviations = receipt.compare();
+        let text = receipt.to_string();
+        assert!(text.contains("planned   3 units, 1 got what was planned\n"), "{text}");
+        assert!(text.contains("deviates  b.service: planned reload, done restart\n"), "{text}");
+        assert!(text.contains("deviates  d.service: planned restart, done nothing\n"), "{text}");
+        assert_eq!(receipt.deviations.len(), 2, "{text}");
     }
 
     #[test]

@@ -164,6 +164,9 @@ pub enum Job {
 }
 
 impl Job {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Reload, Self::Restart, Self::Start, Self::Stop];
+
     /// The word for it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

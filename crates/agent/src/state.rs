@@ -16,30 +16,29 @@
 //! edits.json       local edits that updates met, and what became of them
 //! incoming/        bundles on their way
 //! lock             held while an update is under way
+//! guard.lock       held while an update is confirmed or found to be unconfirmed
 //! ```
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use vireo_classify::{FileId, Plan, Unit};
-use vireo_delta::{PublicKey, TrustedKeys};
-use vireo_model::{Digest, Ignore, ImageName};
+use vireo_model::Digest;
 use vireo_sys::durable;
 use vireo_sys::lock::FileLock;
-use vireo_tree::apply::Settlement;
-use vireo_wire::Secret;
-use vireo_wire::api::{InstanceId, ReceiptPost};
+use vireo_wire::api::ReceiptPost;
 
-use crate::checks::CheckReport;
 use crate::error::{AgentError, ErrorKind};
 use crate::guard::Guard;
-use crate::receipt::{ActionReport, Receipt};
+use crate::receipt::Receipt;
+
+mod records;
+
+pub use records::{Condemned, Edit, Enrolment, Held, Kept, Obligation, Position};
 
 /// Where the state is by default.
 pub const DEFAULT_DIR: &str = "/var/lib/vireo";
@@ -47,143 +46,14 @@ pub const DEFAULT_DIR: &str = "/var/lib/vireo";
 /// Time between two tries to lock the state.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long whoever settles the fate of an unconfirmed update may take.
+const GUARD_LOCK_WAIT: Duration = Duration::from_secs(20);
+
 /// Longest state file read, in bytes: a plan of a million files.
 const MAX_FILE_LEN: u64 = 512 << 20;
 
-/// Who this machine is, and to whom.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Enrolment {
-    /// The repository's address.
-    pub url: String,
-    /// The repository's CA certificate, PEM.
-    pub ca: String,
-    /// This machine's identity.
-    pub instance: InstanceId,
-    /// This machine's credential.
-    pub secret: Secret,
-    /// The image that it follows.
-    pub image: ImageName,
-    /// Keys whose bundles it accepts.
-    pub trusted: Vec<PublicKey>,
-    /// Patterns of the ignore list, defaults included.
-    pub ignore: Vec<String>,
-}
-
-impl Enrolment {
-    /// The keys whose bundles it accepts.
-    #[must_use]
-    pub fn trusted_keys(&self) -> TrustedKeys {
-        self.trusted.iter().copied().collect()
-    }
-
-    /// The ignore list.
-    ///
-    /// # Errors
-    ///
-    /// `State` if a pattern is no glob.
-    pub fn ignore_list(&self) -> Result<Ignore, AgentError> {
-        Ignore::new(self.ignore.iter().cloned()).map_err(|error| {
-            AgentError::new(
-                ErrorKind::State,
-                "the enrolment's ignore list cannot be used; enrol again",
-            )
-            .caused_by(error)
-        })
-    }
-}
-
-/// The version that the machine is on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Position {
-    /// Its number in the repository, if known: a bundle applied by hand has none.
-    pub number: Option<u64>,
-    /// Digest of its tree.
-    pub tree: Digest,
-}
-
 /// Most versions whose numbers are remembered.
 const MAX_KNOWN: usize = 64;
-
-/// A local edit that an update met, as `verify` explains it later.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Edit {
-    /// Where, in printable form.
-    pub path: String,
-    /// What became of it.
-    pub how: Settlement,
-    /// Where the other version of the file was put.
-    pub beside: Option<String>,
-    /// Number of the transaction that met it.
-    pub transaction: u64,
-}
-
-/// An update between the decision to commit it and its receipt.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Obligation {
-    /// The version it leads to.
-    pub position: Position,
-    /// What is to be done once the files are there.
-    pub plan: Plan,
-    /// The files that it replaces.
-    pub replaced: Vec<FileId>,
-    /// Which boot of the machine decided it; after another one every process is fresh.
-    pub boot: String,
-    /// The version that it takes back and that is not to come back by itself.
-    #[serde(default)]
-    pub hold: Option<Position>,
-    /// The units that ran when it was decided.
-    #[serde(default)]
-    pub running: Vec<Unit>,
-    /// What the checks before the commit said.
-    #[serde(default)]
-    pub checks: Vec<CheckReport>,
-    /// What was done before the commit.
-    #[serde(default)]
-    pub actions: Vec<ActionReport>,
-    /// Why an update is taken back by itself; nothing otherwise.
-    #[serde(default)]
-    pub undone_because: Vec<String>,
-}
-
-/// Files that updates of one boot replaced.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Held {
-    /// Which boot.
-    pub boot: String,
-    /// By the number of the transaction.
-    pub files: BTreeMap<u64, Vec<FileId>>,
-}
-
-/// Files that stay beside a version as long as a kernel runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Kept {
-    /// The kernel's release.
-    pub release: String,
-    /// The paths, in printable form.
-    pub paths: Vec<String>,
-}
-
-/// An update that is undone by itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Condemned {
-    /// Its number.
-    pub transaction: u64,
-    /// Why.
-    pub because: Vec<String>,
-    /// The units that are to run again.
-    pub revive: Vec<Unit>,
-    /// What was done for it.
-    pub actions: Vec<ActionReport>,
-    /// What the checks before it said.
-    pub checks: Vec<CheckReport>,
-}
 
 /// The agent's directory.
 #[derive(Clone, Debug)]
@@ -209,8 +79,12 @@ impl StateDir {
     ///
     /// `Busy` if another process holds it.
     pub fn lock(&self) -> Result<FileLock, AgentError> {
+        self.lock_file("lock")
+    }
+
+    fn lock_file(&self, name: &str) -> Result<FileLock, AgentError> {
         self.create()?;
-        let path = self.0.join("lock");
+        let path = self.0.join(name);
         let held =
             FileLock::exclusive(&path).map_err(|error| AgentError::io("lock", &path, error))?;
         held.ok_or_else(|| {
@@ -552,15 +426,17 @@ impl StateDir {
     ///
     /// `Busy` if it still does then.
     pub fn lock_within(&self, wait: Duration) -> Result<FileLock, AgentError> {
-        let start = Instant::now();
-        loop {
-            match self.lock() {
-                Err(error) if error.kind() == ErrorKind::Busy && start.elapsed() < wait => {
-                    std::thread::sleep(LOCK_PAUSE.min(wait));
-                }
-                other => return other,
-            }
-        }
+        within(wait, || self.lock())
+    }
+
+    /// Locks what decides whether an update that waits to be confirmed stays, so that it is not
+    /// confirmed and undone at once. It is held for moments only.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if another process holds it for long.
+    pub fn lock_guard(&self) -> Result<FileLock, AgentError> {
+        within(GUARD_LOCK_WAIT, || self.lock_file("guard.lock"))
     }
 
     fn create(&self) -> Result<(), AgentError> {
@@ -604,6 +480,22 @@ impl StateDir {
     }
 }
 
+/// Tries to lock until it is free or the time is over.
+fn within(
+    wait: Duration,
+    lock: impl Fn() -> Result<FileLock, AgentError>,
+) -> Result<FileLock, AgentError> {
+    let start = Instant::now();
+    loop {
+        match lock() {
+            Err(error) if error.kind() == ErrorKind::Busy && start.elapsed() < wait => {
+                std::thread::sleep(LOCK_PAUSE.min(wait));
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Only the administrator may look: the credential is in there.
 fn make_dir(path: &Path) -> Result<(), AgentError> {
     fs::DirBuilder::new()
@@ -616,6 +508,8 @@ fn make_dir(path: &Path) -> Result<(), AgentError> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use vireo_classify::{FileId, Plan};
 
     use super::*;
 

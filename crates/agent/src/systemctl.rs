@@ -1,10 +1,13 @@
 //! systemd by its command, which reaches the manager without a bus as well.
 
-use std::io::Read as _;
-use std::process::{Command, Stdio};
+use std::io::{self, Read as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use vireo_classify::{ManagerAction, Probe, Unit};
 
 use crate::services::{
@@ -13,6 +16,9 @@ use crate::services::{
 
 /// How often a running command is looked after.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long after a command's end its output may still come.
+const OUTPUT_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest output of a command that is read, in bytes: thousands of units.
 const MAX_OUTPUT_LEN: u64 = 32 << 20;
@@ -62,13 +68,13 @@ impl Services for Systemctl {
     }
 
     fn reset_failed(&self, units: &[Unit]) -> Result<(), ServiceError> {
-        for unit in units {
-            match systemctl(&["reset-failed", "--", unit.as_str()], MANAGER_DEADLINE) {
-                Err(error) if !error.to_string().contains("not loaded") => return Err(error),
-                _ => {}
-            }
+        let mut words = vec!["reset-failed", "--"];
+        words.extend(units.iter().map(Unit::as_str));
+        // It goes on after a unit that is not loaded.
+        match systemctl(&words, MANAGER_DEADLINE) {
+            Err(error) if !error.to_string().contains("not loaded") => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn tell_user_manager(&self, manager: &Unit, action: ManagerAction) -> Result<(), ServiceError> {
@@ -141,7 +147,7 @@ fn systemctl(arguments: &[&str], deadline: Duration) -> Result<Vec<u8>, ServiceE
     run(&command, deadline)
 }
 
-/// Runs a command to its end and gives its output.
+/// Runs a command to its end and gives its output. What it leaves running is not waited for.
 pub(crate) fn run(command: &[&str], deadline: Duration) -> Result<Vec<u8>, ServiceError> {
     let failed = |why: String| ServiceError::new(command.join(" "), why);
     let (program, arguments) =
@@ -152,41 +158,56 @@ pub(crate) fn run(command: &[&str], deadline: Duration) -> Result<Vec<u8>, Servi
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // So that what it starts can be ended with it.
+        .process_group(0)
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
-    let reader = |pipe: Option<Box<dyn std::io::Read + Send>>| {
-        thread::spawn(move || {
-            let mut bytes = Vec::new();
-            if let Some(pipe) = pipe {
-                // What cannot be read is missing below, as if it had not been said.
-                let _ = pipe.take(MAX_OUTPUT_LEN).read_to_end(&mut bytes);
-            }
-            bytes
-        })
-    };
-    let output = reader(child.stdout.take().map(|pipe| Box::new(pipe) as _));
-    let complaint = reader(child.stderr.take().map(|pipe| Box::new(pipe) as _));
-    let start = Instant::now();
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if start.elapsed() < deadline => thread::sleep(POLL_INTERVAL),
-            Ok(None) => {
-                // Killing what has just ended fails, which is fine.
-                let _ = (child.kill(), child.wait());
-                return Err(failed(format!("no end within {} s", deadline.as_secs())));
-            }
-            Err(error) => return Err(failed(error.to_string())),
-        }
-    };
-    let complaint = complaint.join().unwrap_or_default();
+    let output = read_all(child.stdout.take());
+    let complaint = read_all(child.stderr.take());
+    let status = wait(&mut child, deadline).map_err(failed)?;
+    let complaint = complaint.recv_timeout(OUTPUT_WAIT).unwrap_or_default();
     if status.success() {
-        return Ok(output.join().unwrap_or_default());
+        let missing = |_| failed("it ended, but something that it started keeps its output".into());
+        return output.recv_timeout(OUTPUT_WAIT).map_err(missing);
     }
     let said: String =
         String::from_utf8_lossy(&complaint).chars().take(MAX_COMPLAINT_LEN).collect();
     let said = said.trim().replace('\n', "; ");
     Err(failed(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
+}
+
+/// Reads a pipe on a thread of its own, which lives as long as somebody may write to it.
+fn read_all(pipe: Option<impl io::Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(pipe) = pipe {
+            // What cannot be read is missing, as if it had not been said.
+            let _ = pipe.take(MAX_OUTPUT_LEN).read_to_end(&mut bytes);
+        }
+        // Nobody may wait for it any more.
+        let _ = sender.send(bytes);
+    });
+    receiver
+}
+
+/// Waits for the end of `child`, or ends it and all that it started.
+fn wait(child: &mut Child, deadline: Duration) -> Result<ExitStatus, String> {
+    let start = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) if start.elapsed() < deadline => thread::sleep(POLL_INTERVAL),
+            Ok(None) => {
+                // Killing what has just ended fails, which is fine.
+                let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+                let _ = group.map(|group| kill_process_group(group, Signal::KILL));
+                let _ = child.wait();
+                return Err(format!("no end within {} s", deadline.as_secs()));
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -200,6 +221,18 @@ mod tests {
         let error = error.expect_err("it fails").to_string();
         assert_eq!(error, "sh -c echo why >&2; exit 3: exit status: 3: why");
         assert!(run(&["/nonexistent/tool"], Duration::from_secs(9)).is_err());
+    }
+
+    #[test]
+    fn what_a_command_leaves_running_is_not_waited_for() {
+        let start = Instant::now();
+        let said = run(&["sh", "-c", "sleep 60 & echo said >&2; exit 1"], Duration::from_secs(9));
+        assert!(said.is_err());
+        let output = run(&["sh", "-c", "sleep 60 & exit 0"], Duration::from_secs(9));
+        assert!(output.expect_err("the pipe is open").to_string().contains("keeps its output"));
+        let none = run(&["sh", "-c", "sleep 60 >&- 2>&- & echo a"], Duration::from_secs(9));
+        assert_eq!(none, Ok(b"a\n".to_vec()));
+        assert!(start.elapsed() < Duration::from_secs(30));
     }
 
     #[test]

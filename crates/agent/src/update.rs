@@ -27,9 +27,11 @@ use crate::system::SystemView;
 mod aftermath;
 mod bundle;
 mod changed;
+mod condemned;
 mod drift;
 mod enact;
 mod prepare;
+mod promise;
 mod undo;
 mod watch;
 
@@ -41,6 +43,10 @@ use drift::DriftRules;
 use enact::Enactment;
 use prepare::{Outlook, Prepared, refuse_bad_policy, refuse_unfit};
 use watch::Watch;
+
+/// How long to wait for another agent that works on this machine: one that is about to end, or
+/// only looks whether there is something to do.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Where the agent's program is, unless somebody says otherwise.
 const DEFAULT_PROGRAM: &str = "/usr/bin/vireo-agent";
@@ -189,7 +195,7 @@ impl Agent {
         version: Option<u64>,
         say: Say<'_>,
     ) -> Result<Applied, AgentError> {
-        let _lock = self.state.lock()?;
+        let _lock = self.state.lock_within(LOCK_WAIT)?;
         let earlier = self.recover_locked(say)?;
         let opened = OpenBundle::open(file)?;
         let bundle = opened.verify(trusted, file)?;
@@ -223,7 +229,7 @@ impl Agent {
     /// `Busy` if another process is at it; `Refused`, with the paths, if somebody else changed
     /// what was left to do; otherwise a step fails and can be tried again.
     pub fn recover(&self, say: Say<'_>) -> Result<Option<Applied>, AgentError> {
-        let _lock = self.state.lock()?;
+        let _lock = self.state.lock_within(LOCK_WAIT)?;
         self.recover_locked(say)
     }
 

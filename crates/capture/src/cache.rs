@@ -1,6 +1,6 @@
 //! Digests of images' files, remembered from one capture to the next.
 //!
-//! One file for each state of a file system that was captured. What is damaged or of another
+//! One file for each state of a file system that was captured, and a short one for its tree. What is damaged or of another
 //! version is not used; what cannot be written is no reason for a capture to fail. Names tell a file
 //! system's states apart, the content says which one it is.
 
@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use tempfile::NamedTempFile;
 use vireo_image::unmounted::{Identity, Known};
-use vireo_model::Hasher;
+use vireo_model::{Digest, Hasher, Ignore};
 
 /// Most states that are remembered, the ones used last; some MB for a large image each.
 const MAX_STATES: usize = 32;
@@ -21,6 +21,20 @@ const MAX_STATES: usize = 32;
 const MAX_LEN: u64 = 1 << 30;
 
 const EXTENSION: &str = "digests";
+
+/// Of a state's tree alone.
+const TREE_EXTENSION: &str = "tree";
+const TREE_MAGIC: &[u8; 8] = b"VIREOTR1";
+
+/// What is remembered of a whole tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KnownTree {
+    /// Digest of the inodes it was read from.
+    pub(crate) inodes: Digest,
+    pub(crate) digest: Digest,
+    /// Number of paths.
+    pub(crate) paths: u64,
+}
 
 /// A directory of remembered digests, of one user alone.
 #[derive(Clone, Debug)]
@@ -51,12 +65,60 @@ impl DigestCache {
 
     /// Remembers `known`, whole or not at all.
     pub(crate) fn put(&self, known: &Known) -> io::Result<()> {
+        self.write(&known.to_bytes(), &self.path(known.identity()))?;
+        self.prune(EXTENSION)
+    }
+
+    /// The tree that the file system in this state has without what `ignore` leaves out.
+    pub(crate) fn tree(&self, identity: &Identity, ignore: &Ignore) -> Option<KnownTree> {
+        let bytes = fs::read(self.tree_path(identity, ignore)).ok()?;
+        let rest = bytes.strip_prefix(TREE_MAGIC)?;
+        let (inodes, rest) = rest.split_first_chunk()?;
+        let (digest, rest) = rest.split_first_chunk()?;
+        let (paths, check) = rest.split_first_chunk()?;
+        let body = bytes.get(..bytes.len().checked_sub(check.len())?)?;
+        (check == Digest::of(body).as_bytes().as_slice()).then_some(KnownTree {
+            inodes: Digest::from_bytes(*inodes),
+            digest: Digest::from_bytes(*digest),
+            paths: u64::from_le_bytes(*paths),
+        })
+    }
+
+    /// Remembers it, whole or not at all.
+    pub(crate) fn put_tree(
+        &self,
+        identity: &Identity,
+        ignore: &Ignore,
+        tree: &KnownTree,
+    ) -> io::Result<()> {
+        let mut bytes = TREE_MAGIC.to_vec();
+        bytes.extend_from_slice(tree.inodes.as_bytes());
+        bytes.extend_from_slice(tree.digest.as_bytes());
+        bytes.extend_from_slice(&tree.paths.to_le_bytes());
+        let check = Digest::of(&bytes);
+        bytes.extend_from_slice(check.as_bytes());
+        self.write(&bytes, &self.tree_path(identity, ignore))?;
+        self.prune(TREE_EXTENSION)
+    }
+
+    fn write(&self, bytes: &[u8], path: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let mut file = NamedTempFile::new_in(&self.dir)?;
-        file.write_all(&known.to_bytes())?;
+        file.write_all(bytes)?;
         // A torn file has a wrong checksum, so that it need not be synced.
-        file.persist(self.path(known.identity()))?;
-        self.prune()
+        file.persist(path)?;
+        Ok(())
+    }
+
+    fn tree_path(&self, identity: &Identity, ignore: &Ignore) -> PathBuf {
+        let mut hasher = Hasher::new();
+        ignore.patterns().iter().for_each(|pattern| {
+            hasher.field(pattern.as_bytes());
+        });
+        let left_out = hasher.finish().to_string();
+        let state = self.path(identity);
+        let name = state.file_stem().unwrap_or_default().to_string_lossy();
+        self.dir.join(format!("{name}-{}.{TREE_EXTENSION}", &left_out[..16]))
     }
 
     fn path(&self, identity: &Identity) -> PathBuf {
@@ -73,18 +135,18 @@ impl DigestCache {
     /// The state of the same file system that was used last.
     fn latest(&self, identity: &Identity) -> Option<PathBuf> {
         let prefix = file_system(identity);
-        let mut states = self.states().ok()?;
+        let mut states = self.states(EXTENSION).ok()?;
         states.retain(|(_, path)| {
             path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
         });
         states.into_iter().max().map(|(_, path)| path)
     }
 
-    fn states(&self) -> io::Result<Vec<(SystemTime, PathBuf)>> {
+    fn states(&self, of: &str) -> io::Result<Vec<(SystemTime, PathBuf)>> {
         let mut states = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+            if path.extension().is_some_and(|extension| extension == of) {
                 states.push((fs::metadata(&path)?.modified()?, path));
             }
         }
@@ -92,8 +154,8 @@ impl DigestCache {
     }
 
     /// Forgets the states that were not used for longest.
-    fn prune(&self) -> io::Result<()> {
-        let mut states = self.states()?;
+    fn prune(&self, of: &str) -> io::Result<()> {
+        let mut states = self.states(of)?;
         states.sort();
         let too_many = states.len().saturating_sub(MAX_STATES);
         states.iter().take(too_many).try_for_each(|(_, path)| fs::remove_file(path))

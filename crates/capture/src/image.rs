@@ -11,10 +11,10 @@ use vireo_image::unmounted::{
     self, Content, FileState, Known, Reader, Scan, ScanOptions, Unfinished,
 };
 use vireo_image::{ImageError, RootPartition};
-use vireo_model::{Ignore, ImagePath};
+use vireo_model::{Digest, Ignore, ImagePath};
 
 use crate::CaptureError;
-use crate::cache::DigestCache;
+use crate::cache::{DigestCache, KnownTree};
 use crate::snapshot::{Files, Snapshot};
 
 /// A disk image that is read in place: without a mount, without rights, without writing.
@@ -115,6 +115,45 @@ pub(crate) fn of_images<'a>(
         put(&before).and_then(|()| put(&after)).err()
     });
     Ok(Sides { base: snapshot(base, before), target: snapshot(target, after), forgotten })
+}
+
+/// The tree of both, if the metadata shows that they have the same one, and it is remembered. Nothing else
+/// of them is read then.
+pub(crate) fn unchanged(
+    base: &Image,
+    target: &Image,
+    ignore: &Ignore,
+    cache: &DigestCache,
+) -> Result<Option<KnownTree>, CaptureError> {
+    let Some(tree) = cache.tree(&base.reader.identity(), ignore) else { return Ok(None) };
+    let (before, after) = ((&*base.path, &base.reader), (&*target.path, &target.reader));
+    if !unmounted::is_unchanged(before, after)?
+        || unmounted::inodes_digest(&base.path, &base.reader)? != tree.inodes
+    {
+        return Ok(None);
+    }
+    base.check_settled()?;
+    target.check_settled()?;
+    Ok(Some(tree))
+}
+
+/// Remembers the tree of an image, so that the next capture can tell by the inodes alone whether anything
+/// changed.
+pub(crate) fn remember_tree(
+    image: &Image,
+    (digest, paths): (Digest, u64),
+    ignore: &Ignore,
+    cache: &DigestCache,
+) -> Result<(), CaptureError> {
+    let identity = image.reader.identity();
+    if cache.tree(&identity, ignore).is_some() {
+        return Ok(());
+    }
+    let inodes = unmounted::inodes_digest(&image.path, &image.reader)?;
+    image.check_settled()?;
+    // As with the digests of files: what cannot be remembered is no reason to fail.
+    drop(cache.put_tree(&identity, ignore, &KnownTree { inodes, digest, paths }));
+    Ok(())
 }
 
 /// Reads one image; with a `cache` not what that knows.

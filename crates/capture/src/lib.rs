@@ -12,7 +12,8 @@
 //! unchanged. The digest then comes from the base's content: read once, and remembered in a
 //! [`DigestCache`] under the file system's identity and the inode's state, so that the next capture from
 //! this base, or from what was the target, costs a walk over two inode tables and reading what
-//! changed. What metadata proves, and what it cannot (`dd` into an image, `debugfs`), says
+//! changed. The base's tree digest is remembered, too, with a digest of its inodes: where no inode differs,
+//! nothing but the inode tables is read. What metadata proves, and what it cannot (`dd` into an image, `debugfs`), says
 //! [`vireo_image::unmounted`]; with [`CaptureOptions::paranoid`] everything is read. A digest remembered
 //! wrongly does no harm unseen: it is part of the base's digest, and whoever applies the bundle has a
 //! base with another one, and refuses.
@@ -55,13 +56,14 @@ use std::fs;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
-use vireo_delta::{BundleWriter, Effort, Permits, SecretKey, Statement, permits_needed};
+use vireo_delta::{BundleWriter, Effort, Finished, Permits, SecretKey, Statement, permits_needed};
 use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Timestamp};
 use vireo_sys::durable::{directory_of, sync_dir};
 use vireo_tree::Root;
 
 pub use base::Base;
 pub use cache::DigestCache;
+use cache::KnownTree;
 pub use error::{CaptureError, ErrorKind};
 pub use image::Image;
 use snapshot::Snapshot;
@@ -155,8 +157,22 @@ pub fn capture_images(
     key: &SecretKey,
     out: &Path,
 ) -> Result<Captured, CaptureError> {
+    if let Some(cache) = cache.filter(|_| !options.paranoid)
+        && let Some(tree) = image::unchanged(base, target, &options.ignore, cache)?
+    {
+        return write_unchanged(&tree, options, key, out);
+    }
     let sides = image::of_images(base, target, &options.ignore, options.paranoid, cache)?;
     let captured = write(&sides.base, &sides.target, options, key, out)?;
+    if let Some(cache) = cache.filter(|_| sides.forgotten.is_none()) {
+        let (before, after) = (&sides.base.tree, &sides.target.tree);
+        for (image, digest, tree) in
+            [(base, captured.base, before), (target, captured.target, after)]
+        {
+            let known = (digest, tree.len() as u64);
+            image::remember_tree(image, known, &options.ignore, cache)?;
+        }
+    }
     Ok(Captured { not_remembered: sides.forgotten, ..captured })
 }
 
@@ -208,31 +224,17 @@ fn write(
         return Err(CaptureError::not_permitted(missing, &changes));
     }
 
-    let written = |error| CaptureError::io("write", out, error);
-    let spool = tempfile::tempfile_in(directory_of(out)).map_err(written)?;
-    let mut writer = BundleWriter::new(spool).with_effort(options.effort);
-    if let Some(map) = &options.read_map {
-        writer.set_read_map(map).map_err(|error| CaptureError::delta("write", out, error))?;
-    }
+    let mut writer = writer(options, out)?;
     for (path, time) in dir_times(base, target, &changes) {
         writer.set_dir_time(path, time);
     }
     contents::encode_mergeable(base, target, &changes, &mut writer)?;
     let content_len = contents::encode(base, target, &changes, &mut writer)?;
 
-    let mut file = NamedTempFile::new_in(directory_of(out)).map_err(written)?;
-    let statement = Statement {
-        changes: &changes,
-        ignore: &options.ignore,
-        permits: options.permits,
-        base_paths,
-    };
-    let finished = writer
-        .finish(&statement, key, std::io::BufWriter::new(file.as_file_mut()))
-        .map_err(|error| CaptureError::delta("write", out, error))?;
+    let (file, finished) = finish(writer, &changes, base_paths, options, key, out)?;
     base.files.check_settled()?;
     target.files.check_settled()?;
-    publish(file, out).map_err(written)?;
+    publish(file, out).map_err(|error| CaptureError::io("write", out, error))?;
 
     let count = |kind| changes.changes.iter().filter(|change| change.kind() == kind).count();
     Ok(Captured {
@@ -251,6 +253,63 @@ fn write(
         base_hashed: base.hashed,
         not_remembered: None,
     })
+}
+
+/// Writes the bundle that changes nothing in `tree`.
+fn write_unchanged(
+    tree: &KnownTree,
+    options: &CaptureOptions,
+    key: &SecretKey,
+    out: &Path,
+) -> Result<Captured, CaptureError> {
+    let changes = ChangeSet { base: tree.digest, target: tree.digest, changes: Vec::new() };
+    let (file, finished) = finish(writer(options, out)?, &changes, tree.paths, options, key, out)?;
+    publish(file, out).map_err(|error| CaptureError::io("write", out, error))?;
+    Ok(Captured {
+        base: changes.base,
+        target: changes.target,
+        bundle: finished.digest,
+        wire_len: finished.wire_len,
+        literal_len: 0,
+        content_len: 0,
+        added: 0,
+        modified: 0,
+        removed: 0,
+        metadata: 0,
+        paths: usize::try_from(tree.paths).unwrap_or(usize::MAX),
+        hashed: 0,
+        base_hashed: 0,
+        not_remembered: None,
+    })
+}
+
+fn writer(options: &CaptureOptions, out: &Path) -> Result<BundleWriter<fs::File>, CaptureError> {
+    let spool = tempfile::tempfile_in(directory_of(out));
+    let spool = spool.map_err(|error| CaptureError::io("write", out, error))?;
+    let mut writer = BundleWriter::new(spool).with_effort(options.effort);
+    if let Some(map) = &options.read_map {
+        writer.set_read_map(map).map_err(|error| CaptureError::delta("write", out, error))?;
+    }
+    Ok(writer)
+}
+
+/// The bundle in a file that has no name yet.
+fn finish(
+    writer: BundleWriter<fs::File>,
+    changes: &ChangeSet,
+    base_paths: u64,
+    options: &CaptureOptions,
+    key: &SecretKey,
+    out: &Path,
+) -> Result<(NamedTempFile, Finished), CaptureError> {
+    let file = NamedTempFile::new_in(directory_of(out));
+    let mut file = file.map_err(|error| CaptureError::io("write", out, error))?;
+    let statement =
+        Statement { changes, ignore: &options.ignore, permits: options.permits, base_paths };
+    let finished = writer
+        .finish(&statement, key, std::io::BufWriter::new(file.as_file_mut()))
+        .map_err(|error| CaptureError::delta("write", out, error))?;
+    Ok((file, finished))
 }
 
 /// The times of the target's directories that differ from the base's or that patching would

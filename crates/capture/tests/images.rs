@@ -151,6 +151,37 @@ fn remembered_digests_save_reading_the_base_and_change_nothing() {
 }
 
 #[test]
+fn images_of_which_nothing_changed_give_the_same_bundle_with_and_without_a_cache() {
+    let place = Place::new();
+    place.tree("tree");
+    place.image("tree", "base.img");
+    fs::copy(place.path("base.img"), place.path("copy.img")).expect("copied");
+    let plain = place.capture("base.img", "copy.img", None);
+    let bundle = read(&place.path("out.vireo"));
+    let cache = DigestCache::new(place.path("cache"));
+    // The first time everything is read, the second time the inodes alone.
+    for _ in 0..2 {
+        let captured = place.capture("base.img", "copy.img", Some(&cache));
+        assert_eq!(
+            (captured.base, captured.target, captured.paths),
+            (plain.base, plain.target, plain.paths)
+        );
+        assert_eq!(read(&place.path("out.vireo")), bundle);
+    }
+    // Another ignore list means another tree.
+    let ignore = vireo_model::Ignore::new(["/d3"]).expect("a glob");
+    let options = CaptureOptions { ignore, ..CaptureOptions::default() };
+    let (base, copy) = (place.open("base.img"), place.open("copy.img"));
+    let (key, out) = (&place.key, place.path("less.vireo"));
+    let less = capture_images(&base, &copy, &options, Some(&cache), key, &out).expect("captured");
+    assert!(less.paths < plain.paths && less.base != plain.base);
+    // What changed is seen.
+    place.edited("base.img", "target.img");
+    let changed = place.capture("base.img", "target.img", Some(&cache));
+    assert_eq!((changed.base, changed.modified), (plain.base, 1));
+}
+
+#[test]
 fn a_cache_that_cannot_be_written_is_told_and_does_no_harm() {
     let place = Place::new();
     place.tree("tree");

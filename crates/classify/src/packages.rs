@@ -1,8 +1,9 @@
-//! What Debian's package manager says about files: which package a path belongs to, and which
-//! files a package declares to be configuration (`dpkg(1)`, `deb-conffiles(5)`).
+//! What the package managers of Debian and Alpine say about files: which package a path belongs
+//! to, and which files a package declares to be configuration (`dpkg(1)`, `deb-conffiles(5)`,
+//! `apk(5)`).
 //!
-//! The weakest of hints: the package of a program is often not the package of its unit. Not
-//! here: the databases of other package managers, which are binary.
+//! The weakest of hints: the package of a program is often not the package of its unit. Not here:
+//! rpm's database, which only librpm is meant to read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,6 +92,29 @@ impl Packages {
         }
     }
 
+    /// Adds what Alpine's `/lib/apk/db/installed` says: a block of lines per package, each line a
+    /// letter, a colon and a value; `P` the package, `o` its origin, `F` a directory, `R` a file in
+    /// it. apk protects what is in `/etc` and declares no other configuration.
+    pub fn add_apk(&mut self, content: &[u8]) {
+        let (mut package, mut directory) = (String::new(), Vec::new());
+        for line in content.split(|byte| *byte == b'\n').filter(|line| line.len() < MAX_LINE_LEN) {
+            let [key, b':', value @ ..] = line else { continue };
+            let text = || String::from_utf8_lossy(value).into_owned();
+            match key {
+                b'P' => package = text(),
+                b'o' => drop(self.sources.insert(package.clone(), text())),
+                b'F' => directory = value.to_vec(),
+                b'R' => {
+                    let path = [b"/", directory.as_slice(), b"/", value].concat();
+                    let owned = paths_of(&path[usize::from(directory.is_empty())..])
+                        .map(|path| (path, package.clone()));
+                    self.owners.extend(owned);
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// The package that the file at `path` belongs to.
     #[must_use]
     pub fn owner_of(&self, path: &ImagePath) -> Option<&str> {
@@ -138,6 +162,20 @@ mod tests {
         );
         assert_eq!(packages.owner_of(&path("/lib/libssl.so.3")), Some("libssl3"));
         assert_eq!(packages.owner_of(&path("/usr/lib")), None);
+    }
+
+    #[test]
+    fn the_database_of_apk_tells_owners_and_origins() {
+        let mut packages = Packages::new();
+        packages.add_apk(
+            b"C:Q1x=\nP:nginx\nV:1.26\no:nginx\nF:\nR:.hidden\nF:usr/sbin\nR:nginx\nZ:Q1y=\n\n\
+              P:nginx-openrc\no:nginx\nF:etc/init.d\nR:nginx\na:0:0:755\nF:../up\nR:x\n",
+        );
+        assert_eq!(packages.owner_of(&path("/usr/sbin/nginx")), Some("nginx"));
+        assert_eq!(packages.owner_of(&path("/.hidden")), Some("nginx"));
+        assert_eq!(packages.owner_of(&path("/etc/init.d/nginx")), Some("nginx-openrc"));
+        assert!(packages.are_related(&path("/usr/sbin/nginx"), &path("/etc/init.d/nginx")));
+        assert_eq!(packages.owner_of(&path("/up/x")), None);
     }
 
     #[test]

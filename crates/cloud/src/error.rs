@@ -1,5 +1,7 @@
 //! The crate's one error.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,12 @@ pub enum ErrorKind {
     NoSpace,
     /// What is there was not written by Vireo, or is damaged: look at it.
     Corrupt,
+    /// The provider cannot be reached, is overloaded or is not done: try again later.
+    Unavailable,
+    /// The provider does not know the credentials, or they lack a right: correct them.
+    Denied,
+    /// The provider or the settings do not allow it: the message says what to change.
+    Refused,
 }
 
 /// Private, so that adding context is never a breaking change.
@@ -38,9 +46,35 @@ pub(crate) enum Detail {
         #[source]
         source: serde_json::Error,
     },
+    #[error(transparent)]
+    Provider(#[from] Provider),
+}
+
+/// A provider's error, with what it means here.
+#[derive(Debug)]
+pub(crate) struct Provider {
+    kind: ErrorKind,
+    error: Box<dyn Error + Send + Sync>,
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl Error for Provider {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.source()
+    }
 }
 
 impl CloudError {
+    /// A provider's own error, for adapters.
+    pub fn provider(kind: ErrorKind, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Detail::from(Provider { kind, error: error.into() }).into()
+    }
+
     /// What the caller can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -50,6 +84,7 @@ impl CloudError {
             }
             Detail::Io { .. } => ErrorKind::Io,
             Detail::Record { .. } => ErrorKind::Corrupt,
+            Detail::Provider(provider) => provider.kind,
         }
     }
 }

@@ -5,14 +5,15 @@
 //!
 //! # Not here
 //!
-//! Any provider's API; launching and stopping machines; who decides what is published when.
+//! Any provider's interface (EC2's is in `vireo-ec2`); launching and stopping machines; who decides what is published when.
 
+pub mod blocks;
 mod error;
 mod local;
 pub mod testing;
 
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vireo_model::{Digest, ImageName};
@@ -33,6 +34,33 @@ pub struct Launchable {
     pub address: String,
 }
 
+/// A version to be published.
+#[derive(Clone, Copy, Debug)]
+pub struct Publication<'a> {
+    /// The image.
+    pub image: &'a ImageName,
+    /// The version's number.
+    pub version: u64,
+    /// Digest of the version's tree.
+    pub tree: Digest,
+    /// Its raw disk image, which nobody writes into, now or later.
+    pub disk: &'a Path,
+    /// Versions before it whose disk images are here too, latest first. A cloud that already has one
+    /// of them need only be sent what differs ([`blocks::changed`]).
+    pub earlier: &'a [Earlier],
+}
+
+/// A version that was published before, perhaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Earlier {
+    /// The version's number.
+    pub version: u64,
+    /// Digest of the version's tree.
+    pub tree: Digest,
+    /// Its raw disk image.
+    pub disk: PathBuf,
+}
+
 /// A running machine, as the cloud knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,35 +77,40 @@ pub struct Machine {
 
 /// A place where images are launched.
 pub trait Cloud: Debug + Send + Sync {
-    /// Makes new machines of `image` start from this version: copies the raw disk image in the
-    /// file `disk`, then makes the copy the current one. Publishing what is current changes
-    /// nothing; publishing an earlier version again makes that one current.
+    /// Whether versions of `image` are to be published here at all.
+    fn takes(&self, image: &ImageName) -> bool {
+        let _ = image;
+        true
+    }
+
+    /// Whether publishing takes so long that whoever pushed a version should not wait for it.
+    fn is_slow(&self) -> bool {
+        false
+    }
+
+    /// Makes new machines of the image start from this version: takes a copy of its raw disk image,
+    /// then makes the copy the current one. Publishing what is current changes nothing; publishing an
+    /// earlier version again makes that one current.
     ///
     /// A crash leaves the version before or this one current, and perhaps an unfinished copy that
-    /// the next call writes anew.
+    /// the next call completes or writes anew.
     ///
     /// # Errors
     ///
-    /// `NoSpace`, `Io`.
-    fn publish(
-        &self,
-        image: &ImageName,
-        version: u64,
-        tree: Digest,
-        disk: &Path,
-    ) -> Result<Launchable, CloudError>;
+    /// `NoSpace`, `Io`; of a provider also `Unavailable`, `Denied`, `Refused`.
+    fn publish(&self, publication: &Publication<'_>) -> Result<Launchable, CloudError>;
 
     /// What new machines of `image` start from; `None` if nothing was published.
     ///
     /// # Errors
     ///
-    /// `Io`, `Corrupt`.
+    /// `Io`, `Corrupt`; of a provider also `Unavailable`, `Denied`, `Refused`.
     fn current(&self, image: &ImageName) -> Result<Option<Launchable>, CloudError>;
 
     /// The machines of `image` that run, in order of their names.
     ///
     /// # Errors
     ///
-    /// `Io`, `Corrupt`.
+    /// `Io`, `Corrupt`; of a provider also `Unavailable`, `Denied`, `Refused`.
     fn machines(&self, image: &ImageName) -> Result<Vec<Machine>, CloudError>;
 }

@@ -18,7 +18,7 @@ use vireo_model::{Digest, ImageName};
 use vireo_sys::{copy, durable};
 
 use crate::error::{CloudError, io_error, record_error};
-use crate::{Cloud, Launchable, Machine};
+use crate::{Cloud, Launchable, Machine, Publication};
 
 /// What `<version>.json` says; where it is follows from where that file is.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,13 +80,8 @@ impl Record {
 }
 
 impl Cloud for Local {
-    fn publish(
-        &self,
-        image: &ImageName,
-        version: u64,
-        tree: Digest,
-        disk: &Path,
-    ) -> Result<Launchable, CloudError> {
+    fn publish(&self, publication: &Publication<'_>) -> Result<Launchable, CloudError> {
+        let Publication { image, version, tree, disk, earlier: _ } = *publication;
         let directory = self.root.join(image.as_str());
         fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
         let name = format!("{version}.img");
@@ -163,7 +158,14 @@ mod tests {
         fs::write(&disk, "content").expect("writable");
         let local = Local::new(dir.path().join("images"));
         let web: ImageName = "web".parse().expect("a name");
-        local.publish(&web, 1, Digest::of(b"1"), &disk).expect("published");
+        let version = Publication {
+            image: &web,
+            version: 1,
+            tree: Digest::of(b"1"),
+            disk: &disk,
+            earlier: &[],
+        };
+        local.publish(&version).expect("published");
         fs::write(&disk, "changed").expect("writable");
         assert_eq!(fs::read(local.current_path(&web)).expect("readable"), b"content");
     }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use vireo_model::{Digest, ImageName};
 
-use crate::{Cloud, CloudError, Launchable, Machine};
+use crate::{Cloud, CloudError, Earlier, Launchable, Machine, Publication};
 
 /// A cloud that only remembers.
 #[derive(Debug, Default)]
@@ -25,13 +25,8 @@ impl FakeCloud {
 }
 
 impl Cloud for FakeCloud {
-    fn publish(
-        &self,
-        image: &ImageName,
-        version: u64,
-        tree: Digest,
-        disk: &Path,
-    ) -> Result<Launchable, CloudError> {
+    fn publish(&self, publication: &Publication<'_>) -> Result<Launchable, CloudError> {
+        let Publication { image, version, tree, disk, earlier: _ } = *publication;
         fs::metadata(disk).map_err(crate::error::io_error("read", disk))?;
         let address = format!("fake:{image}@{version}");
         let launchable = Launchable { image: image.clone(), version, tree, address };
@@ -59,21 +54,29 @@ pub fn check_cloud(cloud: &dyn Cloud, dir: &Path) {
     assert_eq!(cloud.current(&web).expect("it answers"), None, "nothing is published yet");
     assert_eq!(cloud.machines(&web).expect("it answers"), [], "nothing runs");
 
-    let disk = dir.join("contract.img");
-    fs::write(&disk, "disk").expect("the test's directory is writable");
+    let disks = [1, 2].map(|byte| {
+        let disk = dir.join(format!("contract-{byte}.img"));
+        fs::write(&disk, vec![byte; 700_000]).expect("the test's directory is writable");
+        disk
+    });
     let [one, two] = [Digest::of(b"1"), Digest::of(b"2")];
-    let first = cloud.publish(&web, 1, one, &disk).expect("published");
+    let publish = |version, tree, disk: &Path, earlier: &[Earlier]| {
+        cloud.publish(&Publication { image: &web, version, tree, disk, earlier })
+    };
+    let first = publish(1, one, &disks[0], &[]).expect("published");
     assert_eq!((first.version, first.tree), (1, one));
     assert_eq!(cloud.current(&web).expect("it answers"), Some(first.clone()));
-    assert_eq!(cloud.publish(&web, 1, one, &disk).expect("published"), first, "twice is once");
+    assert_eq!(publish(1, one, &disks[0], &[]).expect("published"), first, "twice is once");
 
-    let second = cloud.publish(&web, 2, two, &disk).expect("published");
+    let earlier = [Earlier { version: 1, tree: one, disk: disks[0].clone() }];
+    let second = publish(2, two, &disks[1], &earlier).expect("published");
     assert_ne!(first.address, second.address, "versions do not share a place");
     assert_eq!(cloud.current(&web).expect("it answers"), Some(second), "the last one counts");
     assert_eq!(cloud.current(&db).expect("it answers"), None, "images are apart");
 
-    assert!(cloud.publish(&web, 3, one, &dir.join("absent.img")).is_err(), "no disk, no version");
-    cloud.publish(&web, 1, one, &disk).expect("published");
+    let absent = dir.join("absent.img");
+    assert!(publish(3, one, &absent, &earlier).is_err(), "no disk, no version");
+    publish(1, one, &disks[0], &[]).expect("published");
     assert_eq!(cloud.current(&web).expect("it answers"), Some(first), "an earlier one comes back");
 }
 

@@ -4,7 +4,7 @@ use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Timestamp};
 
 use crate::content::ContentSource;
 use crate::error::{DeltaError, Detail};
-use crate::format::{HEADER_LEN, Header};
+use crate::format::{HEADER_LEN, Header, feature};
 use crate::frames::{Frame, Frames};
 use crate::manifest::{self, Manifest, new_content};
 use crate::{Permits, PublicKey, TrustedKeys, read_map};
@@ -143,7 +143,8 @@ impl<'a> Bundle<'a, Unverified> {
     pub fn verify(self, trusted: &TrustedKeys) -> Result<Bundle<'a, Verified<'a>>, DeltaError> {
         let (manifest, read_map) = read_manifest(&self.header, self.bytes, trusted)?;
         let content = &self.bytes[self.header.head_len() as usize..];
-        let frames = Frames::new(&manifest.frames, content, self.holder)
+        let has_dictionaries = self.header.incompat & feature::DICTIONARIES != 0;
+        let frames = Frames::new(&manifest.frames, content, self.holder, has_dictionaries)
             .ok_or(Detail::Truncated { len: self.bytes.len() as u64, part: "content" })?;
         let Self { bytes, holder, header, .. } = self;
         Ok(Bundle { bytes, holder, header, state: Verified { manifest, frames, read_map } })

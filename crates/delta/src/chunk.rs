@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 
-use fastcdc::v2020::{Normalization, cut, select_masks};
+use fastcdc::v2020::{Normalization, get_gear_with_seed, select_masks};
 use vireo_model::Digest;
 
 use crate::error::{DeltaError, io_step};
@@ -61,11 +61,119 @@ pub fn chunks(
     })
 }
 
+/// Hands the chunks of what `content` yields to `visit`, in order: offset, digest, bytes. As [`chunks`], but
+/// nothing is copied for it.
+///
+/// # Errors
+///
+/// As `content`'s reads.
+pub fn for_each_chunk(
+    content: impl Read,
+    sizes: Chunker,
+    mut visit: impl FnMut(u64, Digest, &[u8]),
+) -> Result<(), DeltaError> {
+    let failed = io_step("read the content to be cut into chunks");
+    let mut cutter = Cutter::new(content, sizes);
+    while let Some((offset, bytes)) = cutter.next().map_err(&failed)? {
+        visit(offset, Digest::of(bytes), bytes);
+    }
+    Ok(())
+}
+
+/// A random number for each byte.
+type Gear = [u64; 256];
+
+/// Those of seed 0.
+fn gear() -> Gear {
+    let mut gear = [0; 256];
+    gear.copy_from_slice(&get_gear_with_seed(0).0);
+    gear
+}
+
+/// Bytes after which nothing is left in the hash of what was before them.
+const HASHED_LEN: usize = u64::BITS as usize;
+
+/// Bytes that are looked at in one go in each of four places.
+const LANE_LEN: usize = 512;
+const BLOCK_LEN: usize = 4 * LANE_LEN;
+
+/// Length of the first chunk of `bytes`, which are at most `max`: crate fastcdc's `cut`, whose time goes
+/// into waiting for the hash of the byte before. As that forgets quickly, four places are hashed side
+/// by side.
+fn cut(bytes: &[u8], sizes: Chunker, masks: (u64, u64), gear: &Gear) -> usize {
+    if bytes.len() <= sizes.min {
+        return bytes.len();
+    }
+    // Bytes are looked at in pairs.
+    let center = sizes.avg.min(bytes.len()) & !1;
+    let end = bytes.len() & !1;
+    let mut hash = 0;
+    for (from, to, mask) in [(sizes.min, center, masks.0), (center.max(sizes.min), end, masks.1)] {
+        let part = bytes.get(from..to).unwrap_or_default();
+        match find(part, &mut hash, mask, gear) {
+            Some(at) => return from + at,
+            None => continue,
+        }
+    }
+    bytes.len()
+}
+
+/// The first place at which no bit of `mask` is set in the hash. `hash` is that before `bytes`, then that
+/// behind them.
+fn find(bytes: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option<usize> {
+    let mut at = 0;
+    while let Some(block) = bytes.get(at..at + BLOCK_LEN) {
+        let Some(behind) = without(block, *hash, mask, gear) else { break };
+        *hash = behind;
+        at += BLOCK_LEN;
+    }
+    for (index, byte) in bytes.iter().enumerate().skip(at) {
+        *hash = (*hash << 1).wrapping_add(gear[usize::from(*byte)]);
+        if *hash & mask == 0 {
+            return Some(index);
+        }
+    }
+    None
+}
+
+/// The hash behind a block; `None` if there is a cut in it, somewhere.
+fn without(block: &[u8], hash: u64, mask: u64, gear: &Gear) -> Option<u64> {
+    let next = |hash: u64, byte: u8| (hash << 1).wrapping_add(gear[usize::from(byte)]);
+    let (a, rest) = block.split_first_chunk::<LANE_LEN>()?;
+    let (b, rest) = rest.split_first_chunk::<LANE_LEN>()?;
+    let (c, rest) = rest.split_first_chunk::<LANE_LEN>()?;
+    let d = rest.first_chunk::<LANE_LEN>()?;
+    let behind = |lane: &[u8; LANE_LEN]| {
+        lane[LANE_LEN - HASHED_LEN..].iter().fold(0, |hash, byte| next(hash, *byte))
+    };
+    let (mut w, mut x, mut y, mut z) = (hash, behind(a), behind(b), behind(c));
+    for at in 0..LANE_LEN {
+        (w, x, y, z) = (next(w, a[at]), next(x, b[at]), next(y, c[at]), next(z, d[at]));
+        if w & mask == 0 || x & mask == 0 || y & mask == 0 || z & mask == 0 {
+            return None;
+        }
+    }
+    Some(z)
+}
+
+/// The chunks of bytes that are in memory.
+pub(crate) fn slices(bytes: &[u8], sizes: Chunker) -> impl Iterator<Item = &[u8]> {
+    let masks = select_masks(sizes.avg, Normalization::Level1);
+    let (gear, mut rest) = (gear(), bytes);
+    std::iter::from_fn(move || {
+        let len = cut(&rest[..rest.len().min(sizes.max)], sizes, masks, &gear);
+        let (chunk, behind) = rest.split_at(len);
+        rest = behind;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
 /// Hands out chunks without copying them.
 pub(crate) struct Cutter<R> {
     content: R,
     sizes: Chunker,
     masks: (u64, u64),
+    gear: Gear,
     window: Vec<u8>,
     /// What of the window is still to be cut.
     start: usize,
@@ -81,6 +189,7 @@ impl<R: Read> Cutter<R> {
             content,
             sizes,
             masks: select_masks(sizes.avg, Normalization::Level1),
+            gear: gear(),
             window: Vec::new(),
             start: 0,
             end: 0,
@@ -99,9 +208,7 @@ impl<R: Read> Cutter<R> {
         if rest.is_empty() {
             return Ok(None);
         }
-        let Chunker { min, avg, max } = self.sizes;
-        let (small, large) = self.masks;
-        let (_, len) = cut(rest, min, avg, max, small, large, small << 1, large << 1);
+        let len = cut(rest, self.sizes, self.masks, &self.gear);
         let offset = self.offset;
         self.start += len;
         self.offset += len as u64;
@@ -168,6 +275,27 @@ mod tests {
     }
 
     #[test]
+    fn every_length_and_kind_of_content_is_cut_as_ever() {
+        use fastcdc::v2020::cut as reference;
+        let masks = select_masks(Chunker::DEFAULT.avg, Normalization::Level1);
+        let (small, large) = masks;
+        let Chunker { min, avg, max } = Chunker::DEFAULT;
+        let (noise, zeros) = (noise(200_000), vec![0; max]);
+        let text: Vec<u8> = noise.iter().map(|byte| b'a' + byte % 7).collect();
+        for content in [&noise, &zeros, &text] {
+            for start in (0..content.len()).step_by(1009) {
+                let rest = &content[start..content.len().min(start + max)];
+                for bytes in [rest, &rest[..rest.len().min(min + start % 8192)]] {
+                    let wanted =
+                        reference(bytes, min, avg, max, small, large, small << 1, large << 1);
+                    let found = cut(bytes, Chunker::DEFAULT, masks, &gear());
+                    assert_eq!(found, wanted.1, "{} bytes from {start} on", bytes.len());
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_failing_read_is_told_once() {
         struct Failing;
         impl Read for Failing {
@@ -209,5 +337,12 @@ mod tests {
         }
         assert_eq!(at, content.len() as u64);
         assert_eq!(chunks(&b""[..], Chunker::DEFAULT).count(), 0);
+        let lens = chunks(&content[..], Chunker::DEFAULT).map(|chunk| chunk.map(|c| c.bytes.len()));
+        let lens: Result<Vec<usize>, _> = lens.collect();
+        let mut visited = Vec::new();
+        for_each_chunk(&content[..], Chunker::DEFAULT, |_, _, bytes| visited.push(bytes.len()))
+            .expect("memory reads");
+        let slices: Vec<usize> = slices(&content, Chunker::DEFAULT).map(<[u8]>::len).collect();
+        assert_eq!((&slices, &slices), (&lens.expect("memory reads"), &visited));
     }
 }

@@ -13,18 +13,24 @@ use crate::error::{DeltaError, Detail, io_step};
 use crate::file::{Delta, Search};
 use crate::format::{HEADER_LEN, Header, feature, limit, limits};
 use crate::frames::{Class, Part, StreamId};
-use crate::gzip;
-use crate::manifest::Source;
+use crate::indexed::Indexed;
 use crate::manifest::{
-    self, Body, Content, Contents, FileDelta, Manifest, Packed, Segment, new_content,
+    self, Body, Content, Contents, FileDelta, Inside, Manifest, Packed, Packing, Segment, Source,
+    new_content,
 };
-use crate::pair::{self, Encoded, EncodedBody, Pair, Side};
+use crate::pair::{self, Encoded, EncodedBody, Pair, Side, Unpacked};
 use crate::spool::Spool;
 use crate::{Permits, SecretKey, read_map};
 
 /// Memory that pairs may take that are encoded side by side, in bytes. Not a matter of the machine, so
 /// that the output is the same everywhere.
 const BATCH_LEN: u64 = 256 << 20;
+
+/// Literals not further back than this are in frames that readers still have, in bytes.
+const NEAR_LEN: u64 = 4 << 20;
+
+/// Most bytes that readers are made to decompress again; the limit leaves as much for all else.
+const MAX_JUMPED_LEN: u64 = limits::MAX_UNPACKED_LEN / 2;
 
 /// How hard a writer tries to make the bundle small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,21 +54,25 @@ impl Effort {
         }
     }
 
-    /// Longest gzip file that is looked into, in bytes: to find out what a long one's compressor did
-    /// takes longer than sending it.
-    pub(crate) fn packed_len(self) -> u64 {
+    /// Whether saving `saved` bytes of a gzip file of `len` is worth that everybody who applies the bundle
+    /// has to search again for what its compressor found. That takes a quarter of a second for a
+    /// megabyte of file, so that a quarter of the file has to be saved for bytes to cost more than a
+    /// microsecond each.
+    pub(crate) fn repacking_pays(self, saved: usize, len: usize) -> bool {
         match self {
-            Self::Fast => 12 << 10,
-            Self::Default | Self::Max => gzip::MAX_PACKED_LEN,
+            Self::Fast => false,
+            Self::Default => saved > len / 4,
+            Self::Max => saved > len / 64,
         }
     }
 
     /// How places of the base are looked for.
-    pub(crate) fn search(self) -> Search {
-        match self {
-            Self::Fast => Search { depth: 2, step: 16 },
-            Self::Default => Search { depth: 32, step: 1 },
-            Self::Max => Search { depth: 256, step: 1 },
+    pub(crate) fn search(self, class: Class) -> Search {
+        match (self, class) {
+            (Self::Fast, Class::Program) => Search { depth: 2, step: 16, stride: 2, good_run: 12 },
+            (Self::Fast, _) => Search { depth: 2, step: 4, stride: 1, good_run: 16 },
+            (Self::Default, _) => Search { depth: 32, step: 1, stride: 1, good_run: 24 },
+            (Self::Max, _) => Search { depth: 256, step: 1, stride: 1, good_run: 24 },
         }
     }
 }
@@ -99,13 +109,14 @@ pub struct BundleWriter<S> {
     effort: Effort,
     contents: Contents,
     sources: Vec<Source>,
-    source_numbers: HashMap<(ImagePath, u64), u32>,
+    source_numbers: HashMap<(ImagePath, Option<Inside>), u32>,
     dir_times: Vec<(ImagePath, Timestamp)>,
     read_map: Option<Packed>,
-    /// Where the base has a chunk, by the chunk's digest; the first one found.
-    base_chunks: HashMap<Digest, Segment>,
+    indexed: Indexed,
     /// Where the frames have a chunk.
     literal_chunks: HashMap<Digest, Segment>,
+    /// Bytes that readers decompress again because of what was found there.
+    jumped_len: u64,
 }
 
 /// What the signer states about a bundle.
@@ -146,8 +157,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             source_numbers: HashMap::new(),
             dir_times: Vec::new(),
             read_map: None,
-            base_chunks: HashMap::new(),
+            indexed: Indexed::default(),
             literal_chunks: HashMap::new(),
+            jumped_len: 0,
         }
     }
 
@@ -166,13 +178,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     /// As `content`'s reads.
     pub fn index_base(&mut self, path: &ImagePath, content: impl Read) -> Result<(), DeltaError> {
         let source = self.source(path, None)?;
-        let failed = io_step("read the content to be cut into chunks");
-        let mut cutter = Cutter::new(content, Chunker::DEFAULT);
-        while let Some((offset, bytes)) = cutter.next().map_err(&failed)? {
-            let segment = Segment::Base { source, offset, len: bytes.len() as u64 };
-            self.base_chunks.entry(Digest::of(bytes)).or_insert(segment);
-        }
-        Ok(())
+        self.indexed.add(source, path, content)
     }
 
     /// Gives the directory `path` this time of modification in the target. It is no part of a
@@ -218,7 +224,8 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let segments =
             if len == 0 { Vec::new() } else { vec![Segment::Base { source, offset: 0, len }] };
         let body = Body::Segments(segments);
-        let content = Content { len, sparse, class: Class::Other, recipe: None, body };
+        let (class, packing) = (Class::Other, Packing::None);
+        let content = Content { len, sparse, class, packing, body };
         self.contents.insert(digest, content);
         Ok(())
     }
@@ -245,7 +252,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         }
         let (class, segments) = self.segments(digest, content, true)?;
         let body = Body::Segments(segments);
-        self.contents.insert(digest, Content { len, sparse, class, recipe: None, body });
+        self.contents.insert(digest, Content { len, sparse, class, packing: Packing::None, body });
         Ok(())
     }
 
@@ -267,13 +274,15 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         }
         let (class, segments) = self.segments(digest, content, false)?;
         let body = Body::Segments(segments);
-        self.contents.insert(digest, Content { len, sparse: false, class, recipe: None, body });
+        let (sparse, packing) = (false, Packing::None);
+        self.contents.insert(digest, Content { len, sparse, class, packing, body });
         Ok(())
     }
 
     /// Encodes files of the target as deltas against their ancestors in the base, several side by
-    /// side; what `read` hands over is held in memory. Files that do not [fit](Pair::fits) or whose
-    /// ancestor is of no use are encoded as [`encode`](Self::encode) does.
+    /// side; what `read` hands over is held in memory. One that has no ancestor gets the file that has most
+    /// of its chunks, of those that were [indexed](Self::index_base). Files that do not [fit](Pair::fits) or
+    /// whose ancestor is of no use are encoded as [`encode`](Self::encode) does.
     ///
     /// # Errors
     ///
@@ -295,11 +304,19 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             pair::encode(pair, base, target, effort)
         };
         for batch in batches(pairs) {
+            let indexed = &self.indexed;
             let todo: Vec<&Pair> = batch.iter().filter(|pair| !self.has(pair.digest)).collect();
-            let encoded: Vec<Result<Encoded, DeltaError>> =
-                todo.par_iter().map(|pair| one(pair)).collect();
-            for (pair, encoded) in todo.into_iter().zip(encoded) {
-                self.add(pair, encoded?)?;
+            let encoded: Vec<Result<(Pair, Encoded), DeltaError>> = todo
+                .into_par_iter()
+                .map(|pair| {
+                    let pair = with_ancestor(pair, indexed, &read)?;
+                    let encoded = one(&pair)?;
+                    Ok((pair, encoded))
+                })
+                .collect();
+            for encoded in encoded {
+                let (pair, encoded) = encoded?;
+                self.add(&pair, encoded)?;
             }
         }
         Ok(())
@@ -309,23 +326,27 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         if self.has(pair.digest) {
             return Ok(());
         }
-        let Encoded { class, recipe, body } = encoded;
-        let recipe = match recipe {
-            Some(recipe) => Some(self.spool.add(StreamId::new(class, Part::Recipe), &recipe)?),
-            None => None,
+        let Encoded { class, unpacked, body } = encoded;
+        let packing = match unpacked {
+            Unpacked::Not => Packing::None,
+            Unpacked::Tokens => Packing::Tokens,
+            Unpacked::Plain { recipe } => {
+                Packing::Recipe(self.spool.add(StreamId::new(class, Part::Recipe), &recipe)?)
+            }
         };
         let body = match (body, &pair.ancestor) {
-            (EncodedBody::Delta { delta, plain_len, packed }, Some((path, _))) => {
-                let source = self.source(path, packed)?;
+            (EncodedBody::Delta { delta, plain_len, inside }, Some((path, _))) => {
+                let source = self.source(path, inside)?;
                 Body::Delta(self.delta(class, source, plain_len, &delta)?)
             }
             (EncodedBody::Plain(plain), _) => {
-                let digest = if recipe.is_some() { Digest::of(&plain) } else { pair.digest };
+                let is_whole = packing == Packing::None;
+                let digest = if is_whole { pair.digest } else { Digest::of(&plain) };
                 Body::Segments(self.segments(digest, &plain[..], true)?.1)
             }
             (EncodedBody::Delta { .. }, None) => return Ok(()), // nothing to be a delta against
         };
-        let content = Content { len: pair.len, sparse: pair.sparse, class, recipe, body };
+        let content = Content { len: pair.len, sparse: pair.sparse, class, packing, body };
         self.contents.insert(pair.digest, content);
         Ok(())
     }
@@ -374,6 +395,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             }
         }
         let literal_len = self.spool.plain_len();
+        let has_tokens = self.contents.have_tokens();
         let (contents, sources) = without_unused(self.contents, self.sources);
         let (mut spool, frames, content_len) = self.spool.finish()?;
         let mut manifest = manifest::encode(
@@ -389,7 +411,10 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             },
             self.effort.level(),
         )?;
-        let mut incompat = feature::LAYOUT_2;
+        let mut incompat = feature::LAYOUT_2 | feature::DICTIONARIES;
+        if has_tokens {
+            incompat |= feature::TOKENS;
+        }
         let (mut read_map_len, mut read_map_plain_len) = (0, 0);
         if let Some(map) = self.read_map {
             incompat |= feature::READ_MAP;
@@ -429,10 +454,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         })
     }
 
-    /// The number of the base's file `path`, of which `packed` says that its plain text is meant.
-    fn source(&mut self, path: &ImagePath, packed: Option<(u64, u64)>) -> Result<u32, DeltaError> {
-        let (packed_len, plain_len) = packed.unwrap_or_default();
-        let key = (path.clone(), packed_len);
+    /// The number of the base's file `path`, of which what is `inside` may be meant.
+    fn source(&mut self, path: &ImagePath, inside: Option<Inside>) -> Result<u32, DeltaError> {
+        let key = (path.clone(), inside);
         if let Some(number) = self.source_numbers.get(&key) {
             return Ok(*number);
         }
@@ -443,7 +467,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             found,
             most,
         })?;
-        self.sources.push(Source { path: path.clone(), packed_len, plain_len });
+        self.sources.push(Source { path: path.clone(), inside });
         self.source_numbers.insert(key, number);
         Ok(number)
     }
@@ -475,6 +499,22 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         Ok((class.unwrap_or(Class::Text), segments))
     }
 
+    /// Whether a literal may be used again that readers may have to decompress anew: only so much may be
+    /// asked of them, and a copy in the frame at hand costs them nothing.
+    fn may_jump_to(&mut self, segment: &Segment) -> bool {
+        let Segment::Literal { class, offset, .. } = *segment else { return true };
+        let end = self.spool.end(StreamId::new(class, Part::Literal));
+        if end - offset < NEAR_LEN {
+            return true;
+        }
+        let jumped_len = self.jumped_len + limits::MAX_FRAME_PLAIN_LEN;
+        if jumped_len > MAX_JUMPED_LEN {
+            return false;
+        }
+        self.jumped_len = jumped_len;
+        true
+    }
+
     fn segment_of(
         &mut self,
         chunk: &[u8],
@@ -486,15 +526,35 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             return Ok(Segment::Zero { len });
         }
         let digest = Digest::of(chunk);
-        let in_base = self.base_chunks.get(&digest).filter(|_| may_refer);
-        if let Some(segment) = in_base.or(self.literal_chunks.get(&digest)) {
-            return Ok(*segment);
+        if let Some(segment) = self.indexed.get(&digest).filter(|_| may_refer) {
+            return Ok(segment);
+        }
+        let known = self.literal_chunks.get(&digest).copied();
+        if let Some(segment) = known.filter(|segment| self.may_jump_to(segment)) {
+            return Ok(segment);
         }
         let span = self.spool.add(StreamId::new(class, Part::Literal), chunk)?;
         let segment = Segment::Literal { class, offset: span.start, len };
         self.literal_chunks.insert(digest, segment);
         Ok(segment)
     }
+}
+
+/// The pair, with the file of the base that is most like the target's if no other is known.
+fn with_ancestor(
+    pair: &Pair,
+    indexed: &Indexed,
+    read: &impl Fn(&Pair, Side) -> io::Result<Vec<u8>>,
+) -> Result<Pair, DeltaError> {
+    let mut pair = pair.clone();
+    if pair.ancestor.is_none() && !indexed.is_empty() {
+        let content = read(&pair, Side::Target).map_err(io_step("read a file that changed"))?;
+        pair.ancestor = indexed.most_alike(&content);
+        if !pair.fits() {
+            pair.ancestor = None;
+        }
+    }
+    Ok(pair)
 }
 
 /// Leaves out the base's files that no content is made of.

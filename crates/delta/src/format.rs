@@ -21,8 +21,12 @@ pub mod feature {
     pub const LAYOUT_2: u32 = 1 << 1;
     /// A read map follows the manifest's archive, in a frame of its own.
     pub const READ_MAP: u32 = 1 << 2;
+    /// Gzip files may be made from the text of their tokens.
+    pub const TOKENS: u32 = 1 << 3;
+    /// Manifest and literal text are compressed with the format's dictionaries.
+    pub const DICTIONARIES: u32 = 1 << 4;
     /// All that this build can read.
-    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2 | READ_MAP;
+    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2 | READ_MAP | TOKENS | DICTIONARIES;
 }
 
 /// What a reader accepts; checked before anything is allocated.
@@ -61,6 +65,11 @@ pub mod limits {
     /// Most plain text of all gzip files together, of the base and of the target, in bytes. It is
     /// inflated and deflated at some 50 MB/s: five minutes of one core.
     pub const MAX_REPACKED_LEN: u64 = 16 << 30;
+    /// Most work of decompressing frames, in bytes: those of every frame that has to be decompressed,
+    /// in the order of the changes, by a reader that keeps the last ones, and something for each time
+    /// that a content goes to another frame. Content may jump between frames for every byte, and
+    /// each jump may cost a frame: five minutes of one core.
+    pub const MAX_UNPACKED_LEN: u64 = 256 << 30;
     /// Largest frame before compression, in bytes. Decoding holds a few of them in memory.
     pub const MAX_FRAME_PLAIN_LEN: u64 = 1 << 20;
     /// Largest frame on the wire, in bytes.

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vireo_model::Digest;
 
 use crate::bundle::Holder;
+use crate::dictionary::Dictionary;
 use crate::file::varint;
 
-/// Most plain bytes of frames that are kept decoded: files that are staged one after another mostly
-/// share them. Bounds the decoder's memory.
-const CACHED_LEN: usize = 12 << 20;
+/// Most frames that are kept decoded: files that are staged one after another mostly share those at
+/// hand of every stream. Bounds the decoder's memory, and what looking for one costs.
+pub(crate) const CACHED_FRAMES: usize = StreamId::COUNT;
 
 /// What the bytes of a stream are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +57,10 @@ impl StreamId {
 
     pub(crate) fn number(self) -> u8 {
         self.0
+    }
+
+    pub(crate) fn is_literal_text(self) -> bool {
+        self == Self::new(Class::Text, Part::Literal)
     }
 
     pub(crate) fn index(self) -> usize {
@@ -118,17 +123,23 @@ pub(crate) struct Frames<'a> {
     streams: Vec<Vec<(u64, usize)>>,
     cache: Mutex<Cache>,
     holder: Holder<'a>,
+    has_dictionaries: bool,
 }
 
 #[derive(Debug, Default)]
 struct Cache {
+    /// The one that was used last at the end.
     frames: VecDeque<(usize, Arc<Vec<u8>>)>,
-    len: usize,
 }
 
 impl<'a> Frames<'a> {
     /// `section` is exactly as long as the frames together; the manifest's check saw to that.
-    pub(crate) fn new(frames: &[Frame], section: &'a [u8], holder: Holder<'a>) -> Option<Self> {
+    pub(crate) fn new(
+        frames: &[Frame],
+        section: &'a [u8],
+        holder: Holder<'a>,
+        has_dictionaries: bool,
+    ) -> Option<Self> {
         let mut rest = section;
         let mut list = Vec::with_capacity(frames.len());
         let mut streams = vec![Vec::new(); StreamId::COUNT];
@@ -141,7 +152,7 @@ impl<'a> Frames<'a> {
             ends[stream] += u64::from(frame.plain_len);
             rest = behind;
         }
-        Some(Self { frames: list, streams, cache: Mutex::default(), holder })
+        Some(Self { frames: list, streams, cache: Mutex::default(), holder, has_dictionaries })
     }
 
     /// Reads `span` of `stream`.
@@ -173,13 +184,10 @@ impl<'a> Frames<'a> {
         // Two threads may decode the same frame at the same time; both results are right.
         let plain = Arc::new(self.decode(number)?);
         let mut cache = self.lock();
-        cache.len += plain.len();
-        cache.frames.push_back((number, plain.clone()));
-        while cache.len > CACHED_LEN
-            && let Some((_, dropped)) = cache.frames.pop_front()
-        {
-            cache.len -= dropped.len();
+        if cache.frames.len() == CACHED_FRAMES {
+            cache.frames.pop_front();
         }
+        cache.frames.push_back((number, plain.clone()));
         Ok(plain)
     }
 
@@ -188,10 +196,14 @@ impl<'a> Frames<'a> {
         if Digest::of(bytes) != frame.digest {
             return Err(format!("frame {number} has a wrong digest"));
         }
-        let plain = zstd::bulk::decompress(bytes, frame.plain_len as usize)
+        let mut plain = vec![0; frame.plain_len as usize];
+        let dictionary =
+            if self.has_dictionaries { Dictionary::of(frame.stream) } else { Dictionary::None };
+        let len = dictionary
+            .decompress(bytes, &mut plain)
             .map_err(|error| format!("frame {number} cannot be decompressed: {error}"))?;
         self.holder.release(bytes);
-        if plain.len() != frame.plain_len as usize {
+        if len != plain.len() {
             return Err(format!("frame {number} has another length than it says"));
         }
         Ok(plain)
@@ -256,7 +268,16 @@ impl Cursor<'_> {
         plain.get(from..to).filter(|bytes| !bytes.is_empty())
     }
 
+    #[inline]
     pub(crate) fn byte(&mut self) -> Option<u8> {
+        // Mostly the next one of the frame at hand.
+        if self.at < self.end
+            && let Some((start, plain)) = &self.held
+            && let Some(byte) = self.at.checked_sub(*start).and_then(|at| plain.get(at as usize))
+        {
+            self.at += 1;
+            return Some(*byte);
+        }
         let byte = *self.rest()?.first()?;
         self.at += 1;
         Some(byte)

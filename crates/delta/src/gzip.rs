@@ -2,9 +2,12 @@
 //!
 //! A gzip file is taken apart into its plain text and a *recipe*, from which the same bytes come
 //! again: RFC 1952's header and trailer as they are, and what crate preflate-rs needs to make the same
-//! deflate stream. (No two deflate programs make the same choices: what GNU gzip writes, zlib cannot,
+//! deflate stream, for which it does the compressor's search again. (No two deflate programs make the same choices: what GNU gzip writes, zlib cannot,
 //! so a level alone is no recipe.) Whether it does come out the same is tried before it is relied on.
 //! The recipe's form is that of preflate-rs's version, which is therefore pinned.
+//!
+//! Or it is turned into the text of its [`tokens`], which makes larger deltas than the plain text where
+//! much changed, and hardly larger ones where little did, and which takes no time.
 
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use preflate_rs::{PreflateConfig, preflate_whole_deflate_stream, recreate_whole_deflate_stream};
 
 use crate::file::varint;
+use crate::tokens;
 
 /// Longest plain text of a gzip file that is looked into, in bytes: decoding holds it in memory.
 pub(crate) const MAX_PLAIN_LEN: u64 = 4 << 20;
@@ -100,6 +104,30 @@ pub(crate) fn inflate_all(file: &[u8]) -> Option<Vec<u8>> {
     (plain.len() as u64 <= MAX_PLAIN_LEN).then_some(plain)
 }
 
+/// The text of a gzip file's tokens, with its header and trailer; `None` if it is no such file.
+pub(crate) fn read_tokens(file: &[u8]) -> Option<Vec<u8>> {
+    let header_len = header_len(file).filter(|_| is_packed(file))?;
+    let end = file.len().checked_sub(TRAILER_LEN).filter(|end| *end > header_len)?;
+    let mut text = Vec::new();
+    varint::put(&mut text, header_len as u64);
+    text.extend_from_slice(&file[..header_len]);
+    text.extend_from_slice(&file[end..]);
+    let most = (MAX_PLAIN_LEN as usize).checked_sub(text.len())?;
+    text.extend_from_slice(&tokens::read(&file[header_len..end], most)?);
+    Some(text)
+}
+
+/// The gzip file that [`read_tokens`] made this text of, if its codes are zlib's; `None` if the text is
+/// none.
+pub(crate) fn write_tokens(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = text.iter();
+    let header_len = varint::read(|| bytes.next().copied())?;
+    let rest = bytes.as_slice();
+    let (header, rest) = rest.split_at_checked(usize::try_from(header_len).ok()?)?;
+    let (trailer, tokens) = rest.split_at_checked(TRAILER_LEN)?;
+    Some([header, &tokens::write(tokens)?, trailer].concat())
+}
+
 /// Length of the header before the deflate stream. Files with extra fields are not looked into.
 fn header_len(file: &[u8]) -> Option<usize> {
     let flags = *file.get(3)?;
@@ -152,6 +180,18 @@ mod tests {
         let (plain, recipe) = unpack(file).expect("a gzip file");
         assert_eq!(pack(&plain, &recipe).as_deref(), Some(&file[..]));
         assert!(recipe.len() < 400, "{} bytes of recipe", recipe.len());
+    }
+
+    #[test]
+    fn tokens_make_the_file_again() {
+        let file = include_bytes!("../frozen/gnu-gzip-9n.gz");
+        let text = read_tokens(file).expect("a gzip file");
+        assert_eq!(write_tokens(&text).as_deref(), Some(&file[..]));
+        assert_eq!(read_tokens(b"text"), None);
+        assert_eq!(read_tokens(&file[..file.len() / 2]), None);
+        for at in 0..text.len() {
+            let _made = write_tokens(&text[..at]);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod columns;
 mod read;
 mod weight;
+mod work;
 mod write;
 
 use std::collections::HashMap;
@@ -41,10 +42,38 @@ pub(crate) struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) path: ImagePath,
-    /// For a gzip file whose plain text is meant its length in bytes, else 0.
+    /// If it is a gzip file of which something else than its bytes is meant.
+    pub(crate) inside: Option<Inside>,
+}
+
+/// What is meant of a gzip file of the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Inside {
+    pub(crate) form: Form,
+    /// Length of the file in bytes, not zero.
     pub(crate) packed_len: u64,
-    /// Length of that plain text.
+    /// Length of what is meant.
     pub(crate) plain_len: u64,
+}
+
+/// What a gzip file is taken apart into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Form {
+    /// Its plain text.
+    Plain,
+    /// The text of its tokens.
+    Tokens,
+}
+
+/// How a content is made from its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// It is the body.
+    None,
+    /// A gzip file: the body is its plain text.
+    Recipe(Span),
+    /// A gzip file: the body is the text of its tokens.
+    Tokens,
 }
 
 /// Contents by digest; files with the same content share one.
@@ -85,6 +114,11 @@ impl Contents {
         }
     }
 
+    /// Whether what stands for a gzip file's tokens is in here.
+    pub(crate) fn have_tokens(&self) -> bool {
+        self.list.iter().any(|(_, content)| content.packing == Packing::Tokens)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Digest, Content)> {
         self.list.iter()
     }
@@ -97,8 +131,7 @@ pub(crate) struct Content {
     pub(crate) sparse: bool,
     /// Whose streams it uses.
     pub(crate) class: Class,
-    /// For a gzip file what makes it from the body.
-    pub(crate) recipe: Option<Span>,
+    pub(crate) packing: Packing,
     pub(crate) body: Body,
 }
 
@@ -215,7 +248,7 @@ pub(crate) fn new_content(change: &Change) -> Option<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::Header;
+    use crate::format::{Header, feature};
     use crate::frames::Frame;
     use crate::{ErrorKind, SecretKey};
     use vireo_model::{NodeKind, Timestamp};
@@ -243,7 +276,7 @@ mod tests {
         };
         let packed = encode(&manifest, 19).expect("small");
         let header = Header {
-            incompat: 0,
+            incompat: feature::INCOMPAT_KNOWN,
             compat: 0,
             manifest_len: packed.bytes.len() as u64,
             manifest_plain_len: packed.plain_len,
@@ -327,9 +360,9 @@ mod tests {
         ];
         let mut contents = Contents::default();
         let content =
-            |len, recipe, body| Content { len, sparse: true, class: Class::Text, recipe, body };
-        contents.insert(Digest::of(b"2"), content(1, None, Body::Delta(delta)));
-        let packed = content(99, Some(span(0, 2)), Body::Segments(list));
+            |len, packing, body| Content { len, sparse: true, class: Class::Text, packing, body };
+        contents.insert(Digest::of(b"2"), content(1, Packing::None, Body::Delta(delta)));
+        let packed = content(99, Packing::Recipe(span(0, 2)), Body::Segments(list));
         contents.insert(Digest::of(b"4"), packed);
         let digest = Digest::of(b"frame");
         let frames = (0..7)
@@ -341,7 +374,7 @@ mod tests {
             changes: ChangeSet { base: digest, target: digest, changes },
             ignore: Ignore::new(["/tmp/**"]).expect("a glob"),
             contents,
-            sources: vec![Source { path: path("/elsewhere"), packed_len: 0, plain_len: 0 }],
+            sources: vec![Source { path: path("/elsewhere"), inside: None }],
             frames,
             dir_times: vec![(path("/x"), Timestamp { secs: -1, nanos: 5 })],
             permits: Permits::DEVICES,
@@ -351,7 +384,7 @@ mod tests {
 
     fn header(packed: &[u8], plain_len: u64) -> Header {
         Header {
-            incompat: 0,
+            incompat: feature::INCOMPAT_KNOWN,
             compat: 0,
             manifest_len: packed.len() as u64,
             content_len: 7 * 9,
@@ -375,8 +408,9 @@ mod tests {
     #[test]
     fn manifests_that_nobody_wrote_never_panic() {
         let packed = encode(&sample(), 19).expect("small");
-        let plain = zstd::bulk::decompress(&packed.bytes, packed.plain_len as usize);
-        let plain = plain.expect("its own bytes");
+        let mut plain = vec![0; packed.plain_len as usize];
+        let dictionary = crate::dictionary::Dictionary::Manifest;
+        dictionary.decompress(&packed.bytes, &mut plain).expect("its own bytes");
         let signer = header(&[], 0);
         let mut refused = 0;
         for at in 0..plain.len() {
@@ -406,7 +440,7 @@ mod tests {
     fn in_segments(list: Vec<Segment>) -> Content {
         let len = list.iter().map(Segment::len).sum();
         let body = Body::Segments(list);
-        Content { len, sparse: true, class: Class::Text, recipe: None, body }
+        Content { len, sparse: true, class: Class::Text, packing: Packing::None, body }
     }
 
     #[test]
@@ -452,7 +486,7 @@ mod tests {
         let span = |start, len| Span { start, len };
         let packed = || Content {
             len: 9,
-            recipe: Some(span(0, 0)),
+            packing: Packing::Recipe(span(0, 0)),
             ..in_segments(vec![Segment::Base {
                 source: 0,
                 offset: 0,
@@ -480,7 +514,7 @@ mod tests {
                 extra,
                 refs,
             });
-            Content { len: 1, sparse: false, class: Class::Text, recipe: None, body }
+            Content { len: 1, sparse: false, class: Class::Text, packing: Packing::None, body }
         };
         outcome_of(vec![delta(0, 5), delta(5, 5)]).expect("its stream has ten bytes");
         let error = outcome_of(vec![delta(0, 6), delta(4, 6)]).expect_err("shared");

@@ -1,10 +1,11 @@
 //! Streams on their way out: collected, cut into frames, compressed, spooled.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use rayon::prelude::*;
 use vireo_model::Digest;
 
+use crate::dictionary::Dictionary;
 use crate::error::{DeltaError, io_step};
 use crate::format::limits;
 use crate::frames::{Frame, Span, StreamId};
@@ -12,6 +13,29 @@ use crate::frames::{Frame, Span, StreamId};
 /// Full frames that wait to be compressed side by side. Bounds memory, and how many threads help;
 /// not a matter of the machine, so that the output is the same everywhere.
 const WAITING_FRAMES: usize = 8;
+
+/// Frames of this length or more are tried before they are compressed well, in bytes. What is shorter
+/// takes milliseconds at most.
+const TRIED_LEN: usize = 32 << 10;
+
+/// The level that frames are tried at: some hundred times as fast as the one of everyday use.
+const TRIED_LEVEL: i32 = 1;
+
+/// What trying makes less shorter than one byte in so many is noise (pictures, archives, keys), of which
+/// no level makes less: all they could do is to try for long.
+const NOISE: usize = 64;
+
+/// A frame of `stream`.
+fn compressed(stream: StreamId, plain: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let dictionary = Dictionary::of(stream);
+    if level > TRIED_LEVEL && plain.len() >= TRIED_LEN {
+        let tried = dictionary.compress(plain, TRIED_LEVEL)?;
+        if tried.len() >= plain.len() - plain.len() / NOISE {
+            return Ok(tried);
+        }
+    }
+    dictionary.compress(plain, level)
+}
 
 /// Compresses streams into a spool. The frames follow each other in the order in which they became
 /// full, whatever the number of threads.
@@ -81,7 +105,7 @@ impl<S: Write> Spool<S> {
             .waiting
             .par_iter()
             .map(|(stream, plain)| {
-                let packed = zstd::bulk::compress(plain, level)?;
+                let packed = compressed(*stream, plain, level)?;
                 Ok((*stream, plain.len(), Digest::of(&packed), packed))
             })
             .collect::<std::io::Result<_>>()

@@ -46,7 +46,7 @@ pub enum Distrust {
 
 /// Checks whether the metadata of two images can be compared at all. Gives the time before which
 /// equal times of change prove equal content.
-fn trusted_until(base: &Identity, target: &Identity) -> Result<i64, Distrust> {
+pub(crate) fn trusted_until(base: &Identity, target: &Identity) -> Result<i64, Distrust> {
     let same =
         base.uuid == target.uuid && base.hash_seed == target.hash_seed && base.made == target.made;
     if !same {

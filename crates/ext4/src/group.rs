@@ -12,10 +12,16 @@ use crate::volume::Volume;
 /// Where the checksum stands in a descriptor.
 const CHECKSUM_AT: usize = 0x1E;
 
-/// First blocks of the groups' inode tables.
+/// In the flags: no inode of the group was ever used.
+const INODE_UNINIT: u16 = 1;
+
+/// The groups' inode tables.
 #[derive(Debug)]
 pub(crate) struct Groups {
+    /// Their first blocks.
     tables: Vec<u64>,
+    /// How many inodes of each may have been used.
+    used: Vec<u32>,
 }
 
 impl Groups {
@@ -24,7 +30,7 @@ impl Groups {
         let len = to_usize(superblock.group_desc_len);
         let per_block = superblock.block_len.checked_div(u64::from(superblock.group_desc_len));
         let per_block = per_block.unwrap_or(1).max(1);
-        let mut tables = Vec::new();
+        let (mut tables, mut used) = (Vec::new(), Vec::new());
         let mut group = 0_u64;
         for index in 0..superblock.groups.div_ceil(per_block) {
             let block = volume.block(location(superblock, index, per_block))?;
@@ -34,10 +40,16 @@ impl Groups {
                 }
                 let found = table(superblock, group, descriptor);
                 tables.push(found.map_err(|error| error.within(format!("group {group}")))?);
+                used.push(used_inodes(superblock, descriptor));
                 group = group.saturating_add(1);
             }
         }
-        Ok(Self { tables })
+        Ok(Self { tables, used })
+    }
+
+    /// For each group how many inodes, from its first on, were ever used.
+    pub(crate) fn used(&self) -> impl Iterator<Item = u32> {
+        self.used.iter().copied()
     }
 
     /// First block of `group`'s inode table.
@@ -74,6 +86,19 @@ fn table(superblock: &Superblock, group: u64, descriptor: &[u8]) -> Result<u64, 
         return Err(Ext4Error::damaged(message));
     }
     Ok(table)
+}
+
+/// Without checksums of descriptors nobody counts, and all of a table may be in use.
+fn used_inodes(superblock: &Superblock, descriptor: &[u8]) -> u32 {
+    if !superblock.has_group_checksums() && !superblock.has_checksums() {
+        return superblock.inodes_per_group;
+    }
+    if le16(descriptor, 0x12) & INODE_UNINIT != 0 {
+        return 0;
+    }
+    let high = if descriptor.len() >= 64 { le16(descriptor, 0x32) } else { 0 };
+    let unused = u32::from(le16(descriptor, 0x1C)) | u32::from(high) << 16;
+    superblock.inodes_per_group.saturating_sub(unused)
 }
 
 fn check_checksum(superblock: &Superblock, group: u64, descriptor: &[u8]) -> Result<(), Ext4Error> {

@@ -35,7 +35,7 @@ pub enum Unfinished {
 pub struct Reader {
     pub(crate) volume: Volume,
     pub(crate) superblock: Superblock,
-    groups: Groups,
+    pub(crate) groups: Groups,
     replayed: bool,
 }
 

@@ -22,7 +22,7 @@ use std::fs::File;
 use std::path::Path;
 
 pub use vireo_ext4::{Content, FileState, Identity, Known, Reader, Scan, ScanOptions, Unfinished};
-use vireo_model::{ChangeSet, Ignore, Tree};
+use vireo_model::{ChangeSet, Digest, Ignore, Tree};
 
 use crate::partition::{Partition, RootPartition, find_root};
 use crate::{ErrorKind, ImageError};
@@ -63,6 +63,25 @@ pub(crate) fn open_at(image: &Path, partition: &Partition) -> Result<Reader, Ima
     let file = File::open(image).map_err(|error| ImageError::io("open", image, error))?;
     let source = vireo_ext4::Partition::new(file, partition.offset, partition.len);
     Reader::open(source, Unfinished::Refuse).map_err(|error| ImageError::ext4(image, error))
+}
+
+/// Whether the metadata of both shows that nothing in `target` changed since `base`; `false` proves
+/// nothing. Costs reading the inode tables. What is trusted says [`vireo_ext4::is_unchanged`].
+///
+/// # Errors
+///
+/// `Damaged`, `Io`.
+pub fn is_unchanged(base: (&Path, &Reader), target: (&Path, &Reader)) -> Result<bool, ImageError> {
+    vireo_ext4::is_unchanged(base.1, target.1).map_err(|error| ImageError::ext4(target.0, error))
+}
+
+/// A digest of the inodes in `reader`, which messages call `image`.
+///
+/// # Errors
+///
+/// `Damaged`, `Io`.
+pub fn inodes_digest(image: &Path, reader: &Reader) -> Result<Digest, ImageError> {
+    reader.inodes_digest().map_err(|error| ImageError::ext4(image, error))
 }
 
 /// Reads the tree in `reader`, which messages call `image`.

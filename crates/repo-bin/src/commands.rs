@@ -1,5 +1,7 @@
 //! One module per command: its arguments, whose comments are the help text, and what it does.
 
+#[cfg(feature = "ec2")]
+pub(crate) mod ec2;
 pub(crate) mod fsck;
 pub(crate) mod init;
 pub(crate) mod serve;

@@ -58,6 +58,18 @@ impl From<RepoError> for Failure {
     }
 }
 
+#[cfg(feature = "ec2")]
+impl From<vireo_cloud::CloudError> for Failure {
+    fn from(error: vireo_cloud::CloudError) -> Self {
+        let code = match error.kind() {
+            vireo_cloud::ErrorKind::Unavailable => WAITS,
+            vireo_cloud::ErrorKind::Denied | vireo_cloud::ErrorKind::Refused => REFUSED,
+            _ => FAILED,
+        };
+        Self { code, message: error.to_string() }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

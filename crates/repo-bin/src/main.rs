@@ -38,6 +38,9 @@ enum Command {
     /// One job with a disk image, told on the standard input; for the server
     #[command(hide = true)]
     Worker,
+    #[cfg(feature = "ec2")]
+    #[command(subcommand)]
+    Ec2(commands::ec2::Command),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,8 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             report::print(&report, cli.json)?;
             return Ok(report.exit_code());
         }
+        #[cfg(feature = "ec2")]
+        Command::Ec2(command) => commands::ec2::run(command, cli.json)?,
     }
     Ok(ExitCode::SUCCESS)
 }

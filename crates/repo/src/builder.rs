@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use vireo_delta::{Bundle, TrustedKeys, Verified};
-use vireo_image::{ImageError, PatchOptions, PatchStep};
+use vireo_image::{ImageError, PatchOptions, PatchStep, unmounted};
 use vireo_model::{Ignore, Tree};
 use vireo_wire::api::BuildStep;
 
@@ -49,13 +49,18 @@ pub trait ImageBuilder: Debug + Send + Sync {
     ) -> Result<Vec<BuildStep>, RepoError>;
 }
 
-/// The real thing: loop devices, detached mounts and `e2fsck` of this host.
+/// The real thing: loop devices, detached mounts and `e2fsck` of this host; where this process may not
+/// mount, our own reader and debugfs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostImages;
 
 impl ImageBuilder for HostImages {
     fn read_tree(&self, disk: &Path, ignore: &Ignore) -> Result<Tree, RepoError> {
-        vireo_image::read_tree(disk, ignore).map_err(image_error("read the tree of", disk))
+        let read = match unmounted::is_needed() {
+            true => unmounted::read_tree,
+            false => vireo_image::read_tree,
+        };
+        read(disk, ignore).map_err(image_error("read the tree of", disk))
     }
 
     fn patch(

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use vireo_cloud::{Earlier, Publication};
 use vireo_delta::{Bundle, Head, TrustedKeys, Verified};
 use vireo_image::journal::Work;
 use vireo_model::{ChangeSet, Digest, Ignore, ImageName, Tree};
@@ -24,6 +25,9 @@ use crate::repository::Repository;
 
 /// How long a push waits for the one before it on the same image.
 const PUSH_WAIT: Duration = limits::BUILD_TIMEOUT;
+
+/// Time until a slow cloud that failed is tried again without a push.
+const LAUNCH_RETRY: Duration = Duration::from_secs(600);
 
 impl Repository {
     /// All images with their newest versions.
@@ -385,12 +389,48 @@ impl Repository {
             tree: record.tree,
             wire_bytes: record.wire_bytes,
         });
-        if let Err(error) = self.launch_current(image) {
+        if self.cloud.as_ref().is_some_and(|cloud| cloud.is_slow()) {
+            self.launch_due.tell();
+        } else {
             // The version stands; the cloud is brought up to date at the next start or push.
+            self.launch_and_tell(image);
+        }
+        Ok(entry(record))
+    }
+
+    /// Keeps the cloud up to date, for a thread of its own: at once, after every push, and again
+    /// every ten minutes while something fails. What happens is told to the observer. Comes back at
+    /// once without a cloud, and only once everything was tried with one that is quick: pushes
+    /// themselves then wait for it.
+    ///
+    /// A process that ends meanwhile leaves work for the next start, and nothing to clean up.
+    pub fn keep_launched(&self) {
+        let Some(cloud) = &self.cloud else { return };
+        loop {
+            let images = match self.store.images() {
+                Ok(images) => images,
+                Err(error) => {
+                    let request = "publish to the cloud".to_owned();
+                    self.tell(&Event::Failed { request, error: RepoError::from(error).chain() });
+                    Vec::new()
+                }
+            };
+            // All are tried, whatever happens to the first.
+            let failures = images.iter().filter(|image| !self.launch_and_tell(image)).count();
+            if !cloud.is_slow() {
+                return;
+            }
+            self.launch_due.wait((failures > 0).then_some(LAUNCH_RETRY));
+        }
+    }
+
+    fn launch_and_tell(&self, image: &ImageName) -> bool {
+        let outcome = self.launch_current(image);
+        if let Err(error) = &outcome {
             let request = format!("publish {image} to the cloud");
             self.tell(&Event::Failed { request, error: error.chain() });
         }
-        Ok(entry(record))
+        outcome.is_ok()
     }
 
     /// Brings the cloud up to date: new machines of every image start from its newest version.
@@ -409,7 +449,9 @@ impl Repository {
     }
 
     fn launch_current(&self, image: &ImageName) -> Result<(), RepoError> {
-        let Some(cloud) = &self.cloud else { return Ok(()) };
+        let Some(cloud) = self.cloud.as_ref().filter(|cloud| cloud.takes(image)) else {
+            return Ok(());
+        };
         let newest = self.newest(image)?;
         let failed = |source| Detail::Cloud { image: image.clone(), source };
         let current = cloud.current(image).map_err(failed)?;
@@ -419,13 +461,33 @@ impl Repository {
             return Ok(());
         }
         let disk = self.store.disk_path(newest.tree);
-        let launchable = cloud.publish(image, newest.number, newest.tree, &disk).map_err(failed)?;
+        let launchable = cloud
+            .publish(&Publication {
+                image,
+                version: newest.number,
+                tree: newest.tree,
+                disk: &disk,
+                earlier: &self.earlier(image, newest.number)?,
+            })
+            .map_err(failed)?;
         self.tell(&Event::Launchable {
             image: image.clone(),
             version: newest.number,
             address: launchable.address,
         });
         Ok(())
+    }
+
+    /// The versions before `number` whose disks are here, latest first.
+    fn earlier(&self, image: &ImageName, number: u64) -> Result<Vec<Earlier>, RepoError> {
+        let versions = self.store.versions(image)?;
+        let before = versions.iter().rev().filter(|version| version.number < number);
+        let earlier = before.map(|version| Earlier {
+            version: version.number,
+            tree: version.tree,
+            disk: self.store.disk_path(version.tree),
+        });
+        Ok(earlier.filter(|earlier| earlier.disk.exists()).collect())
     }
 
     fn lock_image(&self, image: &ImageName, wait: Duration) -> Result<ImageLock, RepoError> {

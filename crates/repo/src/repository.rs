@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -53,6 +53,7 @@ pub struct Repository {
     pub(crate) clock: Clock,
     pub(crate) authority: Authority,
     pub(crate) cloud: Option<Arc<dyn Cloud>>,
+    pub(crate) launch_due: LaunchDue,
     observer: Arc<dyn Fn(&Event) + Send + Sync>,
 }
 
@@ -118,9 +119,16 @@ impl Repository {
     ) -> Result<Self, RepoError> {
         let store = Store::open(root, writes)?;
         let authority = Authority::load(&store)?;
-        let journal = Journal::new(root);
-        let observer = Arc::new(|_: &Event| ());
-        Ok(Self { store, journal, builder, clock, authority, cloud: None, observer })
+        Ok(Self {
+            store,
+            journal: Journal::new(root),
+            builder,
+            clock,
+            authority,
+            cloud: None,
+            launch_due: LaunchDue::default(),
+            observer: Arc::new(|_| ()),
+        })
     }
 
     /// Publishes every newest version to `cloud` too.
@@ -274,4 +282,34 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], RepoError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| Detail::Random { why: error.to_string() })?;
     Ok(bytes)
+}
+
+/// Wakes whoever keeps the cloud up to date.
+#[derive(Debug, Default)]
+pub(crate) struct LaunchDue {
+    due: Mutex<bool>,
+    told: Condvar,
+}
+
+impl LaunchDue {
+    pub(crate) fn tell(&self) {
+        *self.due.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.told.notify_all();
+    }
+
+    /// Waits until it was told, at most for `limit`.
+    pub(crate) fn wait(&self, limit: Option<Duration>) {
+        let due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due = match limit {
+            Some(limit) => {
+                let waited = self.told.wait_timeout_while(due, limit, |due| !*due);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => {
+                let waited = self.told.wait_while(due, |due| !*due);
+                waited.unwrap_or_else(PoisonError::into_inner)
+            }
+        };
+        *due = false;
+    }
 }

@@ -30,6 +30,8 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("libclang1-14", "/usr/lib/llvm-14/lib/libclang.so.1"),
     ("mmdebstrap", "mmdebstrap"),
     ("openssh-client", "ssh-keygen"),
+    // For the server that stands in for EC2; the release's Python has the file.
+    ("python3-venv", "/usr/lib/python3.11/ensurepip/__init__.py"),
     ("rsync", "rsync"),
     ("strace", "strace"),
     ("systemd-container", "systemd-nspawn"),

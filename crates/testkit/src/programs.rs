@@ -17,7 +17,7 @@ pub fn find(name: &str) -> Result<PathBuf, TestkitError> {
     let found =
         own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| {
-        let message = format!("the program {name} is not there: cargo build --release --workspace");
+        let message = format!("the program {name} is not there: cargo build --release");
         TestkitError::new(ErrorKind::Host, message)
     })
 }

@@ -308,3 +308,99 @@ fn live_a_bus_that_is_down_and_a_unit_that_hangs_do_not_stop_an_update() -> anyh
     drop(guest);
     world.finish()
 }
+
+#[test]
+fn live_a_start_limit_neither_ends_a_service_nor_is_a_failed_one_started() -> anyhow::Result<()> {
+    let base = format!(
+        "{BASE}\nsed -i 's/^.Service.$/[Unit]\\nStartLimitBurst=2\\nStartLimitIntervalSec=1h\\n[Service]/' \
+         \"$1/etc/systemd/system/answer.service\"\n\
+         printf '#!/bin/sh\\nexit 1\\n' > \"$1/opt/app/fails\"; chmod 755 \"$1/opt/app/fails\"\n\
+         printf '[Unit]\\nStartLimitBurst=2\\nStartLimitIntervalSec=1h\\n[Service]\\nExecStart=/opt/app/fails\\n\
+         Restart=always\\nRestartSec=100ms\\n' > \"$1/etc/systemd/system/fails.service\""
+    );
+    let target = "for file in answer fails; do echo '# more' >> \"$1/opt/app/$file\"; done";
+    let world = World::edited(&base, target)?;
+    let (guest, key) = guest_with(&world)?;
+    // The second start of two within the hour, and a unit that is beyond its limit.
+    shell(&guest, "systemctl restart answer; systemctl start fails || true")?;
+    becomes(
+        &guest,
+        "[ \"$(systemctl show -p Result --value fails)\" = start-limit-hit ] || \
+         [ \"$(systemctl is-active fails)\" = failed ]",
+        Duration::from_secs(10),
+    )?;
+    let pid = text(&guest, &format!("{PID} answer"))?;
+    let receipt = apply(&guest, &key, &[])?.ok()?.json("receipt")?;
+    ensure!(action(&receipt, "answer.service", "restart")?["result"] == "done", "{receipt}");
+    ensure!(text(&guest, &format!("{PID} answer"))? != pid);
+    ensure!(text(&guest, "systemctl is-active answer")? == "active");
+    ensure!(action(&receipt, "fails.service", "restart").is_err(), "{receipt}");
+    ensure!(text(&guest, "systemctl is-active fails || true")? == "failed", "it was left alone");
+    drop(guest);
+    world.finish()
+}
+
+#[test]
+fn live_without_a_service_manager_the_files_are_there_and_what_waits_is_said() -> anyhow::Result<()>
+{
+    let target = "echo target > \"$1/etc/app.conf\"; echo '# more' >> \"$1/opt/app/answer\"";
+    let world = World::edited(BASE, target)?;
+    let (guest, key) = guest_with(&world)?;
+    let pid = text(&guest, &format!("{PID} answer"))?;
+    // As the machine looks with another init: nobody is where systemd answers.
+    let apply = format!(
+        "unshare --mount sh -c 'mount -t tmpfs none /run; \
+         exec vireo-agent apply /tmp/update.vireo --trust {key} --json'"
+    );
+    let ran = Ran::in_guest(guest.exec(&["sh", "-c", &apply])?, "without a manager".to_owned());
+    let receipt = ran.exits(3)?.json("receipt")?;
+    ensure!(receipt["outcome"] == "pending", "{receipt}");
+    let notes = receipt["plan"]["notes"].to_string();
+    ensure!(notes.contains("no service manager answers"), "{receipt}");
+    let waits = text_at(&receipt, "/pending/0/reason")?;
+    ensure!(waits.contains("/etc/app.conf") && waits.contains("/opt/app/answer"), "{receipt}");
+    ensure!(receipt["actions"].as_array().is_some_and(Vec::is_empty), "{receipt}");
+    ensure!(text(&guest, "cat /etc/app.conf; tail -n 1 /opt/app/answer")? == "target\n# more");
+    ensure!(text(&guest, &format!("{PID} answer"))? == pid, "nobody restarted it");
+    drop(guest);
+    world.finish()
+}
+
+#[test]
+fn live_after_an_undo_by_hand_the_next_update_goes_its_way() -> anyhow::Result<()> {
+    let target = "echo 'MaxAuthTries 3' >> \"$1/etc/ssh/sshd_config\"";
+    let world = World::edited(BASE, target)?;
+    let (guest, key) = guest_with(&world)?;
+    // It waits to be confirmed, and somebody takes it back before that.
+    apply(&guest, &key, &[])?.exits(3)?;
+    let undone = agent(&guest, &["undo"])?.ok()?.json("receipt")?;
+    ensure!(undone["outcome"] == "done", "{undone}");
+    ensure!(text(&guest, "ls /var/lib/vireo/guard.json 2>&1 || true")?.contains("No such"));
+    ensure!(text(&guest, "systemctl list-timers --all --no-legend 'vireo-*'")?.is_empty());
+    ensure!(text(&guest, "sshd -T | grep '^maxauthtries '")? == "maxauthtries 6");
+    // The same update has a promise of its own, and one that needs none has none.
+    let again = apply(&guest, &key, &[])?.exits(3)?;
+    again.says(&["vireo-agent confirm "])?;
+    agent(&guest, &["undo"])?.ok()?;
+    let page = world.edit(world.base(), "echo page > \"$1/var/www/html/page.html\"", "page.img")?;
+    world.capture(world.base(), &page, "update.vireo")?;
+    world.put(&guest, "update.vireo")?;
+    let receipt = apply(&guest, &key, &[])?.ok()?.json("receipt")?;
+    ensure!(receipt["outcome"] == "done", "{receipt}");
+    ensure!(guest.http_get("/page.html")?.status == 200);
+    drop(guest);
+    world.finish()
+}
+
+#[test]
+fn live_an_update_that_brings_a_policy_with_a_mistake_is_refused() -> anyhow::Result<()> {
+    let target = "printf 'version = 1\\n[[unit]]\\nunti = \"a\"\\n' > \"$1/etc/vireo/policy.d/60-more.toml\"; \
+        echo target > \"$1/etc/app.conf\"";
+    let world = World::edited(BASE, target)?;
+    let (guest, key) = guest_with(&world)?;
+    let refused = apply(&guest, &key, &[])?.exits(5)?;
+    refused.says(&["/etc/vireo/policy.d/60-more.toml", "unknown field `unti`"])?;
+    ensure!(text(&guest, "cat /etc/app.conf; ls /etc/vireo/policy.d")? == "base\n50-site.toml");
+    drop(guest);
+    world.finish()
+}

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vireo_classify::{Action, Facts, Owner, Plan, Reboot, Rule, UnitPlan};
+use vireo_classify::{Action, Facts, FileEntry, Owner, Plan, Reboot, Rule, UnitPlan};
 
 use crate::receipt::{ActionReport, ActionResult, Pending};
+
+/// Most files that are named where it is unknown who uses them.
+const NAMED_MAX: usize = 5;
 
 /// Held units, holders of replaced files that nothing was done about, units without proof, the
 /// reboot.
@@ -23,6 +26,19 @@ pub(super) fn pending(plan: &Plan, after: &Facts, actions: &[ActionReport]) -> V
             add("system".to_owned(), "soft-reboot", "user space runs the base's programs")
         }
         Reboot::Full => add("system".to_owned(), "reboot", "the running kernel is the base's"),
+    }
+    // A kernel runs there, but nobody who could say what it runs.
+    if !after.manager && !after.kernel_release.is_empty() {
+        let read = |file: &&FileEntry| file.class.is_code() || file.class.is_configuration();
+        let files = plan.files.iter().filter(read);
+        let named: Vec<&str> = files.map(|file| file.path.as_str()).take(NAMED_MAX).collect();
+        if !named.is_empty() {
+            let reason = format!(
+                "no service manager answers; restart by hand what uses {}",
+                named.join(", ")
+            );
+            add("services".to_owned(), "restart", &reason);
+        }
     }
     let holders: BTreeSet<String> =
         after.processes.iter().map(|process| holder(&process.owner).0).collect();

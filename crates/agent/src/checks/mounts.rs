@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
 use crate::root::{Line, unescape};
 
@@ -26,8 +26,11 @@ const OVERLAID: &[&[u8]] = &[
 /// File systems that a look can hang on or set going.
 const LEFT_OUT: &[&[u8]] = &[b"autofs", b"nfs", b"nfs4", b"cifs", b"9p", b"ceph", b"fuse.sshfs"];
 
-/// How much the copy may take in memory, as the kernel takes it.
-const MEMORY: &str = "size=50%,mode=0700";
+/// Which part of the memory that is available the copy may take: one half.
+const MEMORY_SHARE: u64 = 2;
+
+/// How much memory there is (proc_meminfo(5)).
+const MEMORY_INFO: &str = "/proc/meminfo";
 
 /// The mounts of this process (proc_pid_mountinfo(5)).
 const MOUNT_INFO: &str = "/proc/self/mountinfo";
@@ -55,12 +58,12 @@ pub(super) fn copy_root(scratch: &Path, name: &str) -> Result<PathBuf, String> {
         if overlaid {
             continue;
         }
-        match bind_read_only(&point, &to) {
-            Err(error) if point == Path::new("/") => {
-                return Err(format!("the root file system cannot be shown: {error}"));
-            }
-            // A checker that needs it will say so.
-            _ => {}
+        let shown = bind_read_only(&point, &to).map_err(|error| {
+            format!("{} can be written to in the copy, and that stays: {error}", point.display())
+        })?;
+        // What else is not there, a checker that needs it will say.
+        if let (Err(error), true) = (shown, point == Path::new("/")) {
+            return Err(format!("the root file system cannot be shown: {error}"));
         }
     }
     Ok(root)
@@ -68,10 +71,20 @@ pub(super) fn copy_root(scratch: &Path, name: &str) -> Result<PathBuf, String> {
 
 /// Mounts a file system in memory at `scratch`.
 pub(super) fn mount_memory(scratch: &Path) -> Result<(), String> {
-    let data = std::ffi::CString::new(MEMORY).unwrap_or_default();
+    let text =
+        fs::read_to_string(MEMORY_INFO).map_err(|error| format!("{MEMORY_INFO}: {error}"))?;
+    let kib = available(&text).ok_or_else(|| format!("{MEMORY_INFO} does not say what is free"))?;
+    let data = format!("size={}k,mode=0700", kib / MEMORY_SHARE);
+    let data = std::ffi::CString::new(data).unwrap_or_default();
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     mount("tmpfs", scratch, "tmpfs", flags, &*data)
         .map_err(|error| format!("{} cannot be mounted over: {error}", scratch.display()))
+}
+
+/// Memory that can be had without swapping, in KiB.
+fn available(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// Mount points and kinds, each once and those above before those below.
@@ -105,9 +118,16 @@ fn overlay(point: &Path, to: &Path, layers: &Path) -> io::Result<()> {
     Ok(mount("overlay", to, "overlay", MountFlags::empty(), &*data)?)
 }
 
-fn bind_read_only(point: &Path, to: &Path) -> io::Result<()> {
-    mount_bind(point, to)?;
-    Ok(mount_remount(to, MountFlags::BIND | MountFlags::RDONLY, "")?)
+/// Shows `point` at `to`, or says why that cannot be. An error if it is shown and can be written to.
+fn bind_read_only(point: &Path, to: &Path) -> io::Result<io::Result<()>> {
+    if let Err(error) = mount_bind(point, to) {
+        return Ok(Err(error.into()));
+    }
+    let read_only = mount_remount(to, MountFlags::BIND | MountFlags::RDONLY, "");
+    if read_only.is_err() {
+        unmount(to, UnmountFlags::DETACH)?;
+    }
+    Ok(read_only.map_err(io::Error::from))
 }
 
 pub(super) fn make_dir(path: &Path) -> Result<(), String> {
@@ -117,6 +137,13 @@ pub(super) fn make_dir(path: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_of_what_is_available_may_be_taken() {
+        let text = "MemTotal:       24689180 kB\nMemAvailable:   23068672 kB\n";
+        assert_eq!(available(text), Some(23_068_672));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+    }
 
     #[test]
     fn mounts_are_copied_once_and_from_the_top() {

@@ -49,32 +49,49 @@ impl Agent {
         plan: &Plan,
         release: &str,
     ) -> Result<(), AgentError> {
-        let mut paths: Vec<String> = Vec::new();
-        for directory in &plan.system.keep {
-            let Ok(below) = ImagePath::parse(directory.as_bytes()) else { continue };
-            let kept = committed.keep_removed(&below)?;
-            paths.extend(kept.iter().map(ToString::to_string));
-        }
-        if paths.is_empty() {
-            return Ok(());
-        }
         let mut kept = self.state.kept()?.unwrap_or_default();
-        release.clone_into(&mut kept.release);
-        kept.paths.extend(paths);
-        kept.paths.sort();
-        kept.paths.dedup();
-        self.state.set_kept(Some(&kept))
+        let before = kept.clone();
+        let stays = plan.files.iter().filter(|file| file.change != "removed");
+        let brought: BTreeSet<&str> = stays.map(|file| file.path.as_str()).collect();
+        // What the update brings is the version's and nobody's to clear away.
+        kept.paths.values_mut().for_each(|paths| paths.retain(|it| !brought.contains(it.as_str())));
+        let places = plan.system.keep.iter().filter_map(|it| ImagePath::parse(it.as_bytes()).ok());
+        let places: Vec<ImagePath> = places.collect();
+        let removed = places.iter().flat_map(|below| committed.removed(below));
+        let removed: Vec<String> = removed.map(|path| path.to_string()).collect();
+        if !removed.is_empty() {
+            release.clone_into(&mut kept.release);
+            kept.paths.insert(committed.number(), removed);
+        }
+        if kept != before {
+            // Before they are there: what nobody knows of would stay.
+            self.state.set_kept(Some(&kept))?;
+        }
+        places.iter().try_for_each(|below| Ok(committed.keep_removed(below)?))
     }
 
-    /// Removes the modules of a kernel that does not run any more, or with `anyway` those of the one
-    /// that does.
-    pub(super) fn drop_modules(&self, root: &Root, anyway: bool) -> Result<(), AgentError> {
+    /// What an undo has made part of the version again is nobody's to clear away.
+    pub(super) fn give_back_modules(&self, undone: &[u64]) -> Result<(), AgentError> {
+        let Some(mut kept) = self.state.kept()? else { return Ok(()) };
+        let count = kept.paths.len();
+        kept.paths.retain(|number, _| !undone.contains(number));
+        match kept.paths.len() {
+            0 => self.state.set_kept(None),
+            len if len == count => Ok(()),
+            _ => self.state.set_kept(Some(&kept)),
+        }
+    }
+
+    /// Removes the modules of a kernel that does not run any more. Not while an update or an undo
+    /// is under way, which may have made them part of the version again.
+    pub(super) fn drop_modules(&self, root: &Root) -> Result<(), AgentError> {
         let Some(kept) = self.state.kept()? else { return Ok(()) };
         let running = rustix::system::uname().release().to_string_lossy().into_owned();
-        if kept.release == running && !anyway {
+        if kept.release == running {
             return Ok(());
         }
-        let paths = kept.paths.iter().filter_map(|path| ImagePath::parse(path.as_bytes()).ok());
+        let paths = kept.paths.values().flatten();
+        let paths = paths.filter_map(|path| ImagePath::parse(path.as_bytes()).ok());
         remove_extra(root, &paths.collect::<Vec<_>>())?;
         self.state.set_kept(None)
     }

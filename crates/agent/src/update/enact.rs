@@ -3,20 +3,18 @@
 
 use std::collections::BTreeSet;
 
-use vireo_classify::{Action, ActiveState, Facts, FileId, OnFailure, Plan, Policy, Reboot, Unit};
-use vireo_tree::apply::{Committed, Recovered, Staged, UndoOptions, history, recover};
+use vireo_classify::{Action, ActiveState, Facts, FileId, OnFailure, Policy, Reboot, Unit};
+use vireo_tree::apply::{Committed, Recovered, Staged, recover};
 use vireo_tree::{ErrorKind as TreeErrorKind, Root};
 
-use super::prepare::{Prepared, hold_what_cuts_off};
-use super::undo::CONFIRMATION;
+use super::prepare::Prepared;
 use super::watch::Watch;
 use super::{Agent, Applied, Say, drift};
 use crate::activate::{Patience, activate, stop_removed};
 use crate::checks::CheckReport;
 use crate::error::AgentError;
-use crate::guard::Guard;
 use crate::packages::PackageLock;
-use crate::receipt::{Outcome, Pending, Receipt};
+use crate::receipt::{Outcome, Receipt};
 use crate::root::open_root;
 use crate::services::Job;
 use crate::state::{Condemned, Obligation, Position};
@@ -84,47 +82,6 @@ impl Agent {
         self.finish(committed, Ending { obligation, before, policy, watch, resumed: false }, say)
     }
 
-    /// Promises to undo the update if it cuts the machine off. Where nobody can promise that, what
-    /// could cut it off is held.
-    fn arm(
-        &self,
-        prepared: &mut Prepared,
-        staged: &Staged<'_>,
-        boot: &str,
-    ) -> Result<(), AgentError> {
-        prepared.hold_cutters = self.guarded && !staged.is_undo();
-        let earlier = self.state.guard()?;
-        // One with this number or a later one is of an update that was undone since.
-        let earlier = match earlier.filter(|guard| guard.transaction < staged.number()) {
-            None => self.drop_guard().map(|()| None)?,
-            earlier => earlier,
-        };
-        let Some(man) = &prepared.plan.system.dead_man else { return Ok(()) };
-        let is_update = prepared.plan.target.is_some() && !staged.is_undo();
-        if is_update && self.guarded && prepared.facts.manager {
-            // Whoever confirms this one has reached the machine with the earlier one, too.
-            let first = earlier.as_ref().map_or(staged.number(), |guard| guard.transaction);
-            let guard = Guard::new(man, first, boot)?;
-            // The record first: a timer without one does nothing.
-            self.state.set_guard(Some(&guard))?;
-            if guard.arm(&*self.services, &self.undoer()).is_ok() {
-                if let Some(earlier) = earlier {
-                    earlier.disarm(&*self.services);
-                }
-                return Ok(());
-            }
-            self.state.set_guard(earlier.as_ref())?;
-        }
-        if is_update && self.guarded {
-            let plan = std::mem::replace(&mut prepared.plan, Plan::empty());
-            prepared.plan = hold_what_cuts_off(plan);
-        } else {
-            // Somebody is there who looks after it, or it leads back to what was reachable.
-            prepared.plan.system.dead_man = None;
-        }
-        Ok(())
-    }
-
     /// Commits; an error after the point of no return is followed by one attempt to recover. If
     /// nothing was changed after all, what was stopped for it starts again.
     fn commit<'r>(
@@ -162,14 +119,6 @@ impl Agent {
         }
         self.drop_guard()?;
         self.state.clear_obligation()
-    }
-
-    fn drop_guard(&self) -> Result<(), AgentError> {
-        if let Some(guard) = self.state.guard()? {
-            guard.disarm(&*self.services);
-            self.state.set_guard(None)?;
-        }
-        Ok(())
     }
 
     /// Activates, proves, and writes down that it is over; undoes it if something is ill.
@@ -212,35 +161,33 @@ impl Agent {
             ..Receipt::unchanged(position.tree, position.number)
         };
         receipt.outcome = receipt.judge();
+        receipt.deviations = receipt.compare();
         let is_update = committed.undoes().is_empty();
         let number = committed.number();
-        let condemned = (is_update
+        drift::record(&self.state, &committed)?;
+        let is_condemned = is_update
             && !activation.ill.is_empty()
-            && policy.defaults().on_health_failure == OnFailure::Undo)
-            .then(|| Condemned {
+            && policy.defaults().on_health_failure == OnFailure::Undo;
+        if is_condemned {
+            let because = activation.ill.iter().map(|(unit, why)| format!("{unit}: {why}"));
+            let condemned = Condemned {
                 transaction: number,
-                because: activation
-                    .ill
-                    .iter()
-                    .map(|(unit, why)| format!("{unit}: {why}"))
-                    .collect(),
+                because: because.collect(),
                 revive: self.to_revive(before),
                 actions: receipt.actions.clone(),
                 checks: receipt.checks.clone(),
-            });
-        if let Some(condemned) = &condemned {
+            };
             // Before the update counts as over, or an interruption would leave it.
-            self.state.set_condemned(Some(condemned))?;
+            self.state.set_condemned(Some(&condemned))?;
+            self.state.set_receipt(&receipt)?;
         } else if is_update {
             // An interruption may have left it: all is well now.
             self.state.set_condemned(None)?;
             self.await_confirmation(&mut receipt, number)?;
-        } else if self.state.guard()?.is_some_and(|it| committed.undoes().contains(&it.transaction))
-        {
-            self.drop_guard()?;
+        } else {
+            self.give_back_modules(committed.undoes())?;
+            self.state.set_receipt(&receipt)?;
         }
-        drift::record(&self.state, &committed)?;
-        self.state.set_receipt(&receipt)?;
         if let Some(before) = self.state.position()? {
             self.state.remember(&before)?;
         }
@@ -249,130 +196,26 @@ impl Agent {
         if !is_update {
             self.state.set_hold(hold.as_ref())?;
         }
+        let undone = committed.undoes().to_vec();
         committed.finish()?;
         self.state.clear_obligation()?;
         if is_update {
             self.note_replaced(&obligation.boot, number, &replaced)?;
         }
-        if is_update && condemned.is_none() {
-            self.mark_reboot(&receipt.plan, before.manager)?;
-        }
-        if condemned.is_some() {
+        if is_condemned {
             return self.undo_condemned(say);
+        }
+        if is_update {
+            self.mark_reboot(&receipt.plan, before.manager)?;
+        } else if self.state.guard()?.is_some_and(|it| undone.contains(&it.transaction)) {
+            self.drop_guard()?;
         }
         self.prune()?;
         Ok(Applied { receipt, restart_self: activation.restart_self })
     }
 
-    /// The units that ran before; which of them do not is seen when they are wanted again.
-    fn to_revive(&self, before: &Facts) -> Vec<Unit> {
-        let active = before.units.values().filter(|unit| unit.active == ActiveState::Active);
-        let lasting = active.filter(|unit| !unit.is_done() && unit.name.kind() != "scope");
-        lasting.map(|unit| unit.name.clone()).collect()
-    }
-
-    /// Has the time to confirm begin, if the update has to be confirmed.
-    fn await_confirmation(&self, receipt: &mut Receipt, number: u64) -> Result<(), AgentError> {
-        let Some(guard) = self.state.guard()?.filter(|guard| guard.transaction <= number) else {
-            return Ok(());
-        };
-        // If it cannot be set, the first one still counts.
-        let _ = guard.start(&*self.services, &self.undoer());
-        receipt.pending.push(Pending {
-            subject: "update".to_owned(),
-            needs: CONFIRMATION.to_owned(),
-            reason: format!(
-                "it is undone in {} s unless confirmed: vireo-agent confirm {}",
-                guard.seconds, guard.nonce
-            ),
-        });
-        receipt.outcome = receipt.judge();
-        Ok(())
-    }
-
-    /// Undoes an update after which something was ill, and has run again what ran before it.
-    pub(super) fn undo_condemned(&self, say: Say<'_>) -> Result<Applied, AgentError> {
-        let Some(condemned) = self.state.condemned()? else {
-            return Err(AgentError::new(
-                crate::ErrorKind::State,
-                "the record of what is to be undone is gone",
-            ));
-        };
-        for reason in &condemned.because {
-            say(&format!("undoing the update: {reason}"));
-        }
-        let number = condemned.transaction;
-        if !history(&open_root(&self.root)?)?.iter().any(|past| past.number == number) {
-            // The undo was interrupted when it was over but for this.
-            return self.absolve(&condemned, self.unchanged()?);
-        }
-        // Nobody is there to say what is to become of files that were edited since: they are kept.
-        let options = UndoOptions { take: true };
-        let mut applied = self.undo_locked(number, &options, condemned.because.clone(), say)?;
-        let receipt = &mut applied.receipt;
-        receipt.actions.splice(0..0, condemned.actions.iter().cloned());
-        receipt.checks.clone_from(&condemned.checks);
-        self.absolve(&condemned, applied)
-    }
-
-    /// The last of an undo that nobody asked for: what ran before runs again, and that is written
-    /// down.
-    fn absolve(&self, condemned: &Condemned, mut applied: Applied) -> Result<Applied, AgentError> {
-        let receipt = &mut applied.receipt;
-        self.revive(&condemned.revive, receipt)?;
-        receipt.outcome = receipt.judge();
-        self.state.set_receipt(receipt)?;
-        self.drop_guard()?;
-        self.state.set_condemned(None)?;
-        Ok(applied)
-    }
-
-    /// What the last update or undo came to, once more.
-    fn unchanged(&self) -> Result<Applied, AgentError> {
-        let receipt = self.state.last_receipt()?.ok_or_else(|| {
-            AgentError::new(crate::ErrorKind::State, "the receipt of what was undone is gone")
-        })?;
-        Ok(Applied { receipt, restart_self: false })
-    }
-
-    /// Starts again what ran before the update and does not now.
-    fn revive(&self, units: &[Unit], receipt: &mut Receipt) -> Result<(), AgentError> {
-        let nothing = BTreeSet::new();
-        let facts = self.system.facts(&nothing)?;
-        let is_down = |facts: &Facts, unit: &Unit| {
-            facts.unit(unit).is_some_and(|unit| {
-                unit.active == ActiveState::Failed
-                    || !unit.active.is_up()
-                        && matches!(unit.name.kind(), "service" | "socket" | "timer" | "path")
-            })
-        };
-        let down: Vec<Unit> = units.iter().filter(|unit| is_down(&facts, unit)).cloned().collect();
-        // A service that ended well by itself while nobody acted upon it is left alone.
-        let acted: BTreeSet<&str> = receipt.actions.iter().map(|it| it.subject.as_str()).collect();
-        let down: Vec<Unit> = down
-            .into_iter()
-            .filter(|unit| {
-                acted.contains(unit.as_str())
-                    || facts.unit(unit).is_some_and(|it| it.active == ActiveState::Failed)
-            })
-            .collect();
-        if !down.is_empty() {
-            // A unit that was started too often would not start.
-            let _ = self.services.reset_failed(&down);
-            receipt.actions.extend(crate::activate::start_again(&down, &*self.services));
-        }
-        let facts = self.system.facts(&nothing)?;
-        receipt.failed_units = units
-            .iter()
-            .filter(|unit| facts.unit(unit).is_some_and(|it| it.active == ActiveState::Failed))
-            .cloned()
-            .collect();
-        Ok(())
-    }
-
     pub(super) fn recover_locked(&self, say: Say<'_>) -> Result<Option<Applied>, AgentError> {
         let root = open_root(&self.root)?;
-        self.drop_modules(&root, false)?;
         let committed = match recover(&root)? {
             Recovered::Completed(committed) => committed,
             Recovered::Nothing | Recovered::Discarded => {
@@ -390,6 +233,8 @@ impl Agent {
                 if self.state.condemned()?.is_some() {
                     return self.undo_condemned(say).map(Some);
                 }
+                self.drop_modules(&root)?;
+                self.renew_guard()?;
                 return Ok(None);
             }
         };

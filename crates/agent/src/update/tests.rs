@@ -12,7 +12,7 @@ use vireo_tree::{ScanOptions, scan};
 
 use super::*;
 use crate::receipt::{ActionResult, Outcome};
-use crate::state::Obligation;
+use crate::state::{Condemned, Obligation};
 use crate::system::boot_id;
 use crate::testing::FakeMachine;
 
@@ -641,4 +641,110 @@ fn a_machine_that_is_started_anew_without_a_word_starts_on_the_base() {
     assert!(agent.recover_files(forward).expect("undone"));
     assert_eq!(tree(&lab.at("base")), before);
     assert_eq!(agent.state().guard().expect("readable"), None);
+}
+
+#[test]
+fn an_undo_that_nobody_asked_for_is_tried_again_until_it_is_done() {
+    let (lab, machine) = ssh_lab();
+    let agent = lab.agent(machine);
+    let before = tree(&lab.at("base"));
+    let _ = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied");
+    let guard = agent.state().guard().expect("readable").expect("armed");
+    let again = |words: &[&str]| {
+        let timers = machine.timers();
+        let timer = timers.iter().find(|(name, _)| name.starts_with("vireo-again-"));
+        let (name, command) = timer.expect("it is tried again");
+        assert_eq!(command[command.len() - words.len()..], *words);
+        machine.clear_timer(name).expect("it is there");
+    };
+
+    // Somebody else is at the files.
+    let root = Root::open(&lab.at("base")).expect("there");
+    let options = UndoOptions::default();
+    let other = vireo_tree::apply::stage_undo(&root, guard.transaction, &options).expect("staged");
+    let error = agent.undo_unconfirmed(&guard.nonce, &quiet).expect_err("somebody is at it");
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    again(&["undo", "--unless-confirmed", &guard.nonce]);
+    drop(other);
+
+    // Nobody confirmed, and that is on the disk when the undo fails.
+    let condemned = Condemned {
+        transaction: guard.transaction,
+        because: vec!["nobody confirmed".to_owned()],
+        revive: Vec::new(),
+        actions: Vec::new(),
+        checks: Vec::new(),
+    };
+    agent.state().set_condemned(Some(&condemned)).expect("written");
+    agent.state().set_guard(None).expect("removed");
+    let other = vireo_tree::apply::stage_undo(&root, guard.transaction, &options).expect("staged");
+    assert!(agent.recover(&quiet).is_err());
+    drop(other);
+    let undone = agent.recover(&quiet).expect("undone").expect("it was condemned");
+    assert_eq!(undone.receipt.outcome, Outcome::Undone, "{}", undone.receipt);
+    assert_eq!(tree(&lab.at("base")), before);
+    assert_eq!(agent.state().condemned().expect("readable"), None);
+}
+
+#[test]
+fn a_promise_outlives_a_boot_of_a_machine_that_asks_its_repository() {
+    let (lab, machine) = ssh_lab();
+    let agent = lab.agent(machine);
+    let _ = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied");
+    let mut guard = agent.state().guard().expect("readable").expect("armed");
+    for name in machine.timers().keys() {
+        machine.clear_timer(name).expect("timers go with the boot");
+    }
+    guard.boot = "another".to_owned();
+    agent.state().set_guard(Some(&guard)).expect("written");
+    let enrolment = serde_json::json!({
+        "url": "https://localhost:1", "ca": "", "instance": "i-0123456789abcdef", "secret": "00".repeat(32),
+        "image": "web",
+        "trusted": [], "ignore": [],
+    });
+    fs::write(agent.state().path().join("enrolment.json"), enrolment.to_string()).expect("written");
+    // Early in the boot, should the agent not come to start.
+    let forward = vireo_tree::apply::Direction::Forward;
+    assert!(!agent.recover_files(forward).expect("it is left to the agent"));
+    assert_eq!(
+        machine.timers().keys().collect::<Vec<_>>(),
+        [&format!("vireo-guard-{}", guard.nonce)]
+    );
+    // The agent starts.
+    assert_eq!(agent.recover(&quiet).expect("nothing was interrupted"), None);
+    assert_eq!(
+        machine.timers().keys().collect::<Vec<_>>(),
+        [&format!("vireo-confirm-{}", guard.nonce)]
+    );
+    assert_eq!(
+        agent.state().guard().expect("readable").expect("it waits").boot,
+        boot_id().expect("known")
+    );
+    assert!(agent.undo_unconfirmed(&guard.nonce, &quiet).expect("undone").is_some());
+}
+
+#[test]
+fn modules_that_an_undo_gives_back_stay_and_those_of_an_edit_are_not_lost() {
+    let lab = Lab::new();
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let modules = format!("usr/lib/modules/{release}/kernel/a.ko");
+    write(&lab.at("base").join(&modules), "module");
+    write(&lab.at("target/usr/lib/modules/4.5.6/kernel/a.ko"), "module of the next");
+    let facts = Facts { kernel_release: release, ..Facts::new() };
+    let agent = lab.agent(leak(FakeMachine::new(facts)));
+    let before = tree(&lab.at("base"));
+    let inode = || fs::metadata(lab.at("base").join(&modules)).map(|stat| stat.ino()).ok();
+    let was = inode();
+    let _ = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied");
+    assert_eq!(inode(), was, "it runs on them");
+    assert!(agent.state().kept().expect("readable").is_some());
+    // An undo that is refused takes nothing away.
+    write(&lab.at("base/srv/www/index.html"), "edited since");
+    assert!(agent.undo(None, &UndoOptions::default(), &quiet).is_err());
+    assert_eq!(inode(), was);
+    let _ = agent.undo(None, &UndoOptions { take: true }, &quiet).expect("undone");
+    assert_eq!(inode(), was);
+    assert_eq!(agent.state().kept().expect("readable"), None);
+    fs::remove_file(lab.at("base/srv/www/index.html.vireo-local")).expect("set aside");
+    assert_eq!(tree(&lab.at("base")), before);
 }

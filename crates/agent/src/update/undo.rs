@@ -12,19 +12,11 @@ use super::changed::summary;
 use super::enact::Enactment;
 use super::prepare::Outlook;
 use super::watch::Watch;
-use super::{Agent, Applied, Say};
+use super::{Agent, Applied, LOCK_WAIT, Say};
 use crate::error::{AgentError, ErrorKind};
-use crate::guard::Guard;
 use crate::packages::PackageLock;
 use crate::root::open_root;
 use crate::system::boot_id;
-
-/// What an update that waits to be confirmed needs, as its receipt calls it.
-pub(super) const CONFIRMATION: &str = "confirmation";
-
-/// How long the timer of an update waits for whoever else works on the machine: a batch of jobs
-/// that hangs, and watching after it.
-const GUARD_LOCK_WAIT: Duration = Duration::from_secs(600);
 
 /// Most updates that can be undone; older ones are forgotten.
 pub const UNDO_COUNT_MAX: usize = 16;
@@ -50,69 +42,10 @@ impl Agent {
         options: &UndoOptions,
         say: Say<'_>,
     ) -> Result<Applied, AgentError> {
-        let _lock = self.state.lock()?;
+        let _lock = self.state.lock_within(LOCK_WAIT)?;
         self.recover_locked(say)?;
         let number = undoable(&history(&open_root(&self.root)?)?, number)?;
         self.undo_locked(number, options, Vec::new(), say)
-    }
-
-    /// Undoes the update that waits for `nonce` unless that was said: what the timer of an update
-    /// that could cut the machine off calls. None if there is nothing to undo.
-    ///
-    /// # Errors
-    ///
-    /// As [`Agent::undo`].
-    pub fn undo_unconfirmed(
-        &self,
-        nonce: &str,
-        say: Say<'_>,
-    ) -> Result<Option<Applied>, AgentError> {
-        let is_meant = |guard: &Guard| guard.nonce == nonce;
-        if !self.state.guard()?.as_ref().is_some_and(is_meant) {
-            return Ok(None);
-        }
-        let _lock = self.state.lock_within(GUARD_LOCK_WAIT)?;
-        self.recover_locked(say)?;
-        let Some(guard) = self.state.guard()?.filter(is_meant) else { return Ok(None) };
-        let list = history(&open_root(&self.root)?)?;
-        if !list.iter().any(|past| past.number == guard.transaction) {
-            // It never came to be.
-            self.state.set_guard(None)?;
-            return Ok(None);
-        }
-        let because = format!(
-            "nobody confirmed within {} s that this machine can be reached ({})",
-            guard.seconds,
-            guard.because.join(", ")
-        );
-        let applied =
-            self.undo_locked(guard.transaction, &UndoOptions { take: true }, vec![because], say)?;
-        guard.disarm(&*self.services);
-        self.state.set_guard(None)?;
-        Ok(Some(applied))
-    }
-
-    /// Notes that somebody has reached this machine since the update: it stays. Whether an update
-    /// waited for `nonce`.
-    ///
-    /// # Errors
-    ///
-    /// The record cannot be read or removed.
-    pub fn confirm(&self, nonce: &str) -> Result<bool, AgentError> {
-        let Some(guard) = self.state.guard()?.filter(|guard| guard.nonce == nonce) else {
-            return Ok(false);
-        };
-        self.state.set_guard(None)?;
-        guard.disarm(&*self.services);
-        if let Some(mut receipt) = self.state.last_receipt()? {
-            let before = receipt.pending.len();
-            receipt.pending.retain(|pending| pending.needs != CONFIRMATION);
-            if receipt.pending.len() != before {
-                receipt.outcome = receipt.judge();
-                self.state.set_receipt(&receipt)?;
-            }
-        }
-        Ok(true)
     }
 
     /// Takes the transaction `number` and all after it back; `because` says why if nobody asked.
@@ -127,16 +60,7 @@ impl Agent {
         let policy = self.policy_of_return(say);
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
-        let staged = match stage_undo(&root, number, options) {
-            // What stayed for the running kernel is in the way: it gets its place by the undo.
-            Err(error)
-                if error.kind() == vireo_tree::ErrorKind::Drift && self.state.kept()?.is_some() =>
-            {
-                self.drop_modules(&root, true)?;
-                stage_undo(&root, number, options)?
-            }
-            other => other?,
-        };
+        let staged = stage_undo(&root, number, options)?;
         watch.lap("stage");
         let changes = staged.changes();
         let view = staged.view()?;
@@ -191,16 +115,23 @@ impl Agent {
         let recovered = recover_with(&root, &RecoverOptions { direction })?;
         let found = !matches!(recovered, Recovered::Nothing);
         drop(recovered);
-        if found || self.state.enrolment()?.is_some() {
-            // An agent that follows a repository asks that first.
-            return Ok(found);
+        if found {
+            return Ok(true);
         }
-        match self.state.guard()? {
-            // The machine was started anew because it could not be reached, for all that is known.
-            Some(guard) if guard.boot != boot_id()? => {
-                Ok(self.undo_unconfirmed(&guard.nonce, &|_| {})?.is_some())
+        if self.state.condemned()?.is_some() {
+            return Ok(self.recover(&|_| {})?.is_some());
+        }
+        let boot = boot_id()?;
+        match self.state.guard()?.filter(|guard| guard.boot != boot) {
+            None => Ok(false),
+            // An agent that follows a repository asks that first. Should it not come to that, a
+            // timer does it.
+            Some(guard) if self.state.enrolment()?.is_some() => {
+                let _ = guard.arm(&*self.services, &self.undoer());
+                Ok(false)
             }
-            _ => Ok(false),
+            // The machine was started anew because it could not be reached, for all that is known.
+            Some(guard) => Ok(self.undo_unconfirmed(&guard.nonce, &|_| {})?.is_some()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Where the base's bytes went: the copied ranges as a map, and what it predicts.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use super::Op;
@@ -83,12 +84,19 @@ pub(crate) struct Moves<'a> {
     /// By address in the base: how much the map was wrong about it the last time.
     learned: HashMap<u64, i64>,
     filter: Vec<u64>,
+    /// The segments that were needed last, of the base and of the target: most likely those that are
+    /// needed next. Of segments that overlap the first counts, so that these are looked through.
+    last: Option<(Cell<usize>, Cell<usize>)>,
 }
 
 impl<'a> Moves<'a> {
     pub(crate) fn new(layout: &'a Layout, ops: &[Op]) -> Self {
         let filter = if layout.regions.is_empty() { 0 } else { 1 << (FILTER_BITS - 6) };
-        Self { layout, ranges: Ranges::of(ops), learned: HashMap::new(), filter: vec![0; filter] }
+        let is_simple = are_disjoint(layout.base.iter().map(|s| (s.address, s.file_len)))
+            && are_disjoint(layout.target.iter().map(|s| (s.offset, s.file_len)));
+        let last = is_simple.then(Default::default);
+        let ranges = Ranges::of(ops);
+        Self { layout, ranges, learned: HashMap::new(), filter: vec![0; filter], last }
     }
 
     /// What the number of `reference` is in the target, where it stands at `target_at`; `None` if
@@ -102,8 +110,8 @@ impl<'a> Moves<'a> {
             points_at = points_at.wrapping_add_signed(*correction);
         }
         let from = match reference.from {
-            From::Itself(more) => self.layout.target_address(target_at)?.wrapping_add(more),
-            From::Offset(offset) => self.layout.target_address(self.ranges.place(offset)?)?,
+            From::Itself(more) => self.target_address(target_at)?.wrapping_add(more),
+            From::Offset(offset) => self.target_address(self.ranges.place(offset)?)?,
             From::Zero => 0,
         };
         Some(points_at.wrapping_sub(from))
@@ -120,12 +128,22 @@ impl<'a> Moves<'a> {
         *known = known.wrapping_add(correction);
     }
 
+    /// The address that byte `offset` of the target is loaded at.
+    #[inline]
+    fn target_address(&self, offset: u64) -> Option<u64> {
+        let last = self.last.as_ref().map(|(_, target)| target);
+        let holds = |s: &Segment| offset >= s.offset && offset - s.offset < s.file_len;
+        let segment = find(&self.layout.target, last, holds)?;
+        Some(segment.address + (offset - segment.offset))
+    }
+
     /// Where what the base has at `address` lies in the target.
     fn address(&self, address: u64) -> Option<u64> {
-        let holds = |s: &&Segment| address >= s.address && address - s.address < s.file_len;
-        if let Some(segment) = self.layout.base.iter().find(holds) {
+        let holds = |s: &Segment| address >= s.address && address - s.address < s.file_len;
+        let last = self.last.as_ref().map(|(base, _)| base);
+        if let Some(segment) = find(&self.layout.base, last, holds) {
             let offset = segment.offset + (address - segment.address);
-            return self.layout.target_address(self.ranges.place(offset)?);
+            return self.target_address(self.ranges.place(offset)?);
         }
         // Beyond the file's part of a segment: keeps its distance from there.
         let pairs = self.layout.base.iter().zip(&self.layout.target);
@@ -135,6 +153,29 @@ impl<'a> Moves<'a> {
         let beyond = address - base.address - base.file_len;
         Some(target.address + target.file_len + beyond)
     }
+}
+
+/// Whether no two of these ranges, given as start and length, have a byte in common.
+fn are_disjoint(ranges: impl Iterator<Item = (u64, u64)>) -> bool {
+    let mut ranges: Vec<(u64, u64)> = ranges.collect();
+    ranges.sort_unstable();
+    ranges.windows(2).all(|pair| pair[0].0.saturating_add(pair[0].1) <= pair[1].0)
+}
+
+/// The segment for which `holds`; the `last` one found first.
+#[inline]
+fn find<'a>(
+    segments: &'a [Segment],
+    last: Option<&Cell<usize>>,
+    holds: impl Fn(&Segment) -> bool,
+) -> Option<&'a Segment> {
+    let Some(last) = last else { return segments.iter().find(|segment| holds(segment)) };
+    if let Some(segment) = segments.get(last.get()).filter(|segment| holds(segment)) {
+        return Some(segment);
+    }
+    let at = segments.iter().position(holds)?;
+    last.set(at);
+    segments.get(at)
 }
 
 fn filter_place(address: u64) -> (usize, u64) {

@@ -137,11 +137,9 @@ impl Layout {
 
     /// The address that byte `offset` of the base is loaded at.
     fn base_address(&self, offset: u64) -> Option<u64> {
-        address_of(&self.base, offset)
-    }
-
-    pub(crate) fn target_address(&self, offset: u64) -> Option<u64> {
-        address_of(&self.target, offset)
+        let holds = |s: &&Segment| offset >= s.offset && offset - s.offset < s.file_len;
+        let segment = self.base.iter().find(holds)?;
+        Some(segment.address + (offset - segment.offset))
     }
 
     fn is_code(&self, address: u64) -> bool {
@@ -152,11 +150,13 @@ impl Layout {
         // Behind the last byte, too: ends of arrays.
         self.base.iter().any(|s| address >= s.address && address - s.address <= s.memory_len)
     }
-}
 
-fn address_of(segments: &[Segment], offset: u64) -> Option<u64> {
-    let segment = segments.iter().find(|s| offset >= s.offset && offset - s.offset < s.file_len)?;
-    Some(segment.address + (offset - segment.offset))
+    /// The first and the last address for which [`is_loaded`](Self::is_loaded) may hold.
+    fn loaded_within(&self) -> (u64, u64) {
+        let first = self.base.iter().map(|s| s.address).min();
+        let last = self.base.iter().map(|s| s.address.saturating_add(s.memory_len)).max();
+        first.zip(last).unwrap_or((1, 0))
+    }
 }
 
 /// One reference in the base.
@@ -239,6 +239,28 @@ pub(crate) fn scan(
     done
 }
 
+/// How many bytes of these are of class [`NONE`] before the first that is not. Eight are looked at together;
+/// of the last ones fewer may be told than there are.
+#[inline]
+fn plain_len(code: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // The highest bit of each byte that is zero; above the lowest of them others may be wrong.
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & (ONES * 0x80);
+    let mut at = 0;
+    while let Some(word) = code[at..].first_chunk::<8>() {
+        let word = u64::from_le_bytes(*word);
+        let operands = zeros((word & (ONES * 0xc7)) ^ (ONES * 0x05));
+        let calls = zeros((word & (ONES * 0xfe)) ^ (ONES * 0xe8));
+        let escapes = zeros(word ^ (ONES * 0x0f));
+        let found = operands | calls | escapes;
+        if found != 0 {
+            return at + (found.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    at
+}
+
 /// Returns the first byte from which a reference could start that needs bytes behind `code`.
 fn scan_code(
     layout: &Layout,
@@ -247,9 +269,15 @@ fn scan_code(
     found: &mut impl FnMut(Reference),
 ) -> usize {
     let Some(address) = layout.base_address(offset) else { return code.len() };
+    // Most of what looks like an operand is none and would point anywhere.
+    let (first, last) = layout.loaded_within();
     let mut at = 0;
     // The longest pattern is two bytes and an operand of four.
     while at + 6 <= code.len() {
+        at += plain_len(&code[at..]);
+        if at + 6 > code.len() {
+            break;
+        }
         let (operand, is_jump) = match CLASS[code[at] as usize] {
             NONE => {
                 at += 1;
@@ -271,7 +299,11 @@ fn scan_code(
         ]);
         let next = address + operand as u64 + 4;
         let points_at = next.wrapping_add_signed(i64::from(number));
-        let good = if is_jump { layout.is_code(points_at) } else { layout.is_loaded(points_at) };
+        let good = if is_jump {
+            layout.is_code(points_at)
+        } else {
+            points_at >= first && points_at <= last && layout.is_loaded(points_at)
+        };
         if good {
             let at = offset + operand as u64;
             found(Reference { at, len: 4, points_at, from: From::Itself(4) });

@@ -56,7 +56,8 @@ fn decoded(base: &[u8], delta: &Delta, len: usize) -> Option<Vec<u8>> {
 }
 
 fn search(depth: usize) -> Search {
-    Search { depth, step: if depth < 8 { 4 } else { 1 } }
+    let (step, stride) = if depth < 8 { (4, 3) } else { (1, 1) };
+    Search { depth, step, stride, good_run: 24 }
 }
 
 fn len(delta: &Delta) -> usize {

@@ -26,6 +26,10 @@ pub(super) const KIND_SAME: u8 = 9;
 pub(super) const SPARSE: u8 = 1;
 pub(super) const DELTA: u8 = 2;
 pub(super) const PACKED: u8 = 4;
+pub(super) const TOKENS: u8 = 8;
+
+/// Bit of a source's gzip file's length: its tokens are meant.
+pub(super) const AS_TOKENS: u64 = 1 << 63;
 
 pub(super) const SEGMENT_BASE: u8 = 0;
 pub(super) const SEGMENT_LITERAL: u8 = 1;

@@ -10,16 +10,21 @@ use vireo_model::{
 };
 
 use super::columns::{
-    ArchivedColumns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR, KIND_FIFO, KIND_FILE,
-    KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, Number, PACKED, SEGMENT_BASE,
-    SEGMENT_LITERAL, SEGMENT_ZERO, SPANS, SPARSE,
+    AS_TOKENS, ArchivedColumns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR, KIND_FIFO,
+    KIND_FILE, KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, Number, PACKED,
+    SEGMENT_BASE, SEGMENT_LITERAL, SEGMENT_ZERO, SPANS, SPARSE, TOKENS,
 };
 use super::weight::{self, Weight};
+use super::work::Work;
 use super::write::known_lens;
-use super::{Body, Content, Contents, FileDelta, Manifest, Segment, Source, new_content};
+use super::{
+    Body, Content, Contents, FileDelta, Form, Inside, Manifest, Packing, Segment, Source,
+    new_content,
+};
+use crate::dictionary::Dictionary;
 use crate::error::{DeltaError, Detail};
 use crate::file::{MAX_CONTROL_LEN, MAX_DELTA_LEN};
-use crate::format::{Header, limit, limits};
+use crate::format::{Header, feature, limit, limits};
 use crate::frames::{CLASSES, Class, Frame, Part, Span, StreamId, stream_lens};
 use crate::{Permits, consistency, gzip};
 
@@ -39,7 +44,9 @@ pub(super) fn decode_within(
     // The header's limits bound what is allocated here.
     let mut plain = AlignedVec::<16>::new();
     plain.resize(header.manifest_plain_len as usize, 0);
-    let len = zstd::bulk::decompress_to_buffer(bytes, &mut plain[..])
+    let dictionary = Dictionary::Manifest.if_known_by(header);
+    let len = dictionary
+        .decompress(bytes, &mut plain[..])
         .map_err(|_| invalid("it cannot be decompressed"))?;
     if len as u64 != header.manifest_plain_len {
         return Err(invalid("it has another length than the header says"));
@@ -47,7 +54,8 @@ pub(super) fn decode_within(
     let columns = rkyv::access::<ArchivedColumns, RancorError>(&plain)
         .map_err(|_| invalid("its structure is damaged"))?;
     check_counts(columns)?;
-    let mut reader = Reader::new(columns, Weight::new(most_memory_len));
+    let knows_tokens = header.incompat & feature::TOKENS != 0;
+    let mut reader = Reader::new(columns, Weight::new(most_memory_len), knows_tokens);
     let ignore = reader.ignore(columns.ignore_lens.iter())?;
     let changes = reader.changes(columns.before_kinds.len())?;
     consistency::check(&changes, &ignore).map_err(|what| invalid(&what))?;
@@ -62,6 +70,7 @@ pub(super) fn decode_within(
             return Err(invalid(&format!("{} has no content", change.path)));
         }
     }
+    Work::new(&frames).of_all(&changes, &contents)?;
     reader.check_ends()?;
     let permits = Permits::from_bits(columns.permits.to_native())
         .ok_or_else(|| invalid("it permits what this version of Vireo does not know"))?;
@@ -113,11 +122,13 @@ macro_rules! reader {
             last_path: Vec<u8>,
             paths_len: u64,
             weight: Weight,
+            /// Whether the header says that there may be tokens.
+            knows_tokens: bool,
             $($column: Column<'a, $number>,)*
         }
 
         impl<'a> Reader<'a> {
-            fn new(columns: &'a ArchivedColumns, weight: Weight) -> Self {
+            fn new(columns: &'a ArchivedColumns, weight: Weight, knows_tokens: bool) -> Self {
                 Self {
                     names: &columns.names,
                     texts: &columns.texts,
@@ -126,6 +137,7 @@ macro_rules! reader {
                     last_path: Vec::new(),
                     paths_len: 0,
                     weight,
+                    knows_tokens,
                     $($column: Column(columns.$column.iter()),)*
                 }
             }
@@ -339,12 +351,21 @@ impl<'a> Reader<'a> {
                     path.clone()
                 }
             };
-            let (packed_len, plain_len) = (self.source_packed.next()?, self.source_plain.next()?);
-            limit("gzip file length", packed_len, gzip::MAX_PACKED_LEN)?;
-            limit("gzip file's plain length", plain_len, gzip::MAX_PLAIN_LEN)?;
-            sources.push(Source { path, packed_len, plain_len });
+            sources.push(Source { path, inside: self.inside()? });
         }
         Ok(sources)
+    }
+
+    fn inside(&mut self) -> Result<Option<Inside>, DeltaError> {
+        let (packed, plain_len) = (self.source_packed.next()?, self.source_plain.next()?);
+        let packed_len = packed & !AS_TOKENS;
+        let form = if packed == packed_len { Form::Plain } else { Form::Tokens };
+        limit("gzip file length", packed_len, gzip::MAX_PACKED_LEN)?;
+        limit("gzip file's plain length", plain_len, gzip::MAX_PLAIN_LEN)?;
+        if form == Form::Tokens && (!self.knows_tokens || packed_len == 0) {
+            return Err(invalid("tokens of a base file are meant that it cannot have"));
+        }
+        Ok((packed_len > 0).then_some(Inside { form, packed_len, plain_len }))
     }
 
     fn frames(&mut self, count: usize, content_len: u64) -> Result<Vec<Frame>, DeltaError> {
@@ -404,20 +425,26 @@ impl<'a> Reader<'a> {
     fn content(&mut self, len: u64, bounds: &mut Bounds<'_>) -> Result<Content, DeltaError> {
         limit("file length", len, limits::MAX_FILE_LEN)?;
         let flags = self.content_flags.next()? as u8;
-        if flags & !(SPARSE | DELTA | PACKED) != 0 {
+        if flags & !(SPARSE | DELTA | PACKED | TOKENS) != 0 {
             return Err(invalid("a content has unknown flags"));
         }
         let class = Class::from_number(self.content_classes.next()? as u8)
             .ok_or_else(|| invalid("a content is of an unknown class"))?;
-        let recipe = if flags & PACKED != 0 { Some(self.recipe(class, bounds)?) } else { None };
+        let packing = match flags & (PACKED | TOKENS) {
+            0 => Packing::None,
+            PACKED => Packing::Recipe(self.recipe(class, bounds)?),
+            TOKENS if self.knows_tokens => Packing::Tokens,
+            _ => return Err(invalid("a content has flags that exclude each other")),
+        };
         let body = if flags & DELTA != 0 {
-            let plain_len = if recipe.is_some() { self.plain_lens.next()? } else { len };
+            let is_packed = packing != Packing::None;
+            let plain_len = if is_packed { self.plain_lens.next()? } else { len };
             Body::Delta(self.delta(plain_len, class, bounds)?)
         } else {
             Body::Segments(self.segments(bounds)?)
         };
-        let content = Content { len, sparse: flags & SPARSE != 0, class, recipe, body };
-        if recipe.is_some() {
+        let content = Content { len, sparse: flags & SPARSE != 0, class, packing, body };
+        if packing != Packing::None {
             limit("gzip file's plain length", content.plain_len(), gzip::MAX_PLAIN_LEN)?;
             limit("gzip file length", len, gzip::MAX_PACKED_LEN)?;
         } else if content.plain_len() != len {
@@ -489,7 +516,7 @@ impl<'a> Reader<'a> {
         let end = offset.checked_add(len).ok_or_else(outside)?;
         match kind {
             SEGMENT_BASE
-                if bounds.sources.get(source as usize).is_some_and(|s| s.packed_len == 0)
+                if bounds.sources.get(source as usize).is_some_and(|s| s.inside.is_none())
                     && end <= limits::MAX_FILE_LEN =>
             {
                 Ok(Segment::Base { source, offset, len })

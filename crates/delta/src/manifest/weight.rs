@@ -6,7 +6,7 @@
 
 use vireo_model::{Change, Digest, NodeKind};
 
-use super::{Body, Content, FileDelta, Segment, Source};
+use super::{Body, Content, FileDelta, Packing, Segment, Source};
 use crate::error::{DeltaError, Detail};
 use crate::format::{limit, limits};
 use crate::frames::{CLASSES, Frame, Part, StreamId};
@@ -94,15 +94,18 @@ impl Weight {
     ) -> Result<(), DeltaError> {
         self.decoded_len = self.decoded_len.saturating_add(content.len);
         limit("length of all contents", self.decoded_len, limits::MAX_DECODED_LEN)?;
-        if let Some(recipe) = content.recipe {
+        if content.packing != Packing::None {
             self.repacked(content.plain_len())?;
+        }
+        if let Packing::Recipe(recipe) = content.packing {
             self.stream(StreamId::new(content.class, Part::Recipe), recipe.len, streams)?;
         }
         match &content.body {
             Body::Segments(segments) => self.zeros(segments),
             Body::Delta(delta) => {
                 let source = sources.get(delta.source as usize);
-                self.repacked(source.map_or(0, |source| source.plain_len))?;
+                let inside = source.and_then(|source| source.inside);
+                self.repacked(inside.map_or(0, |inside| inside.plain_len))?;
                 self.delta(content, delta, streams)
             }
         }

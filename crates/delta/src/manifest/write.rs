@@ -6,11 +6,12 @@ use rkyv::rancor::Error as RancorError;
 use vireo_model::{Change, DeviceKind, Digest, ImagePath, Node, NodeKind};
 
 use super::columns::{
-    Columns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR, KIND_FIFO, KIND_FILE,
+    AS_TOKENS, Columns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR, KIND_FIFO, KIND_FILE,
     KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, PACKED, SEGMENT_BASE,
-    SEGMENT_LITERAL, SEGMENT_ZERO, SPARSE,
+    SEGMENT_LITERAL, SEGMENT_ZERO, SPARSE, TOKENS,
 };
-use super::{Body, Content, FileDelta, Manifest, Segment};
+use super::{Body, Content, FileDelta, Form, Manifest, Packing, Segment};
+use crate::dictionary::Dictionary;
 use crate::error::{DeltaError, Detail, io_step};
 use crate::format::{limit, limits};
 use crate::frames::{CLASSES, Class, Span};
@@ -58,7 +59,8 @@ pub(crate) fn encode(manifest: &Manifest, level: i32) -> Result<Packed, DeltaErr
         .map_err(|error| Detail::Manifest { what: error.to_string() })?;
     let plain_len = plain.len() as u64;
     limit("manifest length before compression", plain_len, limits::MAX_MANIFEST_PLAIN_LEN)?;
-    let bytes = zstd::bulk::compress(&plain, level).map_err(io_step("compress the manifest"))?;
+    let bytes = Dictionary::Manifest.compress(&plain, level);
+    let bytes = bytes.map_err(io_step("compress the manifest"))?;
     limit("manifest length", bytes.len() as u64, limits::MAX_MANIFEST_LEN)?;
     Ok(Packed { bytes, plain_len })
 }
@@ -170,8 +172,12 @@ impl Writer {
                     self.path(&source.path)?;
                 }
             }
-            self.columns.source_packed.push(source.packed_len);
-            self.columns.source_plain.push(source.plain_len);
+            let (packed, plain) = source.inside.map_or((0, 0), |inside| {
+                let form = if inside.form == Form::Tokens { AS_TOKENS } else { 0 };
+                (inside.packed_len | form, inside.plain_len)
+            });
+            self.columns.source_packed.push(packed);
+            self.columns.source_plain.push(plain);
         }
         Ok(())
     }
@@ -179,16 +185,20 @@ impl Writer {
     fn content(&mut self, content: &Content) -> Result<(), DeltaError> {
         let mut flags = if content.sparse { SPARSE } else { 0 };
         let class = content.class as usize;
-        if let Some(recipe) = content.recipe {
-            flags |= PACKED;
-            self.columns.recipe_skips.push(recipe.start.wrapping_sub(self.recipe_ends[class]));
-            self.columns.recipe_lens.push(number(recipe.len as usize)?);
-            self.recipe_ends[class] = recipe.start + recipe.len;
+        match content.packing {
+            Packing::None => {}
+            Packing::Recipe(recipe) => {
+                flags |= PACKED;
+                self.columns.recipe_skips.push(recipe.start.wrapping_sub(self.recipe_ends[class]));
+                self.columns.recipe_lens.push(number(recipe.len as usize)?);
+                self.recipe_ends[class] = recipe.start + recipe.len;
+            }
+            Packing::Tokens => flags |= TOKENS,
         }
         match &content.body {
             Body::Delta(delta) => {
                 flags |= DELTA;
-                if content.recipe.is_some() {
+                if content.packing != Packing::None {
                     self.columns.plain_lens.push(delta.plain_len);
                 }
                 self.delta(delta, content.class)?;

@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vireo_cloud::Local;
+use vireo_repo::Event;
 use vireo_repo::serve::Server;
-use vireo_repo::{Event, ImageBuilder, Repository, WorkerImages};
+use vireo_repo::{ImageBuilder, WorkerImages};
 
 use super::Data;
 use crate::exit::Failure;
@@ -18,8 +19,8 @@ use crate::report::{self, Report};
 
 /// Serve a repository over HTTPS
 ///
-/// Prints its address when it is ready, and what happens to the standard error. Needs root: disk
-/// images are attached and mounted. SIGTERM and SIGINT end it after the requests that run.
+/// Prints its address when it is ready, and what happens to the standard error. Works on disk images in
+/// processes of their own, which can do little else; as root by mounting them, else by debugfs(8). SIGTERM and SIGINT end it after the requests that run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// Work on disk images in this process instead of in confined ones, one for each job
     #[arg(long)]
     no_worker: bool,
+    #[cfg(feature = "ec2")]
+    #[command(flatten)]
+    ec2: super::ec2::Place,
 }
 
 /// The server is ready.
@@ -57,13 +61,23 @@ impl fmt::Display for Listening {
 
 pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("warning: not run as root: images cannot be created and updates cannot be built");
+        eprintln!(
+            "warning: not run as root: images are patched by debugfs, without names that have a line end"
+        );
     }
     let observer = move |event: &Event| log(event, json);
     let opened = if args.no_worker { args.data.open()? } else { args.data.open_with(workers()?)? };
     let mut repository = opened.with_observer(Arc::new(observer));
     if let Some(dir) = &args.launch_dir {
         repository = repository.with_cloud(Arc::new(Local::new(dir)));
+    }
+    #[cfg(feature = "ec2")]
+    if let Some(ec2) = args.ec2.connect(&args.data.dir, json)? {
+        if args.launch_dir.is_some() {
+            let both = "machines start from --launch-dir or from --ec2, not from both";
+            return Err(Failure::usage(both.to_owned()));
+        }
+        repository = repository.with_cloud(Arc::new(ec2));
     }
     let swept = repository.sweep()?;
     for path in &swept.removed {
@@ -84,9 +98,9 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
             .map_err(|error| Failure::io("wait for signals at", &args.data.dir, &error))?;
         report::print(&Listening { url, data: args.data.dir.clone() }, json)?;
         let repository = server.repository();
-        let bringing = tokio::task::spawn_blocking(move || bring_up_to_date(&repository));
+        // Nobody waits for its end: what it was at is completed after the next start.
+        std::thread::spawn(move || repository.keep_launched());
         server.run(stop.wait()).await?;
-        bringing.abort();
         Ok(())
     })
 }
@@ -102,13 +116,6 @@ fn workers() -> Result<Box<dyn ImageBuilder>, Failure> {
         )));
     }
     Ok(Box::new(workers))
-}
-
-/// What a crash left undone: the newest versions that cannot be launched yet.
-fn bring_up_to_date(repository: &Repository) {
-    if let Err(error) = repository.launch_all_current() {
-        eprintln!("warning: {}", error.chain());
-    }
 }
 
 struct Stop {

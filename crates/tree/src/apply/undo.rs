@@ -114,7 +114,11 @@ impl<'r> Reverse<'r> {
             if is_before {
                 continue;
             }
-            let is_after = is_after(trace.last, found.as_ref());
+            // A directory that was there, went, and is there again is no edit that could be lost.
+            let is_dir_again = trace.last.after.is_none()
+                && trace.before.is_some_and(Node::is_dir)
+                && found.as_ref().is_some_and(is_dir);
+            let is_after = is_dir_again || is_after(trace.last, found.as_ref());
             let stamp = super::standing::stamp(root, path)?;
             if !is_after {
                 if !options.take {

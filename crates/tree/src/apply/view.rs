@@ -104,40 +104,50 @@ impl Staged<'_> {
 }
 
 impl Committed<'_> {
-    /// Gives what was removed below the directory `below` its names again, beside the target: what
-    /// runs may need it until it ends. The paths, those above first; what is there already stays.
-    /// [`remove_extra`] takes them away.
-    ///
-    /// # Errors
-    ///
-    /// `Io`, `NoSpace`: some may be there, all can be tried again.
-    pub fn keep_removed(&self, below: &ImagePath) -> Result<Vec<ImagePath>, TreeError> {
-        let root = self.journal.root();
-        let places = Places::open(&self.journal, self.txn, self.plan.id, &self.plan.mounts)?;
+    /// The paths that were removed below the directory `below`, those above first.
+    #[must_use]
+    pub fn removed(&self, below: &ImagePath) -> Vec<ImagePath> {
+        self.removals(below).into_iter().map(|(_, step)| step.path.clone()).collect()
+    }
+
+    fn removals(&self, below: &ImagePath) -> Vec<(usize, &Step)> {
         let steps = self.plan.steps.iter().enumerate();
         let mut removed: Vec<(usize, &Step)> = steps
             .filter(|(_, step)| step.how == How::Remove && step.path.is_within(below))
             .collect();
         removed.sort_by_key(|(_, step)| &step.path);
-        for (number, step) in &removed {
+        removed
+    }
+
+    /// Gives what was removed below the directory `below` its names again, beside the target: what
+    /// runs may need it until it ends. What is there already stays. [`remove_extra`] takes
+    /// [these paths](Self::removed) away, and undoing the transaction makes them part of the tree again.
+    ///
+    /// # Errors
+    ///
+    /// `Io`, `NoSpace`: some may be there, all can be tried again.
+    pub fn keep_removed(&self, below: &ImagePath) -> Result<(), TreeError> {
+        let root = self.journal.root();
+        let places = Places::open(&self.journal, self.txn, self.plan.id, &self.plan.mounts)?;
+        for (number, step) in self.removals(below) {
             let (path, failed) = (&step.path, root.failed("keep", &step.path));
             let (dir, name) = root.require("keep", path)?;
             let made = match &step.before {
                 Some(node) if step.was_dir() => {
                     dir.make_dir(name).and_then(|()| dir.set_metadata(name, node))
                 }
-                _ => places.base(root, path).link_to(&name_of(*number), &dir, name),
+                _ => places.base(root, path).link_to(&name_of(number), &dir, name),
             };
             match made {
                 Err(Errno::EXIST) => {}
                 other => other.map_err(failed)?,
             }
         }
-        Ok(removed.into_iter().map(|(_, step)| step.path.clone()).collect())
+        Ok(())
     }
 }
 
-/// Removes paths that [`Committed::keep_removed`] gave, as far as they are there; directories only
+/// Removes paths that [`Committed::keep_removed`] gave names again, as far as they are there; directories only
 /// if they are empty then.
 ///
 /// # Errors

@@ -1,0 +1,442 @@
+//! Huffman codes of a deflate stream: read as anybody may have made them, made as zlib makes them.
+//!
+//! RFC 1951 leaves open which of many equally good codes a compressor takes and how it writes them
+//! down. zlib and GNU gzip agree: of nodes of equal frequency the one of less depth comes first (then the
+//! order of their heap decides), codes that became too long are shortened from the last on, and runs of
+//! equal lengths are written as soon as there is an escape for them. Tests compare with their streams.
+
+use super::bits::{BitReader, BitWriter};
+
+/// Symbols of bytes, the end and lengths that zlib counts.
+pub(super) const LITERALS: usize = 286;
+pub(super) const DISTANCES: usize = 30;
+/// Symbols with which lengths of codes are written.
+const LENGTHS: usize = 19;
+
+/// The order in which the lengths of those stand (RFC 1951, 3.2.7).
+const ORDER: [usize; LENGTHS] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
+
+/// Longest code of a byte, length or distance, and of the length of such a code.
+const MAX_BITS: usize = 15;
+const MAX_LENGTH_BITS: usize = 7;
+
+/// The symbol of a length less 3, its further bits and how many (RFC 1951, 3.2.5).
+#[inline]
+pub(super) fn length_code(len: u8) -> (usize, u32, u32) {
+    let len = u32::from(len);
+    match len {
+        255 => (285, 0, 0),
+        0..8 => (257 + len as usize, 0, 0),
+        _ => {
+            let width = len.ilog2() - 2;
+            let symbol = 257 + 4 * (width + 1) + ((len >> width) & 3);
+            (symbol as usize, len & ((1 << width) - 1), width)
+        }
+    }
+}
+
+/// The same of a distance less 1.
+#[inline]
+pub(super) fn distance_code(distance: u16) -> (usize, u32, u32) {
+    let distance = u32::from(distance);
+    if distance < 4 {
+        return (distance as usize, 0, 0);
+    }
+    let width = distance.ilog2() - 1;
+    let symbol = 2 * (width + 1) + ((distance >> width) & 1);
+    (symbol as usize, distance & ((1 << width) - 1), width)
+}
+
+/// The least length less 3 that a symbol means, and how many bits follow.
+pub(super) fn length_of(symbol: usize) -> Option<(u32, u32)> {
+    let code = symbol.checked_sub(257)? as u32;
+    match code {
+        0..8 => Some((code, 0)),
+        8..28 => {
+            let width = code / 4 - 1;
+            Some(((4 + code % 4) << width, width))
+        }
+        28 => Some((255, 0)),
+        _ => None,
+    }
+}
+
+/// The same of a distance less 1.
+pub(super) fn distance_of(symbol: usize) -> Option<(u32, u32)> {
+    let code = symbol as u32;
+    match code {
+        0..4 => Some((code, 0)),
+        4..30 => {
+            let width = code / 2 - 1;
+            Some(((2 + code % 2) << width, width))
+        }
+        _ => None,
+    }
+}
+
+/// Finds symbols by their code.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    bits: u32,
+    /// By the next bits: the symbol, and the length of its code in the lowest four; 0 for none.
+    table: Vec<u16>,
+}
+
+impl Decoder {
+    /// The code whose symbols have these lengths; `None` if there is no such code.
+    fn new(lens: &[u8]) -> Option<Self> {
+        let bits = u32::from(lens.iter().copied().max()?).max(1);
+        let taken: u32 =
+            lens.iter().filter(|len| **len > 0).map(|len| 1 << (bits - u32::from(*len))).sum();
+        if taken > 1 << bits {
+            return None;
+        }
+        let mut table = vec![0; 1 << bits];
+        for ((symbol, len), code) in lens.iter().enumerate().zip(codes(lens)) {
+            if *len > 0 {
+                let entry = (symbol as u16) << 4 | u16::from(*len);
+                table
+                    .iter_mut()
+                    .skip(usize::from(code))
+                    .step_by(1 << *len)
+                    .for_each(|at| *at = entry);
+            }
+        }
+        Some(Self { bits, table })
+    }
+
+    #[inline]
+    pub(super) fn next(&self, bits: &mut BitReader<'_>) -> Option<usize> {
+        let entry = self.table[bits.peek(self.bits) as usize];
+        if entry == 0 {
+            return None;
+        }
+        bits.skip(u32::from(entry & 15))?;
+        Some(usize::from(entry >> 4))
+    }
+}
+
+/// The codes for symbols of these lengths, the first bit lowest (RFC 1951, 3.2.2).
+fn codes(lens: &[u8]) -> Vec<u16> {
+    let mut next = [0_u32; MAX_BITS + 2];
+    for len in lens.iter().filter(|len| **len > 0) {
+        next[usize::from(*len) + 1] += 1;
+    }
+    // So far the number of codes a bit shorter.
+    for len in 1..next.len() {
+        next[len] = (next[len - 1] + next[len]) << 1;
+    }
+    let code = |len: &u8| {
+        if *len == 0 {
+            return 0;
+        }
+        let code = next[usize::from(*len)];
+        next[usize::from(*len)] += 1;
+        (code as u16).reverse_bits() >> (16 - u16::from(*len))
+    };
+    lens.iter().map(code).collect()
+}
+
+/// The lengths of the fixed codes (RFC 1951, 3.2.6).
+fn fixed_lens() -> (Vec<u8>, Vec<u8>) {
+    let literals = [(144, 8), (112, 9), (24, 7), (8, 8)];
+    let literals = literals.into_iter().flat_map(|(count, len)| std::iter::repeat_n(len, count));
+    (literals.collect(), vec![5; DISTANCES + 2])
+}
+
+pub(super) fn fixed_decoders() -> Option<(Decoder, Decoder)> {
+    let (literals, distances) = fixed_lens();
+    Some((Decoder::new(&literals)?, Decoder::new(&distances)?))
+}
+
+pub(super) fn fixed_trees() -> (Tree, Tree) {
+    let (literals, distances) = fixed_lens();
+    (Tree::new(literals), Tree::new(distances))
+}
+
+/// Reads the codes at the head of a block (RFC 1951, 3.2.7).
+pub(super) fn read_decoders(bits: &mut BitReader<'_>) -> Option<(Decoder, Decoder)> {
+    let (literals, distances) = (257 + bits.take(5)? as usize, 1 + bits.take(5)? as usize);
+    let count = 4 + bits.take(4)? as usize;
+    let mut lens = [0; LENGTHS];
+    for place in &ORDER[..count] {
+        lens[*place] = bits.take(3)? as u8;
+    }
+    let decoder = Decoder::new(&lens)?;
+    let mut lens = Vec::with_capacity(literals + distances);
+    while lens.len() < literals + distances {
+        let (len, times) = match decoder.next(bits)? {
+            16 => (*lens.last()?, 3 + bits.take(2)?),
+            17 => (0, 3 + bits.take(3)?),
+            18 => (0, 11 + bits.take(7)?),
+            len => (len as u8, 1),
+        };
+        lens.extend(std::iter::repeat_n(len, times as usize));
+    }
+    if lens.len() > literals + distances {
+        return None;
+    }
+    let (literals, distances) = lens.split_at(literals);
+    Some((Decoder::new(literals)?, Decoder::new(distances)?))
+}
+
+/// A code to write with.
+#[derive(Debug)]
+pub(super) struct Tree {
+    lens: Vec<u8>,
+    /// Each with its length in the upper half.
+    codes: Vec<u32>,
+}
+
+impl Tree {
+    fn new(lens: Vec<u8>) -> Self {
+        let codes = codes(&lens).into_iter().zip(&lens);
+        Self {
+            codes: codes.map(|(code, len)| u32::from(*len) << 16 | u32::from(code)).collect(),
+            lens,
+        }
+    }
+
+    /// The code that zlib makes of these frequencies, none of which is longer than `max_bits`.
+    pub(super) fn of(counts: &[u32], max_bits: usize) -> Self {
+        Self::new(lens_of(counts, max_bits))
+    }
+
+    #[inline]
+    pub(super) fn put(&self, symbol: usize, bits: &mut BitWriter) {
+        let code = self.codes[symbol];
+        bits.put(code & 0xffff, code >> 16);
+    }
+
+    /// The lengths up to the last symbol that is used.
+    fn used_lens(&self, least: usize) -> &[u8] {
+        let used = self.lens.iter().rposition(|len| *len > 0).map_or(0, |last| last + 1);
+        &self.lens[..used.max(least)]
+    }
+}
+
+/// Writes both codes as the head of a block.
+pub(super) fn write_trees(literals: &Tree, distances: &Tree, bits: &mut BitWriter) {
+    let (literals, distances) = (literals.used_lens(257), distances.used_lens(1));
+    let runs = [runs(literals), runs(distances)].concat();
+    let mut counts = [0; LENGTHS];
+    runs.iter().for_each(|(symbol, _, _)| counts[*symbol] += 1);
+    let tree = Tree::of(&counts, MAX_LENGTH_BITS);
+    let count =
+        ORDER.iter().rposition(|place| tree.lens[*place] > 0).map_or(4, |last| (last + 1).max(4));
+    bits.put(literals.len() as u32 - 257, 5);
+    bits.put(distances.len() as u32 - 1, 5);
+    bits.put(count as u32 - 4, 4);
+    for place in &ORDER[..count] {
+        bits.put(u32::from(tree.lens[*place]), 3);
+    }
+    for (symbol, extra, width) in runs {
+        tree.put(symbol, bits);
+        bits.put(extra, width);
+    }
+}
+
+/// Lengths as symbols, each with further bits and how many of them. Runs end with their table, although
+/// the format would let them go on into the next.
+fn runs(lens: &[u8]) -> Vec<(usize, u32, u32)> {
+    let mut out = Vec::new();
+    let mut last = None;
+    let mut at = 0;
+    while at < lens.len() {
+        let len = lens[at];
+        // A length is first written itself, unless it is zero or that of the run before.
+        let most = match len {
+            0 => 138,
+            _ if last == Some(len) => 6,
+            _ => 7,
+        };
+        let count = lens[at..].iter().take(most).take_while(|next| **next == len).count();
+        at += count;
+        let repeated = if len == 0 || last == Some(len) { count } else { count - 1 };
+        if repeated < 3 {
+            out.extend(std::iter::repeat_n((usize::from(len), 0, 0), count));
+        } else if len == 0 {
+            let repeated = repeated as u32;
+            out.push(if repeated <= 10 { (17, repeated - 3, 3) } else { (18, repeated - 11, 7) });
+        } else {
+            if repeated < count {
+                out.push((usize::from(len), 0, 0));
+            }
+            out.push((16, repeated as u32 - 3, 2));
+        }
+        last = Some(len);
+    }
+    out
+}
+
+/// Heap of the nodes that still have no parent: by frequency, then by depth.
+struct Heap<'a> {
+    nodes: Vec<usize>,
+    counts: &'a mut Vec<u32>,
+    depths: &'a mut Vec<u32>,
+}
+
+impl Heap<'_> {
+    fn is_before(&self, a: usize, b: usize) -> bool {
+        let key = |node: usize| (self.counts[node], self.depths[node]);
+        key(a) <= key(b)
+    }
+
+    /// Lets the node at `place` (counted from 0) sink to where it belongs.
+    fn sink(&mut self, mut place: usize) {
+        let node = self.nodes[place];
+        loop {
+            let mut child = 2 * place + 1;
+            if child >= self.nodes.len() {
+                break;
+            }
+            if child + 1 < self.nodes.len()
+                && self.is_before(self.nodes[child + 1], self.nodes[child])
+            {
+                child += 1;
+            }
+            if self.is_before(node, self.nodes[child]) {
+                break;
+            }
+            self.nodes[place] = self.nodes[child];
+            place = child;
+        }
+        self.nodes[place] = node;
+    }
+}
+
+/// The lengths of the codes for symbols of these frequencies.
+fn lens_of(frequencies: &[u32], max_bits: usize) -> Vec<u8> {
+    let symbols = frequencies.len();
+    let mut counts = frequencies.to_vec();
+    let mut nodes: Vec<usize> = (0..symbols).filter(|symbol| counts[*symbol] > 0).collect();
+    // A code has at least two symbols.
+    while nodes.len() < 2 {
+        let symbol = match nodes.last() {
+            Some(last) if *last >= 2 => 0,
+            last => last.map_or(0, |last| last + 1),
+        };
+        counts[symbol] = 1;
+        nodes.push(symbol);
+    }
+    let mut depths = vec![0; symbols];
+    // Every node of the tree from the root on, in the order that shortening needs.
+    let mut sorted = Vec::with_capacity(2 * nodes.len());
+    let mut parents = vec![0; 2 * symbols];
+    let mut heap = Heap { nodes, counts: &mut counts, depths: &mut depths };
+    for place in (0..heap.nodes.len() / 2).rev() {
+        heap.sink(place);
+    }
+    while heap.nodes.len() > 1 {
+        let first = heap.nodes[0];
+        let end = heap.nodes.len() - 1;
+        heap.nodes.swap(0, end);
+        heap.nodes.truncate(end);
+        heap.sink(0);
+        let second = heap.nodes[0];
+        sorted.extend([first, second]);
+        let node = heap.counts.len();
+        heap.counts.push(heap.counts[first] + heap.counts[second]);
+        heap.depths.push(heap.depths[first].max(heap.depths[second]) + 1);
+        (parents[first], parents[second]) = (node, node);
+        heap.nodes[0] = node;
+        heap.sink(0);
+    }
+    sorted.reverse();
+    limited(&sorted, &parents, symbols, heap.counts.len() - 1, max_bits)
+}
+
+/// The lengths by depth in the tree of which `sorted` has all nodes but the `root`; none above `max_bits`.
+fn limited(
+    sorted: &[usize],
+    parents: &[usize],
+    symbols: usize,
+    root: usize,
+    max_bits: usize,
+) -> Vec<u8> {
+    let mut depths = vec![0_usize; root + 1];
+    let mut of_len = vec![0_usize; max_bits + 1];
+    let mut too_long = 0_i64;
+    for node in sorted {
+        let mut depth = depths[parents[*node]] + 1;
+        if depth > max_bits {
+            depth = max_bits;
+            too_long += 1;
+        }
+        depths[*node] = depth;
+        if *node < symbols {
+            of_len[depth] += 1;
+        }
+    }
+    if too_long == 0 {
+        return depths[..symbols].iter().map(|depth| *depth as u8).collect();
+    }
+    while too_long > 0 {
+        // The deepest leaf that can go down takes one of those that are too long beside it.
+        let shorter = (1..max_bits).rev().find(|len| of_len[*len] > 0).unwrap_or(0);
+        of_len[shorter] = of_len[shorter].saturating_sub(1);
+        of_len[shorter + 1] += 2;
+        of_len[max_bits] = of_len[max_bits].saturating_sub(1);
+        too_long -= 2;
+    }
+    // The rarest symbols get the longest codes.
+    let mut lens = vec![0; symbols];
+    let mut leaves = sorted.iter().rev().filter(|node| **node < symbols);
+    for (len, count) in of_len.iter().enumerate().rev() {
+        for node in leaves.by_ref().take(*count) {
+            lens[*node] = len as u8;
+        }
+    }
+    lens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_and_numbers_agree() {
+        for len in 0..=255 {
+            let (symbol, extra, width) = length_code(len);
+            let (first, more) = length_of(symbol).expect("a symbol of a length");
+            assert_eq!((first + extra, more), (u32::from(len), width));
+        }
+        for distance in 0..32768_u16 {
+            let (symbol, extra, width) = distance_code(distance);
+            let (first, more) = distance_of(symbol).expect("a symbol of a distance");
+            assert_eq!((first + extra, more), (u32::from(distance), width));
+        }
+        assert_eq!((length_of(256), length_of(286), distance_of(30)), (None, None, None));
+    }
+
+    #[test]
+    fn codes_are_complete_and_never_too_long() {
+        // Fibonacci's numbers make the deepest trees.
+        let mut counts = vec![1, 1];
+        while counts.len() < 24 {
+            counts.push(counts[counts.len() - 1] + counts[counts.len() - 2]);
+        }
+        for max_bits in [7, 15] {
+            let lens = lens_of(&counts, max_bits);
+            let sum: u32 = lens.iter().map(|len| 1 << (max_bits - usize::from(*len))).sum();
+            assert_eq!(sum, 1 << max_bits, "{lens:?}");
+            assert!(lens.iter().all(|len| (1..=max_bits).contains(&usize::from(*len))));
+        }
+    }
+
+    #[test]
+    fn a_code_has_two_symbols_at_least() {
+        assert_eq!(lens_of(&[0; 30], 15)[..3], [1, 1, 0]);
+        assert_eq!(lens_of(&[5, 0, 0], 15), [1, 1, 0]);
+        assert_eq!(lens_of(&[0, 5, 0], 15), [0, 1, 1]);
+        assert_eq!(lens_of(&[0, 0, 0, 5], 15), [1, 0, 0, 1]);
+    }
+
+    #[test]
+    fn lengths_that_are_no_code_are_refused() {
+        assert!(Decoder::new(&[]).is_none());
+        assert!(Decoder::new(&[1, 1, 1]).is_none());
+        assert!(Decoder::new(&[1, 2, 2]).is_some());
+        assert!(Decoder::new(&[1]).is_some(), "one distance alone");
+    }
+}

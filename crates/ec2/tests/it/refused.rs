@@ -1,0 +1,87 @@
+//! Bad input and bad places: a clear error with the remedy, and nothing lost.
+
+use std::time::{Duration, Instant};
+
+use vireo_cloud::{Cloud as _, ErrorKind};
+use vireo_ec2::{Ec2, ImageSettings};
+
+use crate::site::{Site, sdk};
+
+/// Publishing is refused with these words, and no snapshot is begun.
+#[track_caller]
+fn check(change: impl FnOnce(&mut ImageSettings), len: u64, kind: ErrorKind, words: &[&str]) {
+    let site = Site::new();
+    let disk = site.make_disk("base.img", [0]);
+    std::fs::File::options()
+        .write(true)
+        .open(&disk)
+        .and_then(|file| file.set_len(len))
+        .expect("a hole");
+    let error = site.publish(&site.ec2_with(change), 1, &disk, &[]).expect_err("refused");
+    assert_eq!(error.kind(), kind, "{error}");
+    for word in words {
+        assert!(error.to_string().contains(word), "{word}: {error}");
+    }
+    assert_eq!(site.aws.world().ebs.snapshots.len(), 0);
+}
+
+#[test]
+fn a_model_that_is_not_there_is_named_with_the_setting() {
+    let change = |image: &mut ImageSettings| image.like = "ami-0bad".to_owned();
+    check(change, 1 << 20, ErrorKind::Refused, &["ami-0bad", "`like`", "region"]);
+}
+
+#[test]
+fn a_model_of_instance_store_is_refused_before_anything_is_uploaded() {
+    let change = |image: &mut ImageSettings| image.like = "ami-store".to_owned();
+    check(change, 1 << 20, ErrorKind::Refused, &["ami-store", "instance store"]);
+}
+
+#[test]
+fn a_disk_that_does_not_fit_its_volume_is_refused_with_both_sizes() {
+    let change = |image: &mut ImageSettings| image.volume_gib = Some(2);
+    check(change, (2 << 30) + 1, ErrorKind::Refused, &["3 GiB", "2 GiB", "`volume-gib`"]);
+}
+
+#[test]
+fn a_template_that_is_not_there_is_named() {
+    let site = Site::new();
+    let disk = site.make_disk("base.img", [0]);
+    let ec2 = site.ec2_with(|image| image.launch_template = Some("shop".to_owned()));
+    let error = site.publish(&ec2, 1, &disk, &[]).expect_err("there is none").to_string();
+    assert!(
+        error.contains("launch template shop") && error.contains("create-launch-template"),
+        "{error}"
+    );
+    assert_eq!(ec2.current(&site.image).expect("it answers"), None, "it is not current");
+}
+
+#[test]
+fn an_image_without_settings_is_not_taken() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    assert!(ec2.takes(&site.image));
+    assert!(!ec2.takes(&"db".parse().expect("a name")));
+}
+
+#[test]
+fn a_place_that_is_not_reached_is_named_soon() {
+    let site = Site::new();
+    let disk = site.make_disk("base.img", [0]);
+    let mut settings = site.settings(|_| ());
+    settings.endpoint = Some("http://127.0.0.1:1".to_owned());
+    let ec2 = Ec2::with_sdk(&sdk(), settings, &site.state()).expect("settings are right");
+    let started = Instant::now();
+    let error = site.publish(&ec2, 1, &disk, &[]).expect_err("nobody listens");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("http://127.0.0.1:1"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_disk_that_is_not_there_is_named() {
+    let site = Site::new();
+    let error = site.publish(&site.ec2(), 1, &site.disk("absent.img"), &[]).expect_err("absent");
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("absent.img"), "{error}");
+}
