@@ -73,6 +73,13 @@ impl Scene {
         Ok(scene)
     }
 
+    /// The same scene whose images have been given a partition table by the caller.
+    #[must_use]
+    pub fn at(mut self, table: Option<Table>) -> Self {
+        self.offset = if table.is_some() { PARTITION_OFFSET } else { 0 };
+        self
+    }
+
     /// The directory of it all.
     #[must_use]
     pub fn dir(&self) -> &Path {

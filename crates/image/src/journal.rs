@@ -33,6 +33,9 @@ const MAX_RECORD_LEN: u64 = 128 << 10;
 /// How often a waiting caller tries again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Longest for a worker to end after its owner was killed.
+const DYING: Duration = Duration::from_secs(2);
+
 /// How the names of unfinished disk images end.
 const UNFINISHED: [&str; 2] = [".partial", ".part"];
 
@@ -188,7 +191,7 @@ impl Journal {
     /// Removes what is unfinished, unless it lies elsewhere or somebody has its lock.
     fn remove(&self, left: PathBuf) -> Result<Option<PathBuf>, ImageError> {
         let is_plain = left.components().all(|part| part != Component::ParentDir);
-        if !is_plain || !left.starts_with(&self.dir) || !is_free(&left) {
+        if !is_plain || !left.starts_with(&self.dir) || !becomes_free(&left) {
             return Ok(None);
         }
         let removed = match fs::symlink_metadata(&left) {
@@ -268,6 +271,18 @@ fn is_free(file: &Path) -> bool {
         Ok(file) => FileLock::on(file).is_ok_and(|lock| lock.is_some()),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
+}
+
+/// The same, after a while: a worker whose owner was killed ends a moment later.
+fn becomes_free(file: &Path) -> bool {
+    let started = Instant::now();
+    while !is_free(file) {
+        if started.elapsed() >= DYING {
+            return false;
+        }
+        thread::sleep(RETRY_INTERVAL);
+    }
+    true
 }
 
 /// The real name of a file that may be gone: that of its directory, and its own.

@@ -7,12 +7,13 @@ pub(crate) mod init;
 pub(crate) mod serve;
 pub(crate) mod token;
 pub(crate) mod trust;
+pub(crate) mod worker;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use vireo_repo::{HostImages, Repository};
+use vireo_repo::{HostImages, ImageBuilder, Repository};
 
 use crate::exit::Failure;
 
@@ -26,10 +27,14 @@ pub(crate) struct Data {
 
 impl Data {
     pub(crate) fn open(&self) -> Result<Repository, Failure> {
-        open(&self.dir)
+        open(&self.dir, Box::new(HostImages))
+    }
+
+    pub(crate) fn open_with(&self, builder: Box<dyn ImageBuilder>) -> Result<Repository, Failure> {
+        open(&self.dir, builder)
     }
 }
 
-fn open(dir: &Path) -> Result<Repository, Failure> {
-    Ok(Repository::open(dir, Box::new(HostImages), Arc::new(Timestamp::now))?)
+fn open(dir: &Path, builder: Box<dyn ImageBuilder>) -> Result<Repository, Failure> {
+    Ok(Repository::open(dir, builder, Arc::new(Timestamp::now))?)
 }

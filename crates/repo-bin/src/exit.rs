@@ -34,6 +34,11 @@ impl Failure {
         Self { code: USAGE, message }
     }
 
+    /// What was asked for is not done, for a reason that stays.
+    pub(crate) fn refused(message: String) -> Self {
+        Self { code: REFUSED, message }
+    }
+
     pub(crate) fn exit_code(&self) -> ExitCode {
         self.code.into()
     }

@@ -35,6 +35,9 @@ enum Command {
     #[command(subcommand)]
     Token(commands::token::Command),
     Fsck(commands::fsck::Args),
+    /// One job with a disk image, told on the standard input; for the server
+    #[command(hide = true)]
+    Worker,
     #[cfg(feature = "ec2")]
     #[command(subcommand)]
     Ec2(commands::ec2::Command),
@@ -58,6 +61,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Serve(args) => commands::serve::run(args, cli.json)?,
         Command::Trust(args) => report::print(&commands::trust::run(args)?, cli.json)?,
         Command::Token(command) => report::print(&commands::token::run(command)?, cli.json)?,
+        Command::Worker => commands::worker::run()?,
         Command::Fsck(args) => {
             let report = commands::fsck::run(args)?;
             report::print(&report, cli.json)?;

@@ -4,12 +4,23 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::time::Instant;
 
-use vireo_delta::{Bundle, Verified};
-use vireo_image::{ImageError, PatchOptions, PatchStep};
+use vireo_delta::{Bundle, TrustedKeys, Verified};
+use vireo_image::{ImageError, PatchOptions, PatchStep, unmounted};
 use vireo_model::{Ignore, Tree};
 use vireo_wire::api::BuildStep;
 
 use crate::error::{Detail, RepoError};
+
+/// A bundle, where it lies, and whose signature makes it one: another process checks it anew.
+#[derive(Debug)]
+pub struct BundleFile<'a> {
+    /// The bundle.
+    pub bundle: &'a Bundle<'a, Verified<'a>>,
+    /// Its file.
+    pub path: &'a Path,
+    /// The keys that are trusted.
+    pub trusted: &'a TrustedKeys,
+}
 
 /// What a repository needs done with disk images.
 ///
@@ -34,27 +45,48 @@ pub trait ImageBuilder: Debug + Send + Sync {
         &self,
         base: &Path,
         out: &Path,
-        bundle: &Bundle<'_, Verified<'_>>,
+        bundle: &BundleFile<'_>,
     ) -> Result<Vec<BuildStep>, RepoError>;
 }
 
-/// The real thing: loop devices, detached mounts and `e2fsck` of this host.
+/// The real thing: loop devices, detached mounts and `e2fsck` of this host; where this process may not
+/// mount, our own reader and debugfs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostImages;
 
 impl ImageBuilder for HostImages {
     fn read_tree(&self, disk: &Path, ignore: &Ignore) -> Result<Tree, RepoError> {
-        vireo_image::read_tree(disk, ignore).map_err(image_error("read the tree of", disk))
+        let read = match unmounted::is_needed() {
+            true => unmounted::read_tree,
+            false => vireo_image::read_tree,
+        };
+        read(disk, ignore).map_err(image_error("read the tree of", disk))
     }
 
     fn patch(
         &self,
         base: &Path,
         out: &Path,
+        bundle: &BundleFile<'_>,
+    ) -> Result<Vec<BuildStep>, RepoError> {
+        self.patch_telling(base, out, bundle.bundle, &mut |_| ())
+    }
+}
+
+impl HostImages {
+    /// As [`ImageBuilder::patch`]; tells the name of each step as it begins.
+    pub(crate) fn patch_telling(
+        self,
+        base: &Path,
+        out: &Path,
         bundle: &Bundle<'_, Verified<'_>>,
+        tell: &mut dyn FnMut(&str),
     ) -> Result<Vec<BuildStep>, RepoError> {
         let mut begun: Vec<(PatchStep, Instant)> = Vec::new();
-        let mut begin = |step| begun.push((step, Instant::now()));
+        let mut begin = |step: PatchStep| {
+            begun.push((step, Instant::now()));
+            tell(step.name());
+        };
         vireo_image::patch_with(base, out, bundle, &PatchOptions::default(), &mut begin)
             .map_err(image_error("build", out))?;
         Ok(steps(&begun, Instant::now()))

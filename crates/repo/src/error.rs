@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use vireo_delta::DeltaError;
 use vireo_image::ImageError;
 use vireo_model::{Digest, ImageName};
@@ -18,7 +19,8 @@ use vireo_wire::api::Conflict;
 pub struct RepoError(#[from] pub(crate) Detail);
 
 /// What a caller can do about a [`RepoError`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// Reading, writing or the network failed; the source says why.
@@ -91,6 +93,8 @@ pub(crate) enum Detail {
         #[source]
         source: ImageError,
     },
+    #[error("{message}")]
+    Worker { kind: ErrorKind, message: String },
     #[error("cannot use the disk image that was sent")]
     Upload {
         #[source]
@@ -173,6 +177,7 @@ impl RepoError {
             }
             Detail::ImageBusy { .. } => ErrorKind::Busy,
             Detail::Image { source, .. } => image_kind(source),
+            Detail::Worker { kind, .. } => *kind,
             Detail::Listing { .. } | Detail::Record { .. } => ErrorKind::Corrupt,
             Detail::NotFound { .. } => ErrorKind::NotFound,
             Detail::Cloud { source, .. } => match source.kind() {

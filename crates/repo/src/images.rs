@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vireo_cloud::{Earlier, Publication};
-use vireo_delta::{Bundle, Head, TrustedKeys};
+use vireo_delta::{Bundle, Head, TrustedKeys, Verified};
+use vireo_image::journal::Work;
 use vireo_model::{ChangeSet, Digest, Ignore, ImageName, Tree};
 use vireo_store::{ImageLock, VersionRecord};
 use vireo_sys::{copy, durable};
@@ -17,6 +18,7 @@ use vireo_wire::api::{
 };
 use vireo_wire::{disk, limits, tree_text};
 
+use crate::builder::BundleFile;
 use crate::error::{Detail, RepoError, io_error};
 use crate::event::Event;
 use crate::repository::Repository;
@@ -103,7 +105,9 @@ impl Repository {
         let version = self.store.version(image, version)?;
         let ignore = Ignore::new(version.ignore.iter().cloned())
             .map_err(|source| Detail::Ignore { source })?;
-        let found = self.builder.read_tree(&self.store.disk_path(version.tree), &ignore)?;
+        let disk = self.store.disk_path(version.tree);
+        let _begun = self.begin_reading(&disk)?;
+        let found = self.builder.read_tree(&disk, &ignore)?;
         let digest = found.digest();
         let mut differing = Vec::new();
         if digest != version.tree {
@@ -183,6 +187,8 @@ impl Repository {
         upload: &Path,
         fill: &mut dyn FnMut(&File) -> io::Result<u64>,
     ) -> Result<VersionEntry, RepoError> {
+        let work = Work { partial: Some(upload.to_owned()), ..Work::read(upload) };
+        let _begun = self.begin(&work, upload, Duration::ZERO)?;
         let file = File::create(upload).map_err(io_error("create", upload))?;
         let wire_bytes = fill(&file).map_err(|source| Detail::Upload { source })?;
         let image_bytes = file.metadata().map_err(io_error("read", upload))?.len();
@@ -331,7 +337,7 @@ impl Repository {
         let mut steps = Vec::new();
         // A disk that has its name is whole: an earlier version's, or of a push that was cut after.
         if !disk.exists() {
-            steps = self.builder.patch(&self.store.disk_path(newest.tree), &disk, &bundle)?;
+            steps = self.build_disk(newest.tree, &disk, &bundle, trusted)?;
         }
         self.store.put_tree(head.target, tree_text::encode(&tree).as_bytes())?;
         let record = VersionRecord {
@@ -346,6 +352,29 @@ impl Repository {
             ignore: bundle.ignore().patterns().to_vec(),
         };
         Ok((record, steps))
+    }
+
+    /// Builds the disk image `disk`, recorded before and undone after a crash. Another image may be on
+    /// its way to the same tree: then that one's disk is waited for and taken.
+    fn build_disk(
+        &self,
+        base: Digest,
+        disk: &Path,
+        bundle: &Bundle<'_, Verified<'_>>,
+        trusted: &TrustedKeys,
+    ) -> Result<Vec<BuildStep>, RepoError> {
+        let base = self.store.disk_path(base);
+        if let Err(error) = self.recover() {
+            // What cannot be undone now need not stop this build.
+            let request = "undo what an interrupted build left".to_owned();
+            self.tell(&Event::Failed { request, error: error.chain() });
+        }
+        let _begun = self.begin(&Work::build(&base, disk), disk, PUSH_WAIT)?;
+        if disk.exists() {
+            return Ok(Vec::new());
+        }
+        let path = self.store.bundle_path(bundle.digest());
+        self.builder.patch(&base, disk, &BundleFile { bundle, path: &path, trusted })
     }
 
     fn publish(

@@ -46,12 +46,15 @@ mod event;
 mod fleet;
 mod images;
 mod repository;
+mod sandbox;
 pub mod serve;
 pub mod testing;
+pub mod worker;
 
-pub use builder::{HostImages, ImageBuilder};
+pub use builder::{BundleFile, HostImages, ImageBuilder};
 pub use error::{ErrorKind, RepoError};
 pub use event::Event;
 pub use fleet::Caller;
-pub use repository::{Clock, Repository};
-pub use vireo_store::{Finding, FsckReport, Swept};
+pub use repository::{Clock, Repository, Swept};
+pub use vireo_store::{Finding, FsckReport};
+pub use worker::{Confinement, WorkerImages};

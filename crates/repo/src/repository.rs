@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use vireo_cloud::Cloud;
 use vireo_delta::PublicKey;
+use vireo_image::ImageError;
+use vireo_image::journal::{Begun, Journal, Recovered, Work};
 use vireo_model::ImageName;
-use vireo_store::{CredentialKind, CredentialRecord, Durable, FsckReport, Store, Swept, Writes};
+use vireo_store::{CredentialKind, CredentialRecord, Durable, FsckReport, Store, Writes};
 use vireo_wire::{Secret, Token, TokenKind, tree_text};
 
 use crate::authority::{Authority, restrict};
@@ -26,11 +29,26 @@ const SETTLE_WAIT: Duration = Duration::from_secs(3600);
 const ADMIN_TOKEN_FILE: &str = "admin-token";
 const NAMES_FILE: &str = "listen-names.json";
 
+/// What [`Repository::sweep`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Files and directories that it removed.
+    pub removed: Vec<PathBuf>,
+    /// An image is being built by another process, so no unfinished files but those of dead builds
+    /// were removed.
+    pub busy: bool,
+    /// Mount points that it unmounted, and disk images that it took from loop devices.
+    pub detached: Vec<PathBuf>,
+    /// Disk images that are still attached, because something uses them.
+    pub in_use: Vec<PathBuf>,
+}
+
 /// A repository in a directory, as blocking calls.
 ///
 /// All calls can come from several threads and processes at once; what must not overlap waits.
 pub struct Repository {
     pub(crate) store: Store,
+    journal: Journal,
     pub(crate) builder: Box<dyn ImageBuilder>,
     pub(crate) clock: Clock,
     pub(crate) authority: Authority,
@@ -103,6 +121,7 @@ impl Repository {
         let authority = Authority::load(&store)?;
         Ok(Self {
             store,
+            journal: Journal::new(root),
             builder,
             clock,
             authority,
@@ -171,13 +190,47 @@ impl Repository {
         add_token(&self.store, &self.authority, kind, self.now())
     }
 
-    /// Removes what interrupted work left behind; for the start of a server.
+    /// Undoes and removes what interrupted work left behind; for the start of a server.
     ///
     /// # Errors
     ///
-    /// `Busy`, `Io`.
+    /// `Busy`, `Io`; `NoRoot` if a disk image is still attached, which only root can undo.
     pub fn sweep(&self) -> Result<Swept, RepoError> {
-        Ok(self.store.sweep()?)
+        let Recovered { removed, undone, .. } = self.recover()?;
+        let swept = self.store.sweep()?;
+        let removed = removed.into_iter().chain(swept.removed).collect();
+        let detached = undone.mounts.into_iter().chain(undone.files).collect();
+        Ok(Swept { removed, busy: swept.busy, detached, in_use: undone.in_use })
+    }
+
+    /// Undoes builds whose process is gone.
+    pub(crate) fn recover(&self) -> Result<Recovered, RepoError> {
+        self.journal.undo().map_err(|source| self.journal_error("undo builds in", source))
+    }
+
+    /// Records work with the disk image `disk`; one at a time has to do with it.
+    pub(crate) fn begin(
+        &self,
+        work: &Work,
+        disk: &Path,
+        wait: Duration,
+    ) -> Result<Begun, RepoError> {
+        let name = disk.file_name().unwrap_or_default().to_string_lossy();
+        let begun = self.journal.begin(&name, work, wait);
+        begun.map_err(|source| self.journal_error("begin a build in", source))
+    }
+
+    /// Records that `disk` is read, by however many at a time.
+    pub(crate) fn begin_reading(&self, disk: &Path) -> Result<Begun, RepoError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("read-{}-{number}", std::process::id());
+        let begun = self.journal.begin(&name, &Work::read(disk), Duration::ZERO);
+        begun.map_err(|source| self.journal_error("begin to read in", source))
+    }
+
+    fn journal_error(&self, step: &'static str, source: ImageError) -> RepoError {
+        Detail::Image { step, path: self.root().to_owned(), source }.into()
     }
 
     /// Reads everything but the disks' content, and says what is wrong. Waits for builds that run.

@@ -6,13 +6,13 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 
-use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys, Verified};
+use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys};
 use vireo_model::{Change, ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
 use vireo_store::{Durable, Writes};
 use vireo_wire::api::BuildStep;
 use vireo_wire::tree_text;
 
-use crate::builder::ImageBuilder;
+use crate::builder::{BundleFile, ImageBuilder};
 use crate::error::{Detail, RepoError, io_error};
 
 /// Disk images that are the listings of their trees: patched without root, and as quickly.
@@ -56,8 +56,9 @@ impl ImageBuilder for FakeImages {
         &self,
         base: &Path,
         out: &Path,
-        bundle: &Bundle<'_, Verified<'_>>,
+        bundle: &BundleFile<'_>,
     ) -> Result<Vec<BuildStep>, RepoError> {
+        let bundle = bundle.bundle;
         // Real images are not built from damaged frames either.
         bundle.check().map_err(|error| Detail::Refused { what: error.to_string() })?;
         let mut tree = self.read_tree(base, &Ignore::nothing())?;
@@ -142,20 +143,21 @@ pub fn check_builder(builder: &dyn ImageBuilder, dir: &Path, disk: &dyn Fn(&Tree
     assert_eq!(read(&base_path), tree(&base), "an image has the tree it was made with");
 
     let file = bundle(&base, &target, &key);
-    let open =
-        |file| Bundle::open(file).and_then(|bundle| bundle.verify(&trusted)).expect("a bundle");
-    let steps = builder.patch(&base_path, &out, &open(&file)).expect("it fits");
+    let path = dir.join("update.vireo");
+    fs::write(&path, &file).expect("the test's directory is writable");
+    let bundle = Bundle::open(&file).and_then(|bundle| bundle.verify(&trusted)).expect("a bundle");
+    let bundle = BundleFile { bundle: &bundle, path: &path, trusted: &trusted };
+    let steps = builder.patch(&base_path, &out, &bundle).expect("it fits");
     assert!(!steps.is_empty(), "it says what it did");
     assert_eq!(read(&out), tree(&target), "the patched image has the target's tree");
     assert_eq!(read(&base_path), tree(&base), "the base stays as it is");
 
     let strange = dir.join("strange.img");
     disk(&tree(&[("/a", b"2"), ("/b", b"2")]), &strange);
-    let wrong = builder.patch(&strange, &other, &open(&file)).expect_err("that is not its base");
+    let wrong = builder.patch(&strange, &other, &bundle).expect_err("that is not its base");
     assert_eq!(wrong.kind(), crate::ErrorKind::Refused);
     disk(&tree(&[("/a", b"1"), ("/b", b"2"), ("/d", b"2")]), &strange);
-    let wrong =
-        builder.patch(&strange, &other, &open(&file)).expect_err("it has more than the base");
+    let wrong = builder.patch(&strange, &other, &bundle).expect_err("it has more than the base");
     assert_eq!(wrong.kind(), crate::ErrorKind::Refused);
     assert!(!other.exists(), "a refused patch leaves nothing under the name");
     fs::write(&other, "no image").expect("the test's directory is writable");

@@ -43,7 +43,9 @@ pub fn die_with_parent(parent: u32) -> io::Result<()> {
 /// As `capset(2)` and `prctl(2)`.
 pub fn keep_build_rights() -> io::Result<()> {
     let keep = BUILD_RIGHTS.iter().fold(CapabilitySet::empty(), |set, (_, right)| set | *right);
-    for bit in 0..u64::BITS {
+    // Without this right the set cannot be made smaller; but then there is none to be gained by it.
+    let may_drop = capabilities(None)?.effective.contains(CapabilitySet::SETPCAP);
+    for bit in (0..u64::BITS).filter(|_| may_drop) {
         let right = CapabilitySet::from_bits_retain(1 << bit);
         // The kernel says which there are: it refuses numbers beyond the last.
         match capability_is_in_bounding_set(right) {
@@ -56,6 +58,23 @@ pub fn keep_build_rights() -> io::Result<()> {
     let inheritable = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: held, permitted: held, inheritable })?;
     Ok(set_no_new_privs(true)?)
+}
+
+/// Names or numbers of the rights that this thread has beyond [`BUILD_RIGHTS`].
+#[must_use]
+pub fn excess_rights() -> Vec<String> {
+    let keep = BUILD_RIGHTS.iter().fold(CapabilitySet::empty(), |set, (_, right)| set | *right);
+    // Not to know counts as all.
+    let has = capabilities(None).map_or(CapabilitySet::all(), |sets| sets.permitted);
+    let excess = (has - keep).bits();
+    let bits = (0..u64::BITS).filter(|bit| excess >> bit & 1 == 1);
+    bits.map(|bit| format!("capability {bit}")).collect()
+}
+
+/// Whether programs that this thread starts get no more rights than it has.
+#[must_use]
+pub fn has_no_new_rights() -> bool {
+    rustix::thread::no_new_privs().unwrap_or(false)
 }
 
 /// Whether this thread has the right to mount (`CAP_SYS_ADMIN`, in effect).

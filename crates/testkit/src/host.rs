@@ -26,6 +26,8 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "ip"),
     ("libc6-dev", "/usr/lib/{arch}-linux-gnu/libc.a"),
     ("libcap2-bin", "setcap"),
+    // Building the crate loopdev-3 takes it.
+    ("libclang1-14", "/usr/lib/llvm-14/lib/libclang.so.1"),
     ("mmdebstrap", "mmdebstrap"),
     ("openssh-client", "ssh-keygen"),
     // For the server that stands in for EC2; the release's Python has the file.

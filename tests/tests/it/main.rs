@@ -3,6 +3,7 @@
 
 mod bad_bundle;
 mod bad_image;
+mod builds;
 mod derived;
 mod facts;
 mod file_systems;
@@ -23,6 +24,7 @@ mod power_cut;
 mod property;
 mod repository;
 mod repository_killed;
+mod rootless;
 mod swapped;
 mod unmounted;
 mod vm;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use vireo_testkit::image::clone_image;
-use vireo_testkit::{fixture, oracle};
+use vireo_testkit::{Run, fixture, oracle};
 use vireo_tests::{Ran, Scene, Server, vireo, vireo_repo};
 
 /// A repository in the scene's directory, which trusts the scene's key; not served yet.
@@ -27,6 +27,33 @@ impl Site {
 
     pub(crate) fn serve(&self) -> anyhow::Result<Server> {
         Server::start(&self.scene.path("repo"))
+    }
+
+    /// Serves it by a process that works on the images itself.
+    pub(crate) fn serve_alone(&self) -> anyhow::Result<Server> {
+        let data = self.scene.path("repo");
+        let mut command = std::process::Command::new(vireo_testkit::programs::find("vireo-repo")?);
+        command.args(["serve", "--no-worker", "--listen", "127.0.0.1:0", "--data"]).arg(&data);
+        Server::spawn(command, &data.with_extension("log"))
+    }
+
+    /// Expects that nothing unfinished and no record of a build lies in it.
+    pub(crate) fn is_tidy(&self) -> anyhow::Result<()> {
+        let left = Run::new("find").arg(self.scene.path("repo")).args([
+            "(",
+            "-name",
+            "*.partial",
+            "-o",
+            "-name",
+            "*.part",
+            "-o",
+            "-path",
+            "*/builds/*",
+            ")",
+        ]);
+        let left = left.text()?;
+        ensure!(left.trim().is_empty(), "left behind:\n{left}");
+        Ok(())
     }
 
     /// A served repository with the image `web`, made from the base.

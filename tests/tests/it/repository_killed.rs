@@ -1,4 +1,5 @@
-//! `kill -9` of the repository's server in the middle of a push.
+//! `kill -9` of the repository's server in the middle of a push. It works on the images itself here,
+//! so that it is the one that is killed; for workers see `builds`.
 
 use std::process::ExitStatus;
 use std::thread;
@@ -84,7 +85,7 @@ fn root_a_server_killed_in_a_push_has_base_or_target_and_goes_on() -> anyhow::Re
         let moment = Moment { call, nth: *nth };
         let mut check = || -> anyhow::Result<()> {
             copy("pristine", "repo")?;
-            let mut server = site.serve()?;
+            let mut server = site.serve_alone()?;
             let ambush = moment.ambush(server.pid())?;
             let mut push = push(&site, &server)?;
             match wait_killed(&mut server, &mut push)? {
@@ -97,6 +98,7 @@ fn root_a_server_killed_in_a_push_has_base_or_target_and_goes_on() -> anyhow::Re
             scene.nothing_attached()?;
 
             let server = site.serve()?;
+            site.is_tidy()?;
             let versions = site.versions(&server)?;
             let newest = versions.last().context("a version")?["tree"].clone();
             ensure!(newest == base.as_str() || newest == target.as_str(), "{versions:?}");
@@ -121,7 +123,9 @@ fn root_a_server_killed_in_a_push_has_base_or_target_and_goes_on() -> anyhow::Re
 
 #[test]
 fn root_a_push_goes_on_when_its_server_is_back() -> anyhow::Result<()> {
-    let (site, mut server) = Site::with_image()?;
+    let (site, server) = Site::with_image()?;
+    drop(server);
+    let mut server = site.serve_alone()?;
     let address = server.url().trim_start_matches("https://").to_owned();
     let ambush = Moment { call: "fsmount", nth: 1 }.ambush(server.pid())?;
     let mut push = push(&site, &server)?;

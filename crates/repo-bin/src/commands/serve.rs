@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use vireo_cloud::Local;
 use vireo_repo::Event;
 use vireo_repo::serve::Server;
+use vireo_repo::{ImageBuilder, WorkerImages};
 
 use super::Data;
 use crate::exit::Failure;
@@ -18,8 +19,8 @@ use crate::report::{self, Report};
 
 /// Serve a repository over HTTPS
 ///
-/// Prints its address when it is ready, and what happens to the standard error. Needs root: disk
-/// images are attached and mounted. SIGTERM and SIGINT end it after the requests that run.
+/// Prints its address when it is ready, and what happens to the standard error. Works on disk images in
+/// processes of their own, which can do little else; as root by mounting them, else by debugfs(8). SIGTERM and SIGINT end it after the requests that run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -33,6 +34,9 @@ pub(crate) struct Args {
     /// Directory where every newest disk image is put for launching, under IMAGE/current
     #[arg(long, value_name = "DIR", env = "VIREO_LAUNCH_DIR")]
     launch_dir: Option<PathBuf>,
+    /// Work on disk images in this process instead of in confined ones, one for each job
+    #[arg(long)]
+    no_worker: bool,
     #[cfg(feature = "ec2")]
     #[command(flatten)]
     ec2: super::ec2::Place,
@@ -57,10 +61,13 @@ impl fmt::Display for Listening {
 
 pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("warning: not run as root: images cannot be created and updates cannot be built");
+        eprintln!(
+            "warning: not run as root: images are patched by debugfs, without names that have a line end"
+        );
     }
     let observer = move |event: &Event| log(event, json);
-    let mut repository = args.data.open()?.with_observer(Arc::new(observer));
+    let opened = if args.no_worker { args.data.open()? } else { args.data.open_with(workers()?)? };
+    let mut repository = opened.with_observer(Arc::new(observer));
     if let Some(dir) = &args.launch_dir {
         repository = repository.with_cloud(Arc::new(Local::new(dir)));
     }
@@ -76,6 +83,12 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
     for path in &swept.removed {
         eprintln!("removed {}, which an interrupted run left", path.display());
     }
+    for path in &swept.detached {
+        eprintln!("detached {}, which an interrupted run left attached", path.display());
+    }
+    for path in &swept.in_use {
+        eprintln!("warning: {} is still attached: something uses it", path.display());
+    }
     let server = Server::bind(Arc::new(repository), args.listen, &args.names)?;
     let url = format!("https://{}", server.local_addr());
     let runtime = tokio::runtime::Runtime::new()
@@ -90,6 +103,19 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
         server.run(stop.wait()).await?;
         Ok(())
     })
+}
+
+/// Workers, if they can be confined here.
+fn workers() -> Result<Box<dyn ImageBuilder>, Failure> {
+    let workers = WorkerImages::default();
+    let confinement = workers.probe()?;
+    if !confinement.is_tight() {
+        return Err(Failure::refused(format!(
+            "processes that work on disk images cannot be confined on this host ({confinement:?}); \
+             --no-worker does without"
+        )));
+    }
+    Ok(Box::new(workers))
 }
 
 struct Stop {
