@@ -59,7 +59,7 @@ fn packages(lock: &str) -> BTreeMap<&str, Vec<&str>> {
 fn second_stacks(packages: &BTreeMap<&str, Vec<&str>>) -> Vec<String> {
     let of = |name: &str| packages.get(name).cloned().unwrap_or_default();
     let never = NEVER.iter().flat_map(|(name, version)| {
-        let found = of(name).into_iter().filter(|found| found.starts_with(version));
+        let found = of(name).into_iter().filter(move |found| found.starts_with(version));
         found.map(move |found| {
             format!("{name} {found}: who asks for it (`cargo tree -i {name}@{found}`) needs other features")
         })
