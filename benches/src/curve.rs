@@ -9,6 +9,7 @@ use vireo_testkit::image::{BaseImage, clone_image};
 use crate::bench::Bench;
 use crate::contest::{Contestant, Sample, hold};
 use crate::measured::argv;
+use crate::micro;
 use crate::report::Section;
 
 /// Sizes of the image, at one edited file.
@@ -22,7 +23,41 @@ const PAGES: [usize; 4] = [1, 10, 100, 1000];
 const EDIT: &str = "mount -o loop,rw \"$1\" \"$2\" && echo '# edited' >> \"$2/etc/nginx/nginx.conf\" && umount \"$2\"";
 
 pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Section>> {
-    Ok(vec![by_image(bench)?, by_change(bench)?])
+    Ok(vec![by_image(bench)?, by_change(bench)?, unchanged(bench)?])
+}
+
+/// An image of many inodes beside its copy.
+fn unchanged(bench: &Bench) -> anyhow::Result<Section> {
+    let inodes = if bench.quick { micro::QUICK_INODES } else { micro::INODES };
+    let dir = bench.path("many");
+    micro::make_tree(&dir, inodes)?;
+    for name in ["many.img", "many-copy.img"] {
+        bench.remove(name)?;
+    }
+    let mut make = Run::new("/sbin/mke2fs").args(["-q", "-t", "ext4", "-N", "200000", "-d"]);
+    make = make.arg(&dir).arg(bench.path("many.img")).arg("2G");
+    make.text()?;
+    clone_image(&bench.path("many.img"), &bench.path("many-copy.img"))?;
+    let mounts = [["ro", "many.img", "base"], ["ro", "many-copy.img", "target"]];
+    let contestants = vec![
+        capture(bench, "vireo capture", "many.img".to_owned(), "many-copy.img".to_owned()),
+        Contestant::other("rsync -aHAX --dry-run, both mounted", |_| {
+            let inner = bench.rsync(&["-n", "target/", "base/"]);
+            let (used, _) = bench.meter.run(bench.dir(), bench.mounted(&mounts, inner))?;
+            Ok(Sample::of(used, []))
+        }),
+    ];
+    let contestants = contestants
+        .into_iter()
+        .map(|contestant| contestant.amount(inodes as f64, "inodes"))
+        .collect();
+    let (rows, left_out) = hold(bench, contestants)?;
+    std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    let about = format!(
+        "An image of {inodes} inodes and a copy of it, in the page cache. The base is remembered from the first \
+         round on."
+    );
+    Ok(Section { name: "Nothing changed", about, rows, left_out })
 }
 
 fn by_image(bench: &Bench) -> anyhow::Result<Section> {

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, ensure};
 use vireo_cloud::blocks;
-use vireo_delta::{BaseRead, Bundle, Chunker, Piece, PublicKey, TrustedKeys, Verified, chunks};
+use vireo_delta::{
+    BaseRead, Bundle, Chunker, Piece, PublicKey, TrustedKeys, Verified, for_each_chunk,
+};
 use vireo_image::{Access, DiskImage, RootPartition};
 use vireo_model::{Ignore, ImagePath};
 use vireo_testkit::image::clone_image;
@@ -28,9 +30,9 @@ const CHUNKED_LEN: usize = 256 << 20;
 const DECODINGS: usize = 20;
 
 /// Inodes of the tree that is read: files and their directories.
-const INODES: usize = 100_000;
+pub(crate) const INODES: usize = 100_000;
 /// The same, in a quick run.
-const QUICK_INODES: usize = 10_000;
+pub(crate) const QUICK_INODES: usize = 10_000;
 /// Files of one directory.
 const DIRECTORY_FILES: usize = 99;
 /// Sizes of the images whose blocks are compared, in GiB.
@@ -86,9 +88,9 @@ fn chunking(bench: &Bench) -> anyhow::Result<Section> {
     let contestants = vec![
         Contestant::ours("vireo: cut into chunks, hash each", |_| {
             Sample::time(|| {
-                for chunk in chunks(&data[..], Chunker::DEFAULT) {
-                    black_box(chunk?.digest);
-                }
+                for_each_chunk(&data[..], Chunker::DEFAULT, |_, digest, _| {
+                    black_box(digest);
+                })?;
                 Ok(())
             })
         }),
@@ -282,7 +284,8 @@ fn scanning(bench: &Bench) -> anyhow::Result<Section> {
     Ok(Section { name: "Reading a tree", about, rows, left_out })
 }
 
-fn make_tree(dir: &Path, inodes: usize) -> anyhow::Result<()> {
+/// A tree of that many inodes.
+pub(crate) fn make_tree(dir: &Path, inodes: usize) -> anyhow::Result<()> {
     let content = [b'x'; FILE_LEN];
     for number in 0..inodes / (DIRECTORY_FILES + 1) {
         let below = dir.join(format!("{number:04}"));

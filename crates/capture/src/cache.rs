@@ -1,6 +1,6 @@
 //! Digests of images' files, remembered from one capture to the next.
 //!
-//! One file for each state of a file system that was captured. What is damaged or of another
+//! One file for each state of a file system that was captured, and a short one for its tree. What is damaged or of another
 //! version is not used; what cannot be written is no reason for a capture to fail. Names tell a file
 //! system's states apart, the content says which one it is.
 

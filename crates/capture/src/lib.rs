@@ -12,7 +12,8 @@
 //! unchanged. The digest then comes from the base's content: read once, and remembered in a
 //! [`DigestCache`] under the file system's identity and the inode's state, so that the next capture from
 //! this base, or from what was the target, costs a walk over two inode tables and reading what
-//! changed. What metadata proves, and what it cannot (`dd` into an image, `debugfs`), says
+//! changed. The base's tree digest is remembered, too, with a digest of its inodes: where no inode differs,
+//! nothing but the inode tables is read. What metadata proves, and what it cannot (`dd` into an image, `debugfs`), says
 //! [`vireo_image::unmounted`]; with [`CaptureOptions::paranoid`] everything is read. A digest remembered
 //! wrongly does no harm unseen: it is part of the base's digest, and whoever applies the bundle has a
 //! base with another one, and refuses.

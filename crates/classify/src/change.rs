@@ -9,6 +9,9 @@ use crate::contents::{self, MountChange};
 use crate::policy::pack;
 use crate::{Class, FileId, Policy};
 
+/// Where a link to it masks a unit.
+pub(crate) const MASK: &[u8] = b"/dev/null";
+
 /// One changed file, as far as the plan depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangedFile {
@@ -38,6 +41,11 @@ pub struct Details {
     pub led_to: Option<ImagePath>,
     /// Of a unit file: which keys change (`Service.ExecStart`).
     pub unit_keys: Option<BTreeSet<String>>,
+    /// Of a unit file: it becomes empty, which masks the unit as a link to `/dev/null` does
+    /// (`systemd.unit(5)`).
+    pub empty: bool,
+    /// Of configuration in which some settings need more than others: which change.
+    pub config_keys: Option<BTreeSet<String>>,
     /// Of settings (`sysctl.d`): which change.
     pub settings: Option<Vec<String>>,
     /// Of `/etc/fstab`: which mounts change.
@@ -89,6 +97,12 @@ impl ChangedFile {
             },
             details: Details { links_to, led_to: led_to(change), ..Details::default() },
         })
+    }
+
+    /// Whether the target is a mask.
+    pub(crate) fn masks(&self) -> bool {
+        self.class == Class::Unit
+            && (self.details.empty || self.details.links_to.as_deref() == Some(MASK))
     }
 
     /// Whether [`with_contents`](Self::with_contents) could learn something: whether it is worth

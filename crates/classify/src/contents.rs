@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use vireo_model::ImagePath;
+use vireo_model::{ChangeKind, ImagePath};
 
 use crate::change::ChangedFile;
 use crate::class::canonical;
+use crate::policy::pack;
 use crate::unit_file::changed_keys;
 use crate::{Class, Unit};
 
@@ -44,6 +45,7 @@ pub(crate) fn is_of_interest(path: &ImagePath, class: Class) -> bool {
             let place = canonical(path);
             matches!(place.as_slice(), b"/etc/fstab" | b"/etc/group" | b"/etc/sysctl.conf")
                 || place.windows(10).any(|part| part == b"/sysctl.d/")
+                || class == Class::Config && pack().restart_keys_matter(path)
         }
     }
 }
@@ -54,13 +56,20 @@ pub(crate) fn look(change: &mut ChangedFile, before: Option<&[u8]>, after: Optio
     let place = canonical(&change.path);
     let details = &mut change.details;
     match change.class {
-        Class::Unit | Class::UnitDropIn => details.unit_keys = Some(changed_keys(base, target)),
+        Class::Unit | Class::UnitDropIn => {
+            details.unit_keys = Some(changed_keys(base, target));
+            let is_file = details.links_to.is_none() && change.kind != ChangeKind::Removed;
+            details.empty = is_file && after.is_some_and(<[u8]>::is_empty);
+        }
         Class::BootLoader => {
             details.boot_arguments = boot_arguments(base) != boot_arguments(target)
         }
         _ => match place.as_slice() {
             b"/etc/fstab" => details.mounts = Some(mount_changes(base, target)),
             b"/etc/group" => details.members = members_changed(base, target),
+            _ if change.class == Class::Config => {
+                details.config_keys = Some(config_keys_changed(base, target));
+            }
             _ => details.settings = Some(settings_changed(base, target)),
         },
     }
@@ -106,6 +115,25 @@ fn swapped(name: &str) -> String {
         other => other,
     };
     name.chars().map(swap).collect()
+}
+
+/// The settings of plain configuration whose values differ: of a line the first word is the name,
+/// whatever stands between it and the value.
+fn config_keys_changed(before: &[u8], after: &[u8]) -> BTreeSet<String> {
+    let keys = |content: &[u8]| {
+        let mut keys: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
+        for line in lines_of(content) {
+            let separates = |byte: &u8| byte.is_ascii_whitespace() || b"=:".contains(byte);
+            let end = line.iter().position(separates).unwrap_or(line.len());
+            let name = String::from_utf8_lossy(&line[..end]).into_owned();
+            let value = line[end..].iter().skip_while(|byte| separates(byte));
+            keys.entry(name).or_default().push(value.copied().collect());
+        }
+        keys
+    };
+    let (before, after) = (keys(before), keys(after));
+    let names = before.keys().chain(after.keys());
+    names.filter(|name| before.get(*name) != after.get(*name)).cloned().collect()
 }
 
 /// Source, type and options by mount point, of `fstab(5)`.

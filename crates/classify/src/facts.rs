@@ -70,7 +70,7 @@ pub struct UnitFacts {
     /// The unit's file and its drop-ins.
     #[serde(with = "crate::path_text::list")]
     pub files: Vec<ImagePath>,
-    /// The programs it starts.
+    /// The programs it starts, first the main one.
     #[serde(with = "crate::path_text::list")]
     pub programs: Vec<ImagePath>,
     /// Files and directories that its unit file says it reads.
@@ -109,6 +109,9 @@ pub struct UnitFacts {
     /// Other unit files of its name that the one in [`files`](Self::files) comes before.
     #[serde(default, with = "crate::path_text::list")]
     pub shadowed: Vec<ImagePath>,
+    /// The file that a generator made the unit from (`SourcePath=`).
+    #[serde(default, with = "crate::path_text::option")]
+    pub source: Option<ImagePath>,
 }
 
 /// One file or directory that a unit file names.
@@ -125,17 +128,25 @@ pub struct Declared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeclaredBy {
-    /// An argument of a command it runs.
+    /// An argument of the command that starts it.
     Argument,
+    /// An argument of a command that is run beside it: before, after, to reload. Code that such a
+    /// command runs is not kept.
+    Helper,
     /// `EnvironmentFile=`, read when processes start and at no other time.
     EnvironmentFile,
     /// `LoadCredential=`, read when the unit starts.
     Credential,
     /// `ConfigurationDirectory=`, `/etc/NAME`.
     ConfigurationDirectory,
-    /// `WorkingDirectory=`.
+    /// `WorkingDirectory=`, or a variable that says where modules are found.
     WorkingDirectory,
-    /// `BindPaths=`, `BindReadOnlyPaths=`, `RequiresMountsFor=` or a condition.
+    /// A value of `Environment=`.
+    Environment,
+    /// `BindPaths=`, `BindReadOnlyPaths=`: a file that is mounted so stays what it was when the
+    /// unit started, whatever takes its place.
+    Bind,
+    /// `RequiresMountsFor=` or a condition, which are looked at when the unit starts.
     Other,
 }
 
@@ -145,10 +156,13 @@ impl DeclaredBy {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Argument => "argument",
+            Self::Helper => "argument of a helper",
             Self::EnvironmentFile => "EnvironmentFile",
             Self::Credential => "LoadCredential",
             Self::ConfigurationDirectory => "ConfigurationDirectory",
             Self::WorkingDirectory => "WorkingDirectory",
+            Self::Environment => "Environment",
+            Self::Bind => "BindPaths",
             Self::Other => "unit file",
         }
     }
@@ -156,7 +170,7 @@ impl DeclaredBy {
     /// Whether only a start reads it, so that a reload would not.
     #[must_use]
     pub const fn needs_start(self) -> bool {
-        matches!(self, Self::EnvironmentFile | Self::Credential)
+        matches!(self, Self::EnvironmentFile | Self::Credential | Self::Bind)
     }
 }
 
@@ -272,6 +286,7 @@ impl UnitFacts {
             start_limit_burst: 0,
             start_limit_interval: String::new(),
             shadowed: Vec::new(),
+            source: None,
         }
     }
 

@@ -56,6 +56,29 @@ pub(crate) mod list {
     }
 }
 
+/// The same for a path that may be absent.
+pub(crate) mod option {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(
+        path: &Option<ImagePath>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        match path {
+            Some(path) => s.serialize_some(&escape(path)),
+            None => s.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<ImagePath>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(d)? else { return Ok(None) };
+        let path = unescape(&text);
+        path.map(Some).ok_or_else(|| D::Error::custom(format!("{text:?} is no absolute path")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -105,35 +105,142 @@ pub fn declarations_of<'a>(unit: &Unit, files: impl IntoIterator<Item = &'a [u8]
     let mut result = Declarations { unread, ..Declarations::default() };
     // `ExecStart` first: the main program leads the list.
     entries.sort_by_key(|(_, key, _)| key != "ExecStart");
+    let context = Context::of(unit, &entries);
     for (section, key, value) in &entries {
-        result.read_entry(unit, section, key, value);
+        result.read_entry(&context, section, key, value);
     }
     result
 }
 
+/// What the words of a unit's commands depend on.
+struct Context<'a> {
+    unit: &'a Unit,
+    /// `Environment=`; what `EnvironmentFile=` names is not known here.
+    environment: BTreeMap<Vec<u8>, Vec<u8>>,
+    working_directory: Option<Vec<u8>>,
+}
+
+/// Variables that say where an interpreter finds modules.
+const MODULE_PATHS: &[&[u8]] =
+    &[b"PYTHONPATH", b"PERL5LIB", b"RUBYLIB", b"NODE_PATH", b"CLASSPATH", b"LUA_PATH"];
+
+impl<'a> Context<'a> {
+    fn of(unit: &'a Unit, entries: &[(String, String, Vec<u8>)]) -> Self {
+        let mut context = Self { unit, environment: BTreeMap::new(), working_directory: None };
+        for (_, key, value) in entries {
+            match key.as_str() {
+                "Environment" => {
+                    for word in context.words(value) {
+                        if let Some(at) = word.iter().position(|b| *b == b'=') {
+                            let (name, value) = (word[..at].to_vec(), word[at + 1..].to_vec());
+                            context.environment.insert(name, value);
+                        }
+                    }
+                }
+                "WorkingDirectory" => {
+                    let word = context.words(value).pop().unwrap_or_default();
+                    let word = word.strip_prefix(b"-").unwrap_or(&word).to_vec();
+                    context.working_directory = Some(word).filter(|word| word.starts_with(b"/"));
+                }
+                _ => {}
+            }
+        }
+        context
+    }
+
+    /// The words of a value, with the specifiers filled in.
+    fn words(&self, value: &[u8]) -> Vec<Vec<u8>> {
+        words_of(value).into_iter().filter_map(|word| expand(self.unit, &word)).collect()
+    }
+
+    /// The words of a command line: `$NAME` as a word of its own becomes several, `${NAME}` is
+    /// filled in (`systemd.service(5)`). Unknown variables stay.
+    fn command(&self, value: &[u8]) -> Vec<Vec<u8>> {
+        let mut command = Vec::new();
+        for word in self.words(value) {
+            let variable = word.strip_prefix(b"$").and_then(|name| self.environment.get(name));
+            match variable {
+                Some(value) => command.extend(words_of(value)),
+                None => command.push(self.filled_in(&word)),
+            }
+        }
+        command
+    }
+
+    fn filled_in(&self, word: &[u8]) -> Vec<u8> {
+        let mut rest = word;
+        let mut filled = Vec::new();
+        while let Some(at) = rest.windows(2).position(|pair| pair == b"${") {
+            let Some(len) = rest[at..].iter().position(|b| *b == b'}') else { break };
+            filled.extend_from_slice(&rest[..at]);
+            let name = &rest[at + 2..at + len];
+            let whole = &rest[at..=at + len];
+            filled.extend_from_slice(self.environment.get(name).map_or(whole, Vec::as_slice));
+            rest = &rest[at + len + 1..];
+        }
+        filled.extend_from_slice(rest);
+        filled
+    }
+
+    /// The paths in an argument, which can be a whole script for a shell.
+    fn paths_within(&self, word: &[u8]) -> Vec<Vec<u8>> {
+        let is_script = word.iter().any(u8::is_ascii_whitespace);
+        let separates = |b: &u8| b.is_ascii_whitespace() || b";|&<>()\"'".contains(b);
+        let parts: Vec<&[u8]> = if is_script && !word.starts_with(b"/") && !word.starts_with(b"-") {
+            word.split(separates).filter(|part| !part.is_empty()).collect()
+        } else {
+            vec![word]
+        };
+        let path = |part: &&[u8]| path_within(part).or_else(|| self.relative_path(part));
+        parts.iter().filter_map(path).collect()
+    }
+
+    /// The path that a relative argument means: one with the look of a file's name.
+    fn relative_path(&self, word: &[u8]) -> Option<Vec<u8>> {
+        let directory = self.working_directory.as_ref()?;
+        let value = word.iter().position(|b| *b == b'=').map_or(word, |at| &word[at + 1..]);
+        let value = value.strip_prefix(b"./").unwrap_or(value);
+        let name = value.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        let ending = &name[name.iter().rposition(|b| *b == b'.').filter(|at| *at > 0)? + 1..];
+        let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"._-/+".contains(b);
+        let is_file = ending.first().is_some_and(u8::is_ascii_alphabetic)
+            && ending.iter().all(u8::is_ascii_alphanumeric)
+            && value.iter().all(is_plain)
+            && !value.starts_with(b"-");
+        is_file.then(|| [directory.as_slice(), b"/", value].concat())
+    }
+}
+
 impl Declarations {
-    fn read_entry(&mut self, unit: &Unit, section: &str, key: &str, value: &[u8]) {
-        let words = || words_of(value).into_iter().filter_map(|word| expand(unit, &word));
+    fn read_entry(&mut self, context: &Context<'_>, section: &str, key: &str, value: &[u8]) {
+        let words = || context.words(value).into_iter();
         match key {
             "ExecStart" | "ExecStartPre" | "ExecStartPost" | "ExecReload" | "ExecCondition" => {
-                let command: Vec<Vec<u8>> = words().collect();
-                if key == "ExecStart" {
+                let command = context.command(value);
+                let main = key == "ExecStart";
+                if main {
                     let words = command.iter().skip(1).map(|word| String::from_utf8_lossy(word));
                     self.arguments.extend(words.map(|word| word.into_owned()));
                 }
-                self.read_command(command);
+                self.read_command(context, command, main);
             }
+            "Environment" => self.read_environment(words()),
             "EnvironmentFile" => self.declare(words(), DeclaredBy::EnvironmentFile),
             "WorkingDirectory" => self.declare(words(), DeclaredBy::WorkingDirectory),
             "BindPaths" | "BindReadOnlyPaths" => {
                 let from = |word: Vec<u8>| first_field(&word, b':');
-                self.declare(words().map(from), DeclaredBy::Other);
+                self.declare(words().map(from), DeclaredBy::Bind);
             }
-            "LoadCredential" | "LoadCredentialEncrypted" => {
-                let from = |word: Vec<u8>| {
-                    word.iter().position(|b| *b == b':').map(|at| word[at + 1..].to_vec())
-                };
-                self.declare(words().filter_map(from), DeclaredBy::Credential);
+            // What has no path of its own is looked for in a store (`systemd.exec(5)`).
+            "LoadCredential" => {
+                self.declare(
+                    words().map(|word| credential(&word, b"/etc/credstore/")),
+                    DeclaredBy::Credential,
+                );
+            }
+            "LoadCredentialEncrypted" => {
+                let store = b"/etc/credstore.encrypted/";
+                self.declare(words().map(|word| credential(&word, store)), DeclaredBy::Credential);
             }
             "ConfigurationDirectory" => {
                 let below_etc =
@@ -154,7 +261,21 @@ impl Declarations {
         }
     }
 
-    fn read_command(&mut self, mut words: Vec<Vec<u8>>) {
+    /// Values that are paths: files that the unit reads, directories that it finds modules in.
+    fn read_environment(&mut self, words: impl Iterator<Item = Vec<u8>>) {
+        for word in words {
+            let Some(at) = word.iter().position(|b| *b == b'=') else { continue };
+            let by = if MODULE_PATHS.contains(&&word[..at]) {
+                DeclaredBy::WorkingDirectory
+            } else {
+                DeclaredBy::Environment
+            };
+            let values = word[at + 1..].split(|b| b":,".contains(b)).map(<[u8]>::to_vec);
+            self.declare(values.filter(|value| value.starts_with(b"/")), by);
+        }
+    }
+
+    fn read_command(&mut self, context: &Context<'_>, mut words: Vec<Vec<u8>>, main: bool) {
         if words.is_empty() {
             return;
         }
@@ -165,7 +286,8 @@ impl Declarations {
         {
             self.programs.push(path);
         }
-        self.declare(words.iter().filter_map(|word| path_within(word)), DeclaredBy::Argument);
+        let paths = words.iter().flat_map(|word| context.paths_within(word));
+        self.declare(paths, if main { DeclaredBy::Argument } else { DeclaredBy::Helper });
     }
 
     fn declare(&mut self, words: impl Iterator<Item = Vec<u8>>, by: DeclaredBy) {
@@ -217,6 +339,15 @@ fn path_within(word: &[u8]) -> Option<Vec<u8>> {
         _ => word.windows(2).position(|pair| pair == b"=/")? + 1,
     };
     Some(word[at..].to_vec())
+}
+
+/// The path of `ID:PATH`, or where `ID` is looked for.
+fn credential(word: &[u8], store: &[u8]) -> Vec<u8> {
+    match word.iter().position(|b| *b == b':') {
+        Some(at) if word[at + 1..].starts_with(b"/") => word[at + 1..].to_vec(),
+        Some(at) => [store, &word[at + 1..]].concat(),
+        None => [store, word].concat(),
+    }
 }
 
 fn first_field(word: &[u8], separator: u8) -> Vec<u8> {
@@ -288,14 +419,53 @@ fn expand(unit: &Unit, word: &[u8]) -> Option<Vec<u8>> {
             b'p' => expanded.extend_from_slice(unit.stem().as_bytes()),
             b'i' => expanded.extend_from_slice(unit.instance().unwrap_or_default().as_bytes()),
             // Unescaped: `-` stands for `/`.
-            b'I' => expanded.extend_from_slice(
-                unit.instance().unwrap_or_default().replace('-', "/").as_bytes(),
-            ),
+            b'I' => expanded.extend(unescaped(unit.instance().unwrap_or_default())),
+            b'P' => expanded.extend(unescaped(unit.stem())),
+            b'j' => expanded.extend_from_slice(last_part(unit.stem()).as_bytes()),
+            b'J' => expanded.extend(unescaped(last_part(unit.stem()))),
+            b'f' => {
+                expanded.push(b'/');
+                expanded.extend(unescaped(unit.instance().unwrap_or(unit.stem())));
+            }
             b'E' => expanded.extend_from_slice(b"/etc"),
+            b'S' => expanded.extend_from_slice(b"/var/lib"),
+            b'C' => expanded.extend_from_slice(b"/var/cache"),
+            b'L' => expanded.extend_from_slice(b"/var/log"),
+            b't' => expanded.extend_from_slice(b"/run"),
+            b'T' => expanded.extend_from_slice(b"/tmp"),
+            b'V' => expanded.extend_from_slice(b"/var/tmp"),
             _ => return None,
         }
     }
     Some(expanded)
+}
+
+/// What follows the last `-`, as `%j` names it.
+fn last_part(stem: &str) -> &str {
+    stem.rsplit('-').next().unwrap_or(stem)
+}
+
+/// `-` stands for `/`, and `\xNN` for a byte (`systemd-escape(1)`).
+fn unescaped(name: &str) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = after.strip_prefix(b"x").and_then(|digits| digits.get(..2));
+        let escaped = digits
+            .filter(|_| *byte == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        match escaped {
+            Some(escaped) => {
+                plain.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(if *byte == b'-' { b'/' } else { *byte });
+                rest = after;
+            }
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -322,7 +492,11 @@ mod tests {
              ExecStart=@!/usr/share/memcached/wrapper --config=/etc/memcached.conf -d /run/x \"-c/opt/a b\"\n\
              ExecReload=/bin/kill -HUP $MAINPID\n",
             &["/usr/share/memcached/wrapper", "/usr/bin/test", "/bin/kill"],
-            &["/etc/memcached.conf argument", "/opt/a b argument"],
+            &[
+                "/etc/memcached.conf argument",
+                "/etc/memcached.conf argument of a helper",
+                "/opt/a b argument",
+            ],
         );
     }
 
@@ -340,8 +514,50 @@ mod tests {
                 "/etc/app/sub ConfigurationDirectory",
                 "/etc/default/app EnvironmentFile",
                 "/etc/env.d EnvironmentFile",
-                "/etc/other unit file",
+                "/etc/other BindPaths",
                 "/opt/app WorkingDirectory",
+            ],
+        );
+    }
+
+    #[test]
+    fn variables_relative_paths_and_scripts_for_a_shell_are_followed() {
+        check(
+            "site.service",
+            "[Service]\nWorkingDirectory=-/opt/site\n\
+             Environment=\"CONF=/etc/site/a.conf\" OPTS='-v --log /etc/site/log.conf' PYTHONPATH=/opt/lib:/opt/more\n\
+             ExecStart=/usr/bin/node ./server.js --env=conf/live.json -c ${CONF} $OPTS $UNKNOWN web.main:app 127.0.0.1\n\
+             ExecStartPre=/bin/sh -c 'test -r /etc/site/b.conf && exec /opt/site/prepare --to=/opt/site/x'\n\
+             LoadCredential=tls\n",
+            &["/usr/bin/node", "/bin/sh"],
+            &[
+                "/etc/credstore/tls LoadCredential",
+                "/etc/site/a.conf argument",
+                "/etc/site/a.conf Environment",
+                "/etc/site/b.conf argument of a helper",
+                "/etc/site/log.conf argument",
+                "/opt/lib WorkingDirectory",
+                "/opt/more WorkingDirectory",
+                "/opt/site WorkingDirectory",
+                "/opt/site/conf/live.json argument",
+                "/opt/site/prepare argument of a helper",
+                "/opt/site/server.js argument",
+                "/opt/site/x argument of a helper",
+            ],
+        );
+    }
+
+    #[test]
+    fn escaped_names_are_read_as_the_manager_reads_them() {
+        check(
+            r"app-web@my\x2dsite-a.service",
+            "[Service]\nExecStart=/usr/bin/app --c=/etc/app/%I.conf /srv%f /etc/%j/%P/x\nWorkingDirectory=%S/app\n",
+            &["/usr/bin/app"],
+            &[
+                "/etc/app/my-site/a.conf argument",
+                "/etc/web/app/web/x argument",
+                "/srv/my-site/a argument",
+                "/var/lib/app WorkingDirectory",
             ],
         );
     }

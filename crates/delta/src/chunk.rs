@@ -61,6 +61,25 @@ pub fn chunks(
     })
 }
 
+/// Hands the chunks of what `content` yields to `visit`, in order: offset, digest, bytes. As [`chunks`], but
+/// nothing is copied for it.
+///
+/// # Errors
+///
+/// As `content`'s reads.
+pub fn for_each_chunk(
+    content: impl Read,
+    sizes: Chunker,
+    mut visit: impl FnMut(u64, Digest, &[u8]),
+) -> Result<(), DeltaError> {
+    let failed = io_step("read the content to be cut into chunks");
+    let mut cutter = Cutter::new(content, sizes);
+    while let Some((offset, bytes)) = cutter.next().map_err(&failed)? {
+        visit(offset, Digest::of(bytes), bytes);
+    }
+    Ok(())
+}
+
 /// A random number for each byte.
 type Gear = [u64; 256];
 
@@ -135,6 +154,18 @@ fn without(block: &[u8], hash: u64, mask: u64, gear: &Gear) -> Option<u64> {
         }
     }
     Some(z)
+}
+
+/// The chunks of bytes that are in memory.
+pub(crate) fn slices(bytes: &[u8], sizes: Chunker) -> impl Iterator<Item = &[u8]> {
+    let masks = select_masks(sizes.avg, Normalization::Level1);
+    let (gear, mut rest) = (gear(), bytes);
+    std::iter::from_fn(move || {
+        let len = cut(&rest[..rest.len().min(sizes.max)], sizes, masks, &gear);
+        let (chunk, behind) = rest.split_at(len);
+        rest = behind;
+        (!chunk.is_empty()).then_some(chunk)
+    })
 }
 
 /// Hands out chunks without copying them.
@@ -306,5 +337,12 @@ mod tests {
         }
         assert_eq!(at, content.len() as u64);
         assert_eq!(chunks(&b""[..], Chunker::DEFAULT).count(), 0);
+        let lens = chunks(&content[..], Chunker::DEFAULT).map(|chunk| chunk.map(|c| c.bytes.len()));
+        let lens: Result<Vec<usize>, _> = lens.collect();
+        let mut visited = Vec::new();
+        for_each_chunk(&content[..], Chunker::DEFAULT, |_, _, bytes| visited.push(bytes.len()))
+            .expect("memory reads");
+        let slices: Vec<usize> = slices(&content, Chunker::DEFAULT).map(<[u8]>::len).collect();
+        assert_eq!((&slices, &slices), (&lens.expect("memory reads"), &visited));
     }
 }

@@ -13,6 +13,7 @@ use crate::error::{DeltaError, Detail, io_step};
 use crate::file::{Delta, Search};
 use crate::format::{HEADER_LEN, Header, feature, limit, limits};
 use crate::frames::{Class, Part, StreamId};
+use crate::indexed::Indexed;
 use crate::manifest::{
     self, Body, Content, Contents, FileDelta, Inside, Manifest, Packed, Packing, Segment, Source,
     new_content,
@@ -68,10 +69,10 @@ impl Effort {
     /// How places of the base are looked for.
     pub(crate) fn search(self, class: Class) -> Search {
         match (self, class) {
-            (Self::Fast, Class::Program) => Search { depth: 2, step: 16, stride: 5 },
-            (Self::Fast, _) => Search { depth: 2, step: 4, stride: 1 },
-            (Self::Default, _) => Search { depth: 32, step: 1, stride: 1 },
-            (Self::Max, _) => Search { depth: 256, step: 1, stride: 1 },
+            (Self::Fast, Class::Program) => Search { depth: 2, step: 16, stride: 2, good_run: 12 },
+            (Self::Fast, _) => Search { depth: 2, step: 4, stride: 1, good_run: 16 },
+            (Self::Default, _) => Search { depth: 32, step: 1, stride: 1, good_run: 24 },
+            (Self::Max, _) => Search { depth: 256, step: 1, stride: 1, good_run: 24 },
         }
     }
 }
@@ -111,8 +112,7 @@ pub struct BundleWriter<S> {
     source_numbers: HashMap<(ImagePath, Option<Inside>), u32>,
     dir_times: Vec<(ImagePath, Timestamp)>,
     read_map: Option<Packed>,
-    /// Where the base has a chunk, by the chunk's digest; the first one found.
-    base_chunks: HashMap<Digest, Segment>,
+    indexed: Indexed,
     /// Where the frames have a chunk.
     literal_chunks: HashMap<Digest, Segment>,
     /// Bytes that readers decompress again because of what was found there.
@@ -157,7 +157,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             source_numbers: HashMap::new(),
             dir_times: Vec::new(),
             read_map: None,
-            base_chunks: HashMap::new(),
+            indexed: Indexed::default(),
             literal_chunks: HashMap::new(),
             jumped_len: 0,
         }
@@ -178,13 +178,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     /// As `content`'s reads.
     pub fn index_base(&mut self, path: &ImagePath, content: impl Read) -> Result<(), DeltaError> {
         let source = self.source(path, None)?;
-        let failed = io_step("read the content to be cut into chunks");
-        let mut cutter = Cutter::new(content, Chunker::DEFAULT);
-        while let Some((offset, bytes)) = cutter.next().map_err(&failed)? {
-            let segment = Segment::Base { source, offset, len: bytes.len() as u64 };
-            self.base_chunks.entry(Digest::of(bytes)).or_insert(segment);
-        }
-        Ok(())
+        self.indexed.add(source, path, content)
     }
 
     /// Gives the directory `path` this time of modification in the target. It is no part of a
@@ -286,8 +280,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     }
 
     /// Encodes files of the target as deltas against their ancestors in the base, several side by
-    /// side; what `read` hands over is held in memory. Files that do not [fit](Pair::fits) or whose
-    /// ancestor is of no use are encoded as [`encode`](Self::encode) does.
+    /// side; what `read` hands over is held in memory. One that has no ancestor gets the file that has most
+    /// of its chunks, of those that were [indexed](Self::index_base). Files that do not [fit](Pair::fits) or
+    /// whose ancestor is of no use are encoded as [`encode`](Self::encode) does.
     ///
     /// # Errors
     ///
@@ -309,11 +304,19 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             pair::encode(pair, base, target, effort)
         };
         for batch in batches(pairs) {
+            let indexed = &self.indexed;
             let todo: Vec<&Pair> = batch.iter().filter(|pair| !self.has(pair.digest)).collect();
-            let encoded: Vec<Result<Encoded, DeltaError>> =
-                todo.par_iter().map(|pair| one(pair)).collect();
-            for (pair, encoded) in todo.into_iter().zip(encoded) {
-                self.add(pair, encoded?)?;
+            let encoded: Vec<Result<(Pair, Encoded), DeltaError>> = todo
+                .into_par_iter()
+                .map(|pair| {
+                    let pair = with_ancestor(pair, indexed, &read)?;
+                    let encoded = one(&pair)?;
+                    Ok((pair, encoded))
+                })
+                .collect();
+            for encoded in encoded {
+                let (pair, encoded) = encoded?;
+                self.add(&pair, encoded)?;
             }
         }
         Ok(())
@@ -523,9 +526,8 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             return Ok(Segment::Zero { len });
         }
         let digest = Digest::of(chunk);
-        let in_base = self.base_chunks.get(&digest).filter(|_| may_refer);
-        if let Some(segment) = in_base {
-            return Ok(*segment);
+        if let Some(segment) = self.indexed.get(&digest).filter(|_| may_refer) {
+            return Ok(segment);
         }
         let known = self.literal_chunks.get(&digest).copied();
         if let Some(segment) = known.filter(|segment| self.may_jump_to(segment)) {
@@ -536,6 +538,23 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         self.literal_chunks.insert(digest, segment);
         Ok(segment)
     }
+}
+
+/// The pair, with the file of the base that is most like the target's if no other is known.
+fn with_ancestor(
+    pair: &Pair,
+    indexed: &Indexed,
+    read: &impl Fn(&Pair, Side) -> io::Result<Vec<u8>>,
+) -> Result<Pair, DeltaError> {
+    let mut pair = pair.clone();
+    if pair.ancestor.is_none() && !indexed.is_empty() {
+        let content = read(&pair, Side::Target).map_err(io_step("read a file that changed"))?;
+        pair.ancestor = indexed.most_alike(&content);
+        if !pair.fits() {
+            pair.ancestor = None;
+        }
+    }
+    Ok(pair)
 }
 
 /// Leaves out the base's files that no content is made of.

@@ -72,6 +72,7 @@ mod file;
 mod format;
 mod frames;
 mod gzip;
+mod indexed;
 mod keys;
 mod manifest;
 pub mod merge;
@@ -83,7 +84,7 @@ mod tokens;
 mod view;
 
 pub use bundle::{Bundle, FrameInfo, Head, Release, Unverified, Verified};
-pub use chunk::{Chunk, Chunker, chunks};
+pub use chunk::{Chunk, Chunker, chunks, for_each_chunk};
 pub use content::{BaseRead, ContentSource, MemBase, Piece};
 pub use derive::{Derive, compose, reverse};
 pub use encode::{BundleWriter, Effort, Finished, Statement};

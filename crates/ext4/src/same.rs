@@ -125,11 +125,12 @@ fn is_same(a: &[u8], b: &[u8]) -> bool {
     }
     let mut at = 0;
     for field in IGNORED {
-        if a.get(at..field.start) != b.get(at..field.start) {
+        // A short inode ends before.
+        let (start, end) = (field.start.min(a.len()), field.end.min(a.len()));
+        if a.get(at..start) != b.get(at..start) {
             return false;
         }
-        // A short inode ends before.
-        at = field.end.min(a.len());
+        at = end;
     }
     a.get(at..) == b.get(at..)
 }

@@ -49,7 +49,9 @@ impl Work<'_> {
         let policy = self.policy;
         for rule in policy.checks_for(&change.path) {
             // A link has nothing in it to be checked, least of all one that masks a unit.
-            let empty = change.kind == ChangeKind::Removed || change.details.links_to.is_some();
+            let empty = change.kind == ChangeKind::Removed
+                || change.details.links_to.is_some()
+                || change.masks();
             let gone = empty && rule.is_per_file();
             let missing = self.host.has(&rule.needs) == Some(false)
                 && !self.brought.contains(rule.needs.as_bytes());

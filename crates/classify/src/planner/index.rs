@@ -1,6 +1,6 @@
 //! Facts, arranged so that a file finds what it concerns without a look at every unit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use vireo_model::ImagePath;
 
@@ -22,6 +22,13 @@ pub(super) struct Declaration {
     pub(super) exact: bool,
 }
 
+/// A tree that is a unit's own.
+struct Tree {
+    unit: usize,
+    /// Of a script that an interpreter is told to run: files of the same ending alone.
+    ending: Option<&'static [u8]>,
+}
+
 /// Units by what leads to them. Lists are in the order of the units' names.
 pub(super) struct Index<'a> {
     pub(super) units: Vec<UnitView<'a>>,
@@ -32,6 +39,12 @@ pub(super) struct Index<'a> {
     declared: HashMap<Vec<u8>, Vec<(usize, DeclaredBy)>>,
     programs: HashMap<Vec<u8>, Vec<usize>>,
     files: HashMap<Vec<u8>, Vec<usize>>,
+    /// Units by the files that they were generated from.
+    sources: HashMap<Vec<u8>, Vec<usize>>,
+    /// Units by the paths that they run, read or work in, for what lies below a path.
+    used: BTreeMap<Vec<u8>, Vec<usize>>,
+    /// Units by the trees that are their programs' own, `/opt/NAME`.
+    trees: HashMap<Vec<u8>, Vec<Tree>>,
     holders: HashMap<FileId, Vec<&'a Process>>,
 }
 
@@ -48,6 +61,9 @@ impl<'a> Index<'a> {
             declared: HashMap::new(),
             programs: HashMap::new(),
             files: HashMap::new(),
+            sources: HashMap::new(),
+            used: BTreeMap::new(),
+            trees: HashMap::new(),
             holders: HashMap::new(),
         };
         for (at, view) in units.iter().enumerate() {
@@ -77,16 +93,69 @@ impl<'a> Index<'a> {
         for file in &unit.files {
             self.files.entry(canonical(file)).or_default().push(at);
         }
-        for declared in &unit.declared {
-            let units = self.declared.entry(canonical(&declared.path)).or_default();
-            units.push((at, declared.by));
+        if let Some(source) = &unit.source {
+            self.sources.entry(canonical(source)).or_default().push(at);
         }
-        for program in &unit.programs {
-            self.programs.entry(canonical(program)).or_default().push(at);
+        let mut own: Vec<(Vec<u8>, Option<&'static [u8]>)> = Vec::new();
+        for declared in &unit.declared {
+            let place = canonical(&declared.path);
+            if let Some(ending) = ending_of(&place).filter(|_| declared.by == DeclaredBy::Argument)
+            {
+                own.extend(tree_of(&place).map(|tree| (tree, Some(ending))));
+            }
+            if !matches!(declared.by, DeclaredBy::Other | DeclaredBy::Helper) {
+                self.used.entry(place.clone()).or_default().push(at);
+            }
+            self.declared.entry(place).or_default().push((at, declared.by));
+        }
+        // What runs beside the main program is over.
+        for program in unit.programs.iter().take(1) {
+            let place = canonical(program);
+            own.extend(tree_of(&place).map(|tree| (tree, None)));
+            self.used.entry(place.clone()).or_default().push(at);
+            self.programs.entry(place).or_default().push(at);
+        }
+        own.sort();
+        own.dedup();
+        for (tree, ending) in own {
+            self.trees.entry(tree).or_default().push(Tree { unit: at, ending });
         }
     }
 
-    /// The units that are read from the file at `place`.
+    /// The units that a generator made from the file at `place`.
+    pub(super) fn units_from(&self, place: &[u8]) -> &[usize] {
+        self.sources.get(place).map_or(&[], Vec::as_slice)
+    }
+
+    /// The units that run, read or work in something at `place`, as a directory, or below it.
+    pub(super) fn units_below(&self, place: &[u8]) -> Vec<usize> {
+        let inside = [place, b"/"].concat();
+        let below =
+            self.used.range(inside.clone()..).take_while(|(path, _)| path.starts_with(&inside));
+        let mut units: Vec<usize> = below.flat_map(|(_, units)| units).copied().collect();
+        let there = self.declared.get(place).into_iter().flatten();
+        let works = there.filter(|(_, by)| *by == DeclaredBy::WorkingDirectory);
+        units.extend(works.map(|(unit, _)| *unit));
+        units.sort_unstable();
+        units.dedup();
+        units
+    }
+
+    /// The units whose programs' own tree `place` is in.
+    pub(super) fn units_of_tree(&self, place: &[u8]) -> Vec<usize> {
+        if self.trees.is_empty() || !in_own_tree(place) {
+            return Vec::new();
+        }
+        let ends = place.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        let trees = ends.filter_map(|end| self.trees.get(&place[..end])).flatten();
+        let its = trees.filter(|tree| tree.ending.is_none_or(|ending| place.ends_with(ending)));
+        let mut units: Vec<usize> = its.map(|tree| tree.unit).collect();
+        units.sort_unstable();
+        units.dedup();
+        units
+    }
+
+    /// The units that are read from the file at `place`, or whose drop-in it is.
     pub(super) fn units_of_file(&self, place: &[u8]) -> &[usize] {
         self.files.get(place).map_or(&[], Vec::as_slice)
     }
@@ -114,7 +183,7 @@ impl<'a> Index<'a> {
         self.aliases.get(stem).map_or(&[], Vec::as_slice)
     }
 
-    /// The units that run the program at `place`.
+    /// The units whose main program is at `place`.
     pub(super) fn units_running(&self, place: &[u8]) -> &[usize] {
         self.programs.get(place).map_or(&[], Vec::as_slice)
     }
@@ -139,4 +208,36 @@ impl<'a> Index<'a> {
         found.dedup_by_key(|d| d.unit);
         found
     }
+}
+
+/// Places where each directory is a program of its own with all that belongs to it
+/// (`hier(7)`, FHS 3.0 section 3.13).
+const OWN_TREES: &[&[u8]] = &[b"/opt/", b"/srv/"];
+
+/// Directories of such a program.
+const PARTS_OF_TREES: &[&[u8]] =
+    &[b"bin", b"sbin", b"libexec", b"lib", b"lib64", b"conf", b"config", b"etc", b"scripts"];
+
+/// Endings of files that interpreters and virtual machines run.
+const CODE_ENDINGS: &[&[u8]] =
+    &[b".py", b".pl", b".rb", b".js", b".mjs", b".cjs", b".sh", b".jar", b".php", b".lua"];
+
+fn in_own_tree(place: &[u8]) -> bool {
+    OWN_TREES.iter().any(|start| place.starts_with(start))
+}
+
+fn ending_of(place: &[u8]) -> Option<&'static [u8]> {
+    CODE_ENDINGS.iter().find(|ending| place.ends_with(ending)).copied()
+}
+
+/// The tree that the program at `place` belongs to: `/opt/x` for `/opt/x/bin/y`.
+fn tree_of(place: &[u8]) -> Option<Vec<u8>> {
+    if !in_own_tree(place) {
+        return None;
+    }
+    let parts: Vec<&[u8]> = place.split(|byte| *byte == b'/').skip(1).collect();
+    let (_, directories) = parts.split_last()?;
+    let part = directories.iter().skip(2).position(|part| PARTS_OF_TREES.contains(part));
+    let len = part.map_or(directories.len(), |at| at + 2);
+    (len >= 2).then(|| directories[..len].iter().flat_map(|part| [b"/", *part].concat()).collect())
 }

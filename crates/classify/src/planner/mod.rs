@@ -183,6 +183,10 @@ impl Work<'_> {
         self.consider_tools(change);
         self.consider_checks(change);
         self.consider_connectivity(change);
+        self.consider_link(change);
+        if self.consider_source(change) {
+            return;
+        }
         let decided = rule.as_ref().is_some_and(|rule| self.apply_rule(change, rule));
         if !decided {
             self.consider_class(change, rule.as_ref());
@@ -200,7 +204,10 @@ impl Work<'_> {
             Class::ManagerConfig => self.consider_manager_file(change),
             Class::Agent => self.consider_agent(change),
             Class::TimeZone => self.consider_time_zone(change, rule),
-            Class::NameService => self.consider_groups(change),
+            Class::NameService => {
+                self.consider_groups(change);
+                self.ask_named(change, rule);
+            }
             class if class.is_configuration() => self.consider_configuration(change, rule),
             class if class.is_code() => self.consider_code(change, rule),
             Class::Content => self.consider_content(change, rule),
@@ -250,6 +257,21 @@ impl Work<'_> {
             self.ask_owner(owner, effect, evidence);
         }
         !owners.is_empty()
+    }
+
+    /// Holds all units whose processes hold the replaced file: it is their own to write.
+    fn hold_holders(&mut self, change: &ChangedFile) {
+        let Some(file) = change.replaced else { return };
+        let mut owners: BTreeMap<Unit, Vec<u32>> = BTreeMap::new();
+        for process in self.index.holders(file) {
+            if let Owner::Unit(unit) = &process.owner {
+                owners.entry(unit.clone()).or_default().push(process.pid);
+            }
+        }
+        for (unit, pids) in owners {
+            let evidence = evidence(change, Rule::Held, held_by(&pids));
+            self.hold(&unit, "the policy holds it", evidence);
+        }
     }
 
     fn ask_owner(&mut self, owner: &Owner, effect: Effect, evidence: Evidence) {
@@ -304,14 +326,8 @@ impl Work<'_> {
         if let Some(why) = rule.hold.clone() {
             return self.hold(name, &why, evidence);
         }
-        // What ran once and is over has nothing to take up, unless somebody says that it has.
-        let said = matches!(
-            evidence.rule,
-            Rule::Site | Rule::Bundle | Rule::Learned | Rule::RulePack | Rule::UnitFile
-        );
-        let reloads = action == Action::Reload && facts.can_reload && said;
-        if facts.is_done() && evidence.rule != Rule::Held && !reloads && action != Action::Stop {
-            return;
+        if facts.is_done() && !self.takes_up_though_done(unit, action, &evidence) {
+            return self.leave_done(unit, evidence);
         }
         if action == Action::Restart {
             let why = match &rule.reload_only {
@@ -330,6 +346,31 @@ impl Work<'_> {
             }
         }
         self.note(name, action, None, evidence);
+    }
+
+    /// Whether there is something to do for a unit that ran once and is over.
+    fn takes_up_though_done(&self, unit: usize, action: Action, evidence: &Evidence) -> bool {
+        let said = matches!(evidence.rule, Rule::Site | Rule::Bundle);
+        let known =
+            said || matches!(evidence.rule, Rule::Learned | Rule::RulePack | Rule::UnitFile);
+        let reloads = action == Action::Reload && self.index.units[unit].facts.can_reload && known;
+        said || reloads || action == Action::Stop || evidence.rule == Rule::Held
+    }
+
+    /// A unit that ran once and is over is left so. What it did with configuration of its own
+    /// waits until somebody starts it once more.
+    fn leave_done(&mut self, unit: usize, evidence: Evidence) {
+        let is_own = matches!(evidence.rule, Rule::RulePack | Rule::Declared | Rule::Name);
+        if !evidence.class.is_configuration() || !is_own {
+            return;
+        }
+        let view = &self.index.units[unit];
+        let why = match &view.rule.reload_only {
+            Some(why) => why.clone(),
+            None => "it ran once and is over: start it once more to take this up".to_owned(),
+        };
+        let name = view.facts.name.clone();
+        self.hold(&name, &why, evidence);
     }
 
     fn ask_unit(&mut self, name: &Unit, action: Action, evidence: Evidence) {

@@ -47,6 +47,9 @@ impl Work<'_> {
             self.add_namesakes(change, &mut readers);
         }
         if !readers.claimed {
+            self.add_of_tree(change, &mut readers);
+        }
+        if !readers.claimed {
             self.add_of_package(change, &mut readers);
         }
         if !readers.claimed {
@@ -59,25 +62,48 @@ impl Work<'_> {
     /// interpreter closes the scripts it reads, so for these the other sources count too.
     pub(super) fn consider_code(&mut self, change: &ChangedFile, rule: Option<&FileRule<'_>>) {
         let held = self.ask_holders(change, Effect::Restart);
+        if change.kind == ChangeKind::Removed {
+            self.hold_who_lose_their_program(change);
+        }
         if !is_interpreted(change) {
             return self.ask_readers(Readers::default(), rule);
         }
         let mut readers = Readers { claimed: held, ..Readers::default() };
         self.add_learned(change, rule, &mut readers);
-        if change.class == Class::Script {
-            self.add_declared(change, rule, &mut readers);
-            self.add_running(change, &mut readers);
-            if !readers.claimed {
-                self.add_working_there(change, rule, &mut readers);
-            }
+        self.add_declared(change, rule, &mut readers);
+        self.add_running(change, &mut readers);
+        if !readers.claimed && change.class == Class::Script {
+            self.add_working_there(change, rule, &mut readers);
+        }
+        if !readers.claimed {
+            self.add_of_tree(change, &mut readers);
         }
         self.ask_readers(readers, rule);
     }
 
+    /// Who runs a program that goes away could not start again, unless its unit changes too.
+    fn hold_who_lose_their_program(&mut self, change: &ChangedFile) {
+        let named = self.index.declarations(&change.path).into_iter();
+        let named = named.filter(|found| found.exact && found.by == DeclaredBy::Argument);
+        let running = self.index.units_running(&canonical(&change.path)).iter().copied();
+        for unit in running.chain(named.map(|found| found.unit)).collect::<Vec<_>>() {
+            let facts = self.index.units[unit].facts;
+            let own = facts.files.iter().map(canonical);
+            let changes = self.brings(&canonical(&change.path))
+                || own.into_iter().any(|file| self.brings(&file) || self.removes(&file));
+            if facts.active.is_up() && !facts.is_done() && !changes {
+                let evidence = evidence(change, Rule::Declared, "the program it runs".to_owned());
+                self.hold(&facts.name, "its program goes away: it could not start again", evidence);
+            }
+        }
+    }
+
     /// Content is read anew each time, unless somebody is known to keep what it read.
     pub(super) fn consider_content(&mut self, change: &ChangedFile, rule: Option<&FileRule<'_>>) {
-        let served = rule.is_some_and(|rule| rule.op == Some(Op::None));
-        if !served {
+        let op = rule.and_then(|rule| rule.op);
+        if op == Some(Op::Hold) {
+            self.hold_holders(change);
+        } else if op != Some(Op::None) {
             self.ask_holders(change, Effect::Reload);
         }
         let mut readers = Readers::default();
@@ -100,7 +126,7 @@ impl Work<'_> {
         let default = if change.class.is_code() { Effect::Restart } else { Effect::Reload };
         for unit in self.units_named(rule) {
             let evidence = evidence(change, rule_of(rule.layer), format!("rule {}", rule.pattern));
-            readers.add(unit, effect_of(rule.op, default), evidence);
+            readers.add(unit, effect_of(op_for(rule, change), default), evidence);
         }
         self.ask_readers(readers, Some(rule));
     }
@@ -110,7 +136,7 @@ impl Work<'_> {
         for (unit, (effect, evidence)) in readers.by_unit {
             let facts = self.index.units[unit].facts;
             match effect {
-                _ if held_by_policy && facts.active.is_up() => {
+                Some(_) if held_by_policy && facts.active.is_up() => {
                     self.note(&facts.name, Action::Hold, Some("the policy holds it"), evidence);
                 }
                 Some(effect) => self.ask(unit, effect, evidence),
@@ -182,7 +208,10 @@ impl Work<'_> {
         let view = &self.index.units[unit];
         let stated = rule.filter(|rule| rule.layer != Layer::Pack || rule.names(&view.facts.name));
         if let Some(rule) = stated.filter(|rule| rule.layer != Layer::Pack) {
-            return effect_of(rule.op, Effect::Reload);
+            return effect_of(op_for(rule, change), Effect::Reload);
+        }
+        if stated.is_some_and(|rule| rule.needs_restart_for(change.details.config_keys.as_ref())) {
+            return Some(Effect::Restart);
         }
         if phases.contains(&Phase::Run) {
             return None;
@@ -216,8 +245,17 @@ impl Work<'_> {
         rule: Option<&FileRule<'_>>,
         readers: &mut Readers,
     ) {
-        for declared in self.index.declarations(&change.path) {
-            if declared.by == DeclaredBy::WorkingDirectory {
+        let found = self.index.declarations(&change.path);
+        let named = found.iter().any(|found| found.exact && found.by == DeclaredBy::Argument);
+        for declared in found {
+            // A directory of modules is for code alone; one that is mounted says nothing.
+            let exact_only = matches!(declared.by, DeclaredBy::Environment | DeclaredBy::Bind)
+                || change.class == Class::Module;
+            if declared.by == DeclaredBy::WorkingDirectory || exact_only && !declared.exact {
+                continue;
+            }
+            // Who names the file itself knows better than who names a directory above it.
+            if named && !declared.exact && declared.by == DeclaredBy::Argument {
                 continue;
             }
             if declared.exact || !self.is_known_not_to_read(declared.unit, change) {
@@ -235,8 +273,11 @@ impl Work<'_> {
     ) {
         let view = &self.index.units[declared.unit];
         let stated = rule.filter(|rule| rule.layer != Layer::Pack || rule.names(&view.facts.name));
-        let effect = match stated.and_then(|rule| rule.op) {
+        let effect = match stated.and_then(|rule| op_for(rule, change)) {
             _ if declared.by.needs_start() => Some(Effect::Restart),
+            // A condition is looked at when the unit starts: no reason for another start.
+            _ if declared.by == DeclaredBy::Other && !view.facts.can_reload => None,
+            _ if declared.by == DeclaredBy::Helper && change.class.is_code() => None,
             Some(op) => effect_of(Some(op), Effect::Reload),
             None if change.class.is_code() => Some(self.effect_on_code(declared.unit)),
             None => Some(Effect::Reload),
@@ -273,6 +314,33 @@ impl Work<'_> {
         }
     }
 
+    /// Units whose program's own tree the file is in: the program is in it, too.
+    fn add_of_tree(&self, change: &ChangedFile, readers: &mut Readers) {
+        for unit in self.index.units_of_tree(&canonical(&change.path)) {
+            if self.is_known_not_to_read(unit, change) {
+                continue;
+            }
+            let code = change.class.is_code();
+            let effect = if code { self.effect_on_code(unit) } else { Effect::Reload };
+            let source = "in its program's own tree".to_owned();
+            readers.add(unit, Some(effect), evidence(change, Rule::Declared, source));
+        }
+    }
+
+    /// A link that leads elsewhere takes along who runs, reads or works in what is below it.
+    pub(super) fn consider_link(&mut self, change: &ChangedFile) {
+        let is_link = change.details.links_to.is_some() && change.details.led_to.is_some();
+        let deep = change.path.components().count() >= 2;
+        if !is_link || !deep || change.kind != ChangeKind::Modified || change.class == Class::Unit {
+            return;
+        }
+        for unit in self.index.units_below(&canonical(&change.path)) {
+            let effect = self.effect_on_code(unit);
+            let source = "what it uses lies below this link".to_owned();
+            self.ask(unit, effect, evidence(change, Rule::Declared, source));
+        }
+    }
+
     /// Units that the rule pack names. A watched start that did not read the file weighs more
     /// than a rule that would restart the unit for it.
     fn add_from_pack(
@@ -283,7 +351,7 @@ impl Work<'_> {
     ) {
         let Some(rule) = rule.filter(|rule| rule.layer == Layer::Pack) else { return };
         for unit in self.units_named(rule) {
-            let effect = effect_of(rule.op, Effect::Reload);
+            let effect = effect_of(op_for(rule, change), Effect::Reload);
             let restarts =
                 effect == Some(Effect::Restart) || !self.index.units[unit].facts.can_reload;
             if restarts && self.is_known_not_to_read(unit, change) {
@@ -292,7 +360,7 @@ impl Work<'_> {
             let evidence = evidence(change, Rule::RulePack, format!("rule {}", rule.pattern));
             readers.add(unit, effect, evidence);
         }
-        readers.claimed |= rule.names_units() || rule.op == Some(Op::None);
+        readers.claimed |= rule.names_units() || rule.op.is_some();
     }
 
     /// The units that a rule names. One that only stands for its instances, as
@@ -337,7 +405,14 @@ impl Work<'_> {
             },
             Rule::Declared => {
                 let declared = self.index.declarations(&change.path);
-                declared.iter().any(|declared| declared.unit == unit && declared.exact)
+                let sure = |by| {
+                    matches!(
+                        by,
+                        DeclaredBy::Argument | DeclaredBy::EnvironmentFile | DeclaredBy::Credential
+                    )
+                };
+                let mut own = declared.iter().filter(|declared| declared.unit == unit);
+                own.any(|declared| declared.exact && sure(declared.by))
             }
             _ => false,
         }
@@ -347,22 +422,29 @@ impl Work<'_> {
     /// `/etc/default/STEM`.
     fn add_namesakes(&mut self, change: &ChangedFile, readers: &mut Readers) {
         let parts: Vec<&[u8]> = change.path.components().take(3).collect();
-        let (stem, effect) = match parts.as_slice() {
-            [b"etc", b"default" | b"sysconfig", name] => (*name, Effect::Restart),
+        let (stem, effect, suffixes) = match parts.as_slice() {
+            [b"etc", b"default" | b"sysconfig", name] => (*name, Effect::Restart, &[""][..]),
             [b"etc", name, ..] => {
                 let plain = name.strip_suffix(b".conf").or_else(|| name.strip_suffix(b".d"));
-                (plain.unwrap_or(name), Effect::Reload)
+                (plain.unwrap_or(name), Effect::Reload, NAME_SUFFIXES)
             }
             _ => return,
         };
         let Ok(stem) = std::str::from_utf8(stem) else { return };
-        for &unit in self.index.units_with_stem(stem) {
-            let is_service = self.index.units[unit].facts.name.kind() == "service";
-            if is_service && !self.is_known_not_to_read(unit, change) {
+        let named = suffixes.iter().map(|suffix| self.services_called(&format!("{stem}{suffix}")));
+        for unit in named.into_iter().find(|units| !units.is_empty()).unwrap_or_default() {
+            if !self.is_known_not_to_read(unit, change) {
                 let evidence = evidence(change, Rule::Name, format!("named like {stem}"));
                 readers.add(unit, Some(effect), evidence);
             }
         }
+    }
+
+    /// The services with this stem, or with an alias of this stem.
+    fn services_called(&self, stem: &str) -> Vec<usize> {
+        let named = self.index.units_with_stem(stem).iter();
+        let named = named.chain(self.index.units_with_alias(stem)).copied();
+        named.filter(|unit| self.index.units[*unit].facts.name.kind() == "service").collect()
     }
 
     /// Units whose file is of the same source package: a hint too weak for a restart.
@@ -389,6 +471,18 @@ impl Work<'_> {
             let source = "it runs with other rights".to_owned();
             self.ask(unit, Effect::Restart, evidence(change, Rule::Declared, source));
         }
+    }
+}
+
+/// How units are called whose configuration has the name without it.
+const NAME_SUFFIXES: &[&str] = &["", "d", "-server", "-daemon", "-agent"];
+
+/// What the rule says that the change needs: a restart for some settings of the file.
+fn op_for(rule: &FileRule<'_>, change: &ChangedFile) -> Option<Op> {
+    if rule.needs_restart_for(change.details.config_keys.as_ref()) {
+        Some(Op::Restart)
+    } else {
+        rule.op
     }
 }
 

@@ -12,6 +12,9 @@ use crate::{ChangedFile, Class, Unit};
 /// The first service manager that can start user space anew without the kernel.
 const SOFT_REBOOT_SINCE: u32 = 254;
 
+/// What users' managers read instead of process 1 (`systemd-user.conf(5)`).
+const USERS_CONFIG: &[u8] = b"/systemd/user.conf";
+
 impl Work<'_> {
     pub(super) fn consider_agent(&mut self, change: &ChangedFile) {
         let evidence = evidence(change, Rule::Class, "the agent itself".to_owned());
@@ -86,6 +89,10 @@ impl Work<'_> {
     /// `fstab`, `system.conf` and the like. What an update changes about mounts is done where
     /// that takes nothing away.
     pub(super) fn consider_manager_file(&mut self, change: &ChangedFile) {
+        let place = canonical(&change.path);
+        if place.windows(USERS_CONFIG.len()).any(|part| part == USERS_CONFIG) {
+            return self.consider_user_unit_file(change);
+        }
         self.ask_manager(change, ManagerAction::Reload, Rule::Class);
         for mount in change.details.mounts.iter().flatten() {
             let source = "its line in fstab".to_owned();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use vireo_model::ChangeKind;
 
 use super::{Work, evidence};
+use crate::change::MASK;
 use crate::class::canonical;
 use crate::plan::{Action, Evidence, ManagerAction, Rule, USERS_READ};
 use crate::policy::{OnDisable, StartEnabled};
@@ -27,13 +28,13 @@ const UNIT_DIRECTORIES: &[&str] = &[
     "/usr/lib/systemd/system/",
 ];
 
-/// Where a link to it masks a unit.
-const MASK: &[u8] = b"/dev/null";
-
 impl Work<'_> {
     /// A unit's own file. The manager reads it again in any case: its own `NeedDaemonReload`
     /// overlooks new drop-in directories and files with an older time.
     pub(super) fn consider_unit_file(&mut self, change: &ChangedFile) {
+        if change.class == Class::UnitDropIn && !change.path.name().ends_with(b".conf") {
+            return;
+        }
         let place = String::from_utf8_lossy(&canonical(&change.path)).into_owned();
         if place.contains("/systemd/user/") {
             return self.consider_user_unit_file(change);
@@ -60,8 +61,9 @@ impl Work<'_> {
 
     /// The units that a file at `place` is about, in the order of their names.
     fn units_about(&self, place: &str, subject: &Subject) -> BTreeSet<usize> {
-        let mut units: BTreeSet<usize> =
-            self.index.units_of_file(place.as_bytes()).iter().copied().collect();
+        let files = self.index.units_of_file(place.as_bytes()).iter();
+        let files = files.chain(self.index.units_from(place.as_bytes()));
+        let mut units: BTreeSet<usize> = files.copied().collect();
         let covered = |at: &usize| subject.covers(self.index.units[*at].facts);
         match subject {
             Subject::Unit(name) => {
@@ -77,7 +79,7 @@ impl Work<'_> {
     }
 
     /// Users' managers read their units again; what they run is the users' own.
-    fn consider_user_unit_file(&mut self, change: &ChangedFile) {
+    pub(super) fn consider_user_unit_file(&mut self, change: &ChangedFile) {
         let managers: Vec<Unit> = self
             .index
             .units_with_stem("user")
@@ -108,11 +110,19 @@ impl Work<'_> {
         if is_fragment && is_overruled(place, unit) && !self.goes_away(unit) {
             return;
         }
-        if change.details.links_to.as_deref() == Some(MASK) {
+        if change.class == Class::UnitDropIn && self.is_overruled_drop_in(place, unit) {
+            return;
+        }
+        if change.masks() {
             return self.consider_mask(at, evidence);
         }
+        // A mask taken away: what runs is what it was.
+        let was_mask = change.details.led_to.as_ref().is_some_and(|to| to.as_bytes() == MASK);
+        if is_fragment && was_mask && change.kind == ChangeKind::Removed {
+            return;
+        }
         // A link of another name is an alias: the unit is what it was.
-        if change.details.links_to.is_some() && !is_own_name(place, unit) {
+        if is_fragment && change.details.links_to.is_some() && !is_own_name(place, unit) {
             return;
         }
         if is_fragment && change.kind == ChangeKind::Removed && !self.stays_otherwise(place, unit) {
@@ -135,6 +145,39 @@ impl Work<'_> {
             // A timer, slice or target takes a change up when the manager reads it.
             _ => {}
         }
+    }
+
+    /// A file that a generator makes units from, other than the manager's own tables; says whether
+    /// it is one (`systemd.generator(7)`).
+    pub(super) fn consider_source(&mut self, change: &ChangedFile) -> bool {
+        let units = self.index.units_from(&canonical(&change.path)).to_vec();
+        let otherwise = matches!(change.class, Class::ManagerConfig | Class::Unit);
+        if units.is_empty() || otherwise {
+            return false;
+        }
+        self.ask_manager(change, ManagerAction::Reload, Rule::UnitFile);
+        for unit in units {
+            let source = "what it is made from".to_owned();
+            self.ask_for(unit, Action::Restart, evidence(change, Rule::UnitFile, source));
+        }
+        true
+    }
+
+    /// Whether a drop-in of the same name counts instead of the one at `place`: one in a
+    /// directory that weighs more, and there is just one of each name (`systemd.unit(5)`).
+    fn is_overruled_drop_in(&self, place: &str, unit: &UnitFacts) -> bool {
+        let Some((directory, name)) = place.rsplit_once('/') else { return false };
+        let own = directory.rsplit('/').next().unwrap_or_default();
+        let weight = |path: &str| UNIT_DIRECTORIES.iter().position(|dir| path.starts_with(dir));
+        unit.files.iter().skip(1).map(canonical).any(|other| {
+            let text = String::from_utf8_lossy(&other).into_owned();
+            let Some((other_directory, other_name)) = text.rsplit_once('/') else { return false };
+            let other_own = other_directory.rsplit('/').next().unwrap_or_default();
+            // Of two specific directories the one with the longer name is about fewer units.
+            let heavier = (std::cmp::Reverse(other_own.len()), weight(&text))
+                < (std::cmp::Reverse(own.len()), weight(place));
+            other_name == name && text != place && heavier && !self.removes(&other)
+        })
     }
 
     /// Evidence for people: which keys change, if that is known.

@@ -68,6 +68,9 @@ pub(super) struct FileEntry {
     pub(super) path: Patterns,
     pub(super) units: Option<Patterns>,
     pub(super) op: Option<Op>,
+    /// Settings in the file that only a restart takes up.
+    #[serde(default)]
+    pub(super) restart_keys: Patterns,
     #[serde(default)]
     pub(super) shared: bool,
     pub(super) note: Option<String>,

@@ -294,6 +294,11 @@ impl Policy {
         self.files.first(path)
     }
 
+    /// Whether what a change of the file at `path` needs depends on which settings change.
+    pub(crate) fn restart_keys_matter(&self, path: &ImagePath) -> bool {
+        self.file_rule(path).is_some_and(|rule| rule.has_restart_keys())
+    }
+
     pub(crate) fn tools_for(&self, path: &ImagePath) -> impl Iterator<Item = &ToolRule> {
         self.runs.tools_for(path)
     }

@@ -61,8 +61,34 @@ fn fill_in(word: &str, path: &ImagePath) -> String {
     if !word.contains('{') {
         return word.to_owned();
     }
-    word.replace("{name}", &String::from_utf8_lossy(path.name()))
-        .replace("{path}", &String::from_utf8_lossy(path.as_bytes()))
+    let word = word
+        .replace("{name}", &String::from_utf8_lossy(path.name()))
+        .replace("{path}", &String::from_utf8_lossy(path.as_bytes()));
+    if has_parts(&word) { with_parts(&word, &canonical(path)).unwrap_or(word) } else { word }
+}
+
+/// Most components of a path that can be named by their number.
+const PARTS_MAX: usize = 9;
+
+/// Whether parts of a path are to be filled in: `{1}` to `{9}` or `{stem}`.
+pub(super) fn has_parts(text: &str) -> bool {
+    text.contains("{stem}") || (1..=PARTS_MAX).any(|number| text.contains(&format!("{{{number}}}")))
+}
+
+/// `text` with the components of `place` by their number, and its last one without its ending;
+/// none if it has not so many.
+pub(super) fn with_parts(text: &str, place: &[u8]) -> Option<String> {
+    let place = std::str::from_utf8(place).ok()?;
+    let parts: Vec<&str> = place.split('/').skip(1).collect();
+    let name = parts.last()?;
+    let mut filled = text.replace("{stem}", name.rsplit_once('.').map_or(name, |(stem, _)| stem));
+    for number in 1..=PARTS_MAX {
+        let key = format!("{{{number}}}");
+        if filled.contains(&key) {
+            filled = filled.replace(&key, parts.get(number - 1)?);
+        }
+    }
+    Some(filled)
 }
 
 /// A checker of configuration.

@@ -5,6 +5,7 @@
 
 mod expected;
 mod lab;
+mod more;
 mod rows;
 
 use std::collections::BTreeMap;

@@ -13,8 +13,6 @@ use super::Op;
 const KEY_LEN: usize = 8;
 /// Bytes of the second key, which finds long matches where the short key is frequent.
 const LONG_KEY_LEN: usize = 24;
-/// Going on for that many equal bytes, nothing better is looked for.
-const GOOD_RUN: usize = 24;
 /// Matches are compared up to this length; longer is good enough.
 const ENOUGH: usize = 4096;
 
@@ -44,6 +42,8 @@ pub(crate) struct Search {
     pub(crate) step: usize,
     /// Every how many bytes of the target places are looked for, where nothing goes on.
     pub(crate) stride: usize,
+    /// Going on for that many equal bytes, nothing better is looked for.
+    pub(crate) good_run: usize,
 }
 
 impl<'a> Index<'a> {
@@ -158,7 +158,7 @@ pub(crate) fn align(base: &[u8], target: &[u8], search: Search, margin: usize) -
     while scan < target.len() {
         let going_on = (base_start + (scan - start)).min(base.len());
         let run = common(&base[going_on..], &target[scan..]);
-        if run >= GOOD_RUN {
+        if run >= search.good_run {
             scan += run;
             continue;
         }

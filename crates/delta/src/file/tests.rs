@@ -57,7 +57,7 @@ fn decoded(base: &[u8], delta: &Delta, len: usize) -> Option<Vec<u8>> {
 
 fn search(depth: usize) -> Search {
     let (step, stride) = if depth < 8 { (4, 3) } else { (1, 1) };
-    Search { depth, step, stride }
+    Search { depth, step, stride, good_run: 24 }
 }
 
 fn len(delta: &Delta) -> usize {

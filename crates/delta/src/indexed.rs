@@ -1,0 +1,135 @@
+//! Files of the base by their chunks: where a chunk is, and which file is most like another.
+
+use std::collections::HashMap;
+use std::io::Read;
+
+use vireo_model::{Digest, ImagePath};
+
+use crate::chunk::{self, Chunker, Cutter};
+use crate::error::{DeltaError, io_step};
+use crate::manifest::Segment;
+
+/// A file of the base is like a target's if it has the chunks of one part in so many of it. With less,
+/// chunks from several files may make more of it than a delta against one.
+const LEAST_ALIKE: u64 = 3;
+
+/// Of short files smaller pieces are remembered, too: an edit leaves none of two or three chunks whole.
+const SMALL: Chunker = Chunker { min: 128, avg: 512, max: 4 << 10 };
+
+/// Longest beginning of a file of which small pieces are remembered, in bytes.
+const SHORT_LEN: u64 = 128 << 10;
+
+/// Most small pieces that are remembered: bounds memory to some 50 MB.
+const MAX_SMALL: usize = 1 << 20;
+
+/// Some files of the base.
+#[derive(Debug, Default)]
+pub(crate) struct Indexed {
+    /// Where a chunk is, by its digest; the first one found.
+    chunks: HashMap<Digest, Segment>,
+    /// Which file has a small piece, by the beginning of its digest; the first one found. Only a hint.
+    small: HashMap<u64, u32>,
+    /// The files by number, with their lengths.
+    files: HashMap<u32, (ImagePath, u64)>,
+}
+
+impl Indexed {
+    /// Adds the file with this number.
+    pub(crate) fn add(
+        &mut self,
+        source: u32,
+        path: &ImagePath,
+        content: impl Read,
+    ) -> Result<(), DeltaError> {
+        let failed = io_step("read the content to be cut into chunks");
+        let mut cutter = Cutter::new(content, Chunker::DEFAULT);
+        let mut file_len = 0;
+        while let Some((offset, bytes)) = cutter.next().map_err(&failed)? {
+            let len = bytes.len() as u64;
+            let segment = Segment::Base { source, offset, len };
+            self.chunks.entry(Digest::of(bytes)).or_insert(segment);
+            if offset < SHORT_LEN && self.small.len() < MAX_SMALL {
+                for piece in chunk::slices(bytes, SMALL) {
+                    self.small.entry(beginning(piece)).or_insert(source);
+                }
+            }
+            file_len = offset + len;
+        }
+        self.files.insert(source, (path.clone(), file_len));
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Where the base has this chunk.
+    pub(crate) fn get(&self, chunk: &Digest) -> Option<Segment> {
+        self.chunks.get(chunk).copied()
+    }
+
+    /// The file that has most chunks of `content`, with its length, if it has enough of them; if none has,
+    /// the one with most small pieces.
+    pub(crate) fn most_alike(&self, content: &[u8]) -> Option<(ImagePath, u64)> {
+        let chunks = chunk::slices(content, Chunker::DEFAULT);
+        let by_chunks = chunks.filter_map(|chunk| match self.get(&Digest::of(chunk))? {
+            Segment::Base { source, len, .. } => Some((source, len)),
+            _ => None,
+        });
+        let start = &content[..content.len().min(SHORT_LEN as usize)];
+        let by_pieces = || {
+            let pieces = chunk::slices(start, Chunker::DEFAULT);
+            let pieces = pieces.flat_map(|chunk| chunk::slices(chunk, SMALL));
+            pieces
+                .filter_map(|piece| Some((*self.small.get(&beginning(piece))?, piece.len() as u64)))
+        };
+        let source = most(by_chunks, content.len()).or_else(|| most(by_pieces(), start.len()))?;
+        self.files.get(&source).cloned()
+    }
+}
+
+/// The source that has most bytes of `len`, if these are enough.
+fn most(found: impl Iterator<Item = (u32, u64)>, len: usize) -> Option<u32> {
+    let mut sums: HashMap<u32, u64> = HashMap::new();
+    for (source, len) in found {
+        *sums.entry(source).or_default() += len;
+    }
+    // Of equal ones the first, so that the output is always the same.
+    let best = sums.into_iter().max_by_key(|(source, sum)| (*sum, u32::MAX - *source));
+    best.filter(|(_, sum)| *sum >= len as u64 / LEAST_ALIKE).map(|(source, _)| source)
+}
+
+fn beginning(piece: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&Digest::of(piece).as_bytes()[..8]);
+    u64::from_le_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(seed: u8, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn the_file_with_most_of_the_chunks_is_found() {
+        let path = |name: &str| ImagePath::parse(name.as_bytes()).expect("a valid path");
+        let (mut indexed, long, short) = (Indexed::default(), noise(1, 100_000), noise(2, 40_000));
+        indexed.add(7, &path("/long"), &long[..]).expect("memory reads");
+        indexed.add(8, &path("/short"), &short[..]).expect("memory reads");
+        let mixed = [&long[..], b"new", &short[..]].concat();
+        assert_eq!(indexed.most_alike(&mixed), Some((path("/long"), 100_000)));
+        let mostly_new = [noise(3, 200_000), short].concat();
+        assert_eq!(indexed.most_alike(&mostly_new), None);
+        assert_eq!(indexed.most_alike(b""), None);
+        // One chunk, and that was edited.
+        let mut edited = noise(4, 5000);
+        indexed.add(9, &path("/little"), &edited[..]).expect("memory reads");
+        edited.splice(700..700, *b"inserted");
+        assert_eq!(indexed.most_alike(&edited), Some((path("/little"), 5000)));
+    }
+}
