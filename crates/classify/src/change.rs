@@ -44,7 +44,9 @@ pub struct Details {
     /// Of a unit file: it becomes empty, which masks the unit as a link to `/dev/null` does
     /// (`systemd.unit(5)`).
     pub empty: bool,
-    /// Of configuration in which some settings need more than others: which change.
+    /// It is configuration in which some settings need more than others, by the policy.
+    pub keys_matter: bool,
+    /// Of such configuration: which settings change.
     pub config_keys: Option<BTreeSet<String>>,
     /// Of settings (`sysctl.d`): which change.
     pub settings: Option<Vec<String>>,
@@ -61,7 +63,9 @@ impl ChangedFile {
     #[must_use]
     pub fn new(path: ImagePath, kind: ChangeKind) -> Self {
         let class = class_under(pack(), &path, 0o644, None);
-        Self { path, kind, class, replaced: None, privileges: false, details: Details::default() }
+        let keys_matter = class == Class::Config && pack().restart_keys_matter(&path);
+        let details = Details { keys_matter, ..Details::default() };
+        Self { path, kind, class, replaced: None, privileges: false, details }
     }
 
     /// The same for one change of a change set; none for directories, which activate nothing.
@@ -86,8 +90,10 @@ impl ChangedFile {
             Some(NodeKind::Symlink { target }) => Some(target.to_vec()),
             _ => None,
         };
+        let class = class_under(policy, &change.path, node.mode, head);
+        let keys_matter = class == Class::Config && policy.restart_keys_matter(&change.path);
         Some(Self {
-            class: class_under(policy, &change.path, node.mode, head),
+            class,
             path: change.path.clone(),
             kind: change.kind(),
             replaced: None,
@@ -95,7 +101,12 @@ impl ChangedFile {
                 (Some(before), Some(after)) => rights_of(before) != rights_of(after),
                 _ => false,
             },
-            details: Details { links_to, led_to: led_to(change), ..Details::default() },
+            details: Details {
+                links_to,
+                led_to: led_to(change),
+                keys_matter,
+                ..Details::default()
+            },
         })
     }
 
@@ -109,7 +120,7 @@ impl ChangedFile {
     /// reading the file for.
     #[must_use]
     pub fn wants_contents(&self) -> bool {
-        contents::is_of_interest(&self.path, self.class)
+        self.details.keys_matter || contents::is_of_interest(&self.path, self.class)
     }
 
     /// The same with what its contents in the base and in the target show; none where there is

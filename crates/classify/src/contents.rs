@@ -10,7 +10,6 @@ use vireo_model::{ChangeKind, ImagePath};
 
 use crate::change::ChangedFile;
 use crate::class::canonical;
-use crate::policy::pack;
 use crate::unit_file::changed_keys;
 use crate::{Class, Unit};
 
@@ -45,7 +44,6 @@ pub(crate) fn is_of_interest(path: &ImagePath, class: Class) -> bool {
             let place = canonical(path);
             matches!(place.as_slice(), b"/etc/fstab" | b"/etc/group" | b"/etc/sysctl.conf")
                 || place.windows(10).any(|part| part == b"/sysctl.d/")
-                || class == Class::Config && pack().restart_keys_matter(path)
         }
     }
 }
@@ -67,7 +65,7 @@ pub(crate) fn look(change: &mut ChangedFile, before: Option<&[u8]>, after: Optio
         _ => match place.as_slice() {
             b"/etc/fstab" => details.mounts = Some(mount_changes(base, target)),
             b"/etc/group" => details.members = members_changed(base, target),
-            _ if change.class == Class::Config => {
+            _ if details.keys_matter => {
                 details.config_keys = Some(config_keys_changed(base, target));
             }
             _ => details.settings = Some(settings_changed(base, target)),

@@ -1,5 +1,7 @@
+use vireo_model::{Change, Digest, Node, NodeKind};
+
 use super::*;
-use crate::ErrorKind;
+use crate::{ChangedFile, ErrorKind};
 
 fn path(text: &str) -> ImagePath {
     ImagePath::parse(text.as_bytes()).expect("a valid path")
@@ -87,6 +89,38 @@ fn a_time_that_is_none_is_an_error() {
         assert_eq!(error.kind(), ErrorKind::BadPolicy);
         assert!(error.to_string().starts_with("policy a.toml, line 4: "), "{error}");
     }
+}
+
+#[test]
+fn a_path_can_name_the_unit_and_a_setting_can_need_a_restart() {
+    let policy = policy(
+        r#"
+        [[file]]
+        path = "/etc/shop/*/*.conf"
+        units = ["shop-{3}@{stem}.service", "shop.service"]
+        op = "reload"
+        restart-keys = ["listen*"]
+    "#,
+    );
+    let at = path("/etc/shop/eu/front.conf");
+    let rule = policy.file_rule(&at).expect("the site's rule");
+    let named = |name: &str| rule.names(&Unit::new(name));
+    assert!(named("shop-eu@front.service") && named("shop.service"));
+    assert!(!named("shop-us@front.service") && !named("shop-eu@back.service"));
+    let changed = |before: &[u8], after: &[u8]| {
+        let change = Change { path: at.clone(), before: Some(file()), after: Some(file()) };
+        let change = ChangedFile::under(&policy, &change, None).expect("no directory");
+        assert!(change.wants_contents());
+        let change = change.with_contents(Some(before), Some(after));
+        rule.needs_restart_for(change.details.config_keys.as_ref())
+    };
+    assert!(changed(b"listen = 1\nlog: a\n", b"# c\nlisten  2\nlog: a\n"));
+    assert!(!changed(b"listen = 1\nlog: a\n", b"log: b\nlisten=1\n"));
+    assert!(policy.file_rule(&path("/etc/shop/front.conf")).is_none());
+}
+
+fn file() -> Node {
+    Node::new(NodeKind::File { len: 1, content: Digest::of(b"a") }, 0o644)
 }
 
 #[test]
