@@ -161,8 +161,8 @@ impl Journal {
                 Taken::Over => {}
             }
         }
-        let mut recovered = Recovered::default();
-        recovered.undone = self.detach(&dead, &living)?;
+        let undone = self.detach(&dead, &living)?;
+        let mut recovered = Recovered { undone, ..Recovered::default() };
         for (work, begun) in dead {
             for left in work.partial.iter().cloned().chain(work.out.as_deref().map(staging_dir)) {
                 recovered.removed.extend(self.remove(left)?);
@@ -346,7 +346,7 @@ mod tests {
 
         let recovered = journal.undo().expect("undone");
         assert_eq!(recovered.work, [work]);
-        assert_eq!(recovered.removed, [partial.clone()]);
+        assert_eq!(recovered.removed, std::slice::from_ref(&partial));
         assert!(!partial.exists() && !record.exists() && kept.exists());
         assert_eq!(journal.undo().expect("nothing is left"), Recovered::default());
     }

@@ -179,6 +179,10 @@ fn write(mount: &HostMount, name: &str) {
 }
 
 /// The loop devices that show `image`.
+///
+/// # Panics
+///
+/// If the kernel does not tell which there are.
 #[must_use]
 pub fn devices_on(image: &Path) -> Vec<PathBuf> {
     let real = image.canonicalize().unwrap_or_else(|_| image.to_owned());

@@ -55,7 +55,7 @@ fn root_what_a_killed_build_left_attached_is_undone() {
     let recovered = journal.undo().expect("undone");
     assert_eq!(recovered.undone.mounts.len(), 2, "{recovered:?}");
     assert_eq!(recovered.undone.files.len(), 2, "{recovered:?}");
-    assert_eq!(recovered.removed, [partial.clone()], "{recovered:?}");
+    assert_eq!(recovered.removed, std::slice::from_ref(&partial), "{recovered:?}");
     assert!(devices_on(&partial).is_empty() && devices_on(&read).is_empty());
     assert!(read.exists() && outside.exists());
     // No record speaks of the one, and the other is not the journal's.
