@@ -109,6 +109,8 @@ impl Store {
     /// `Refused` if lengths disagree; `NoSpace`, `Io`.
     pub fn assemble(&self, head_bytes: &[u8], head: &Head) -> Result<(), StoreError> {
         let path = self.bundle_path(head.digest);
+        // One bundle can be pushed to two images at once.
+        let _turn = locked(&self.assembling);
         if path.exists() {
             return Ok(());
         }

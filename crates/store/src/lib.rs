@@ -91,6 +91,8 @@ pub struct Store {
     writes: Arc<dyn Writes>,
     versions: Mutex<HashMap<ImageName, Arc<Vec<VersionRecord>>>>,
     frames: Mutex<Option<HashMap<vireo_model::Digest, Location>>>,
+    /// Held while a bundle is put together.
+    assembling: Mutex<()>,
 }
 
 /// What `vireo-repo.json` says.
@@ -165,6 +167,7 @@ impl Store {
             writes,
             versions: Mutex::new(HashMap::new()),
             frames: Mutex::new(None),
+            assembling: Mutex::new(()),
         }
     }
 

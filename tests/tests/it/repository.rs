@@ -168,7 +168,7 @@ fn root_what_a_repository_cannot_take_changes_nothing() -> anyhow::Result<()> {
     // What is no image makes none.
     fs::write(scene.path("text.img"), "no image".repeat(1000))?;
     let create = ["image", "create", "mail", &scene.arg("text.img")];
-    site.ask(&server, &create)?.fails(5, &["ext4 file system"])?;
+    site.ask(&server, &create)?.fails(5, &["neither a file system that can be read", "ext4"])?;
     site.ask(&server, &["log", "mail"])?.fails(1, &["no image mail"])?;
 
     ensure!(site.versions(&server)?.len() == 1, "a version was made");
