@@ -81,6 +81,9 @@ fn sign_again(mut file: Vec<u8>) -> anyhow::Result<Vec<u8>> {
     Ok(file)
 }
 
+/// What manifests are compressed with.
+const DICTIONARY: &[u8] = include_bytes!("../../../crates/delta/dictionary/manifest.bin");
+
 /// The bundle with its manifest, which travels compressed, changed by `edit`.
 fn with_manifest(
     file: &[u8],
@@ -89,7 +92,8 @@ fn with_manifest(
     const MANIFEST_LEN: usize = 16;
     let header = Header::decode(file)?;
     let (head_len, plain_len) = (header.head_len() as usize, header.manifest_plain_len as usize);
-    let mut plain = zstd::bulk::decompress(&file[HEADER_LEN..head_len], plain_len)?;
+    let mut decompressor = zstd::bulk::Decompressor::with_dictionary(DICTIONARY)?;
+    let mut plain = decompressor.decompress(&file[HEADER_LEN..head_len], plain_len)?;
     edit(&mut plain)?;
     let packed = zstd::bulk::compress(&plain, 1)?;
     let mut changed = file[..HEADER_LEN].to_vec();
