@@ -27,6 +27,8 @@ struct Tree {
     unit: usize,
     /// Of a script that an interpreter is told to run: files of the same ending alone.
     ending: Option<&'static [u8]>,
+    /// Where the program is.
+    dir: Vec<u8>,
 }
 
 /// Units by what leads to them. Lists are in the order of the units' names.
@@ -96,12 +98,12 @@ impl<'a> Index<'a> {
         if let Some(source) = &unit.source {
             self.sources.entry(canonical(source)).or_default().push(at);
         }
-        let mut own: Vec<(Vec<u8>, Option<&'static [u8]>)> = Vec::new();
+        let mut own: Vec<(Vec<u8>, Option<&'static [u8]>, Vec<u8>)> = Vec::new();
         for declared in &unit.declared {
             let place = canonical(&declared.path);
             if let Some(ending) = ending_of(&place).filter(|_| declared.by == DeclaredBy::Argument)
             {
-                own.extend(tree_of(&place).map(|tree| (tree, Some(ending))));
+                own.extend(tree_of(&place).map(|tree| (tree, Some(ending), dir_of(&place))));
             }
             if !matches!(declared.by, DeclaredBy::Other | DeclaredBy::Helper) {
                 self.used.entry(place.clone()).or_default().push(at);
@@ -111,14 +113,14 @@ impl<'a> Index<'a> {
         // What runs beside the main program is over.
         for program in unit.programs.iter().take(1) {
             let place = canonical(program);
-            own.extend(tree_of(&place).map(|tree| (tree, None)));
+            own.extend(tree_of(&place).map(|tree| (tree, None, dir_of(&place))));
             self.used.entry(place.clone()).or_default().push(at);
             self.programs.entry(place).or_default().push(at);
         }
         own.sort();
         own.dedup();
-        for (tree, ending) in own {
-            self.trees.entry(tree).or_default().push(Tree { unit: at, ending });
+        for (tree, ending, dir) in own {
+            self.trees.entry(tree).or_default().push(Tree { unit: at, ending, dir });
         }
     }
 
@@ -141,14 +143,16 @@ impl<'a> Index<'a> {
         units
     }
 
-    /// The units whose programs' own tree `place` is in.
-    pub(super) fn units_of_tree(&self, place: &[u8]) -> Vec<usize> {
+    /// The units whose programs' own tree `place` is in. Code right beside a program may be another
+    /// program as well as a part of it: that says nothing.
+    pub(super) fn units_of_tree(&self, place: &[u8], is_code: bool) -> Vec<usize> {
         if self.trees.is_empty() || !in_own_tree(place) {
             return Vec::new();
         }
         let ends = place.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         let trees = ends.filter_map(|end| self.trees.get(&place[..end])).flatten();
         let its = trees.filter(|tree| tree.ending.is_none_or(|ending| place.ends_with(ending)));
+        let its = its.filter(|tree| !is_code || tree.dir != dir_of(place));
         let mut units: Vec<usize> = its.map(|tree| tree.unit).collect();
         units.sort_unstable();
         units.dedup();
@@ -228,6 +232,12 @@ fn in_own_tree(place: &[u8]) -> bool {
 
 fn ending_of(place: &[u8]) -> Option<&'static [u8]> {
     CODE_ENDINGS.iter().find(|ending| place.ends_with(ending)).copied()
+}
+
+/// The directory of the file at `place`.
+fn dir_of(place: &[u8]) -> Vec<u8> {
+    let end = place.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    place[..end].to_vec()
 }
 
 /// The tree that the program at `place` belongs to: `/opt/x` for `/opt/x/bin/y`.

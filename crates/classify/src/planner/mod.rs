@@ -357,20 +357,17 @@ impl Work<'_> {
         said || reloads || action == Action::Stop || evidence.rule == Rule::Held
     }
 
-    /// A unit that ran once and is over is left so. What it did with configuration of its own
-    /// waits until somebody starts it once more.
+    /// A unit that ran once and is over is left so: many only stand for others, or did something
+    /// at boot that is not to be done again. Where a rule says why it must not be restarted, what
+    /// it did with configuration of its own waits.
     fn leave_done(&mut self, unit: usize, evidence: Evidence) {
         let is_own = matches!(evidence.rule, Rule::RulePack | Rule::Declared | Rule::Name);
-        if !evidence.class.is_configuration() || !is_own {
-            return;
-        }
         let view = &self.index.units[unit];
-        let why = match &view.rule.reload_only {
-            Some(why) => why.clone(),
-            None => "it ran once and is over: start it once more to take this up".to_owned(),
-        };
-        let name = view.facts.name.clone();
-        self.hold(&name, &why, evidence);
+        let (Some(why), true) = (view.rule.reload_only.clone(), is_own) else { return };
+        if evidence.class.is_configuration() {
+            let name = view.facts.name.clone();
+            self.hold(&name, &why, evidence);
+        }
     }
 
     fn ask_unit(&mut self, name: &Unit, action: Action, evidence: Evidence) {

@@ -316,11 +316,11 @@ impl Work<'_> {
 
     /// Units whose program's own tree the file is in: the program is in it, too.
     fn add_of_tree(&self, change: &ChangedFile, readers: &mut Readers) {
-        for unit in self.index.units_of_tree(&canonical(&change.path)) {
+        let code = change.class.is_code();
+        for unit in self.index.units_of_tree(&canonical(&change.path), code) {
             if self.is_known_not_to_read(unit, change) {
                 continue;
             }
-            let code = change.class.is_code();
             let effect = if code { self.effect_on_code(unit) } else { Effect::Reload };
             let source = "in its program's own tree".to_owned();
             readers.add(unit, Some(effect), evidence(change, Rule::Declared, source));

@@ -214,7 +214,7 @@ fn broken() -> Vec<Case> {
         // What no program finds beforehand shows afterwards.
         case(Kind::Broken, "PG-03")
             .append("/etc/postgresql/15/main/postgresql.conf", "work_mem = banana\n")
-            .wants(&["undone"])
+            .wants(&["refuse"])
             .shows("grep -c banana /etc/postgresql/15/main/postgresql.conf", "0", "0")
             .alone(),
     ]
