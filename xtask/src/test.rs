@@ -174,7 +174,7 @@ impl Tally {
         let ignored = count(" ignored");
         if ignored > 0 {
             self.failed += ignored;
-            self.notes.push(format!("{ignored} tests were left out by #[ignore]"));
+            self.notes.push(format!("{ignored} tests are marked to be left out"));
         }
     }
 }
