@@ -23,6 +23,7 @@ pub(super) struct Declaration {
 }
 
 /// A tree that is a unit's own.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Tree {
     unit: usize,
     /// Of a script that an interpreter is told to run: files of the same ending alone.
@@ -98,12 +99,13 @@ impl<'a> Index<'a> {
         if let Some(source) = &unit.source {
             self.sources.entry(canonical(source)).or_default().push(at);
         }
-        let mut own: Vec<(Vec<u8>, Option<&'static [u8]>, Vec<u8>)> = Vec::new();
+        let mut own: Vec<(Vec<u8>, Tree)> = Vec::new();
         for declared in &unit.declared {
             let place = canonical(&declared.path);
             if let Some(ending) = ending_of(&place).filter(|_| declared.by == DeclaredBy::Argument)
             {
-                own.extend(tree_of(&place).map(|tree| (tree, Some(ending), dir_of(&place))));
+                let tree = Tree { unit: at, ending: Some(ending), dir: dir_of(&place) };
+                own.extend(tree_of(&place).map(|root| (root, tree)));
             }
             if !matches!(declared.by, DeclaredBy::Other | DeclaredBy::Helper) {
                 self.used.entry(place.clone()).or_default().push(at);
@@ -113,14 +115,15 @@ impl<'a> Index<'a> {
         // What runs beside the main program is over.
         for program in unit.programs.iter().take(1) {
             let place = canonical(program);
-            own.extend(tree_of(&place).map(|tree| (tree, None, dir_of(&place))));
+            let tree = Tree { unit: at, ending: None, dir: dir_of(&place) };
+            own.extend(tree_of(&place).map(|root| (root, tree)));
             self.used.entry(place.clone()).or_default().push(at);
             self.programs.entry(place).or_default().push(at);
         }
         own.sort();
         own.dedup();
-        for (tree, ending, dir) in own {
-            self.trees.entry(tree).or_default().push(Tree { unit: at, ending, dir });
+        for (root, tree) in own {
+            self.trees.entry(root).or_default().push(tree);
         }
     }
 
