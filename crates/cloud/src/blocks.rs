@@ -26,7 +26,7 @@
 //! ```
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
@@ -104,6 +104,33 @@ pub fn read(disk: &File, index: u32) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Copies the blocks `indices` of `disk` to `target`, a file or a block device, as far as that reaches.
+///
+/// # Errors
+///
+/// As `pread(2)` and `pwrite(2)`.
+pub fn copy(disk: &File, target: &File, indices: &[u32]) -> io::Result<()> {
+    let end = len(target)?;
+    let mut bytes = vec![0; BLOCK];
+    for index in indices {
+        let start = u64::from(*index) * BLOCK_LEN;
+        fill(disk, start, &mut bytes)?;
+        let part = usize::try_from(end.saturating_sub(start)).unwrap_or(BLOCK).min(BLOCK);
+        target.write_all_at(&bytes[..part], start)?;
+    }
+    Ok(())
+}
+
+/// Length of a file or a block device, in bytes.
+///
+/// # Errors
+///
+/// As `lseek(2)`.
+pub fn len(mut file: &File) -> io::Result<u64> {
+    // Block devices have no length in their metadata.
+    file.seek(SeekFrom::End(0))
+}
+
 /// How many blocks a disk of `len` bytes has.
 #[must_use]
 pub fn count(len: u64) -> u64 {
@@ -151,7 +178,7 @@ struct Extents<'f> {
 
 impl<'f> Extents<'f> {
     fn of(file: &'f File) -> io::Result<Self> {
-        let len = file.metadata()?.len();
+        let len = len(file)?;
         Ok(Self { file, len, extent: next_data(file, 0, len)? })
     }
 
@@ -205,6 +232,18 @@ mod tests {
             read(base, *index).expect("readable") != read(target, *index).expect("readable")
         };
         (0..blocks).filter(differs).collect()
+    }
+
+    #[test]
+    fn copied_blocks_make_the_target_the_disk_and_zeros_behind_it() {
+        let disk = with_blocks(&[(1, 1), (3, 3)], 4 * BLOCK_LEN - 100);
+        // Longer, with something where the disk has ended, and not to the end of a block.
+        let target = with_blocks(&[(0, 9), (1, 1), (4, 7)], 5 * BLOCK_LEN + 10);
+        let indices = changed(&target, &disk).expect("compared").indices;
+        assert_eq!(indices, [0, 3, 4]);
+        copy(&disk, &target, &indices).expect("copied");
+        assert_eq!(changed(&target, &disk).expect("compared").indices, [0; 0]);
+        assert_eq!(len(&target).expect("its length"), 5 * BLOCK_LEN + 10, "it keeps its length");
     }
 
     #[test]

@@ -31,7 +31,7 @@ const FIRST_POLL: Duration = Duration::from_millis(200);
 /// A call that changes something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Call {
-    /// Its name in the service's interface.
+    /// Its name in the service's interface; `WriteDevice` is this host's writing to a volume.
     pub operation: &'static str,
     /// What it is about.
     pub what: String,
