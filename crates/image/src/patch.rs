@@ -1,8 +1,8 @@
 //! From one image to the next: clone, patch the clone, prove it, put it in place.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, fchown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,15 @@ use crate::probe::FileSystemKind;
 use crate::rootless::{self, Outcome};
 use crate::unmounted::{self, Unfinished};
 use crate::{ErrorKind, ImageError};
+
+/// The bits of a file's mode that are rights.
+const MODE: u32 = 0o7777;
+
+/// The rights that whoever makes a file needs to have meanwhile.
+const WRITABLE: u32 = 0o600;
+
+/// Less room than this on the host, in bytes, is none: file systems keep some blocks for themselves.
+const HOST_ROOM: u64 = 1 << 20;
 
 /// Who writes into the clone.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,7 +63,7 @@ pub struct PatchOptions<'a> {
 }
 
 /// The steps of [`patch_with`], in order, reported when each begins. Without a mount there is no
-/// `Mount` and no `Unmount`, and `Check` comes before `Verify`.
+/// `Mount`, no `Unmount` and no `Reread`, and `Check` comes before `Verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchStep {
     /// The base is being cloned.
@@ -71,12 +80,14 @@ pub enum PatchStep {
     Unmount,
     /// The file systems' checkers look over it.
     Check,
+    /// The tree is being read once more, without the kernel.
+    Reread,
     /// It is being made durable and put in place.
     Publish,
 }
 
 impl PatchStep {
-    /// A word for reports: `clone`, `mount`, ...
+    /// A word for reports: `clone`, `mount`, `reread`, ...
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -87,6 +98,7 @@ impl PatchStep {
             Self::Verify => "verify",
             Self::Unmount => "unmount",
             Self::Check => "check",
+            Self::Reread => "reread",
             Self::Publish => "publish",
         }
     }
@@ -155,15 +167,16 @@ pub fn patch_with(
     let kind = partial.fill(base)?;
 
     let done = match options.backend {
-        Backend::Mount(host) => growing(&mut partial, base, host, bundle, options, &mut step)?,
+        Backend::Mount(host) => growing(&mut partial, base, host, bundle, options, &mut step),
         Backend::Auto if can_mount() => {
-            growing(&mut partial, base, &DetachedHost, bundle, options, &mut step)?
+            growing(&mut partial, base, &DetachedHost, bundle, options, &mut step)
         }
         Backend::Auto | Backend::Rootless => {
             let volume = unmounted::only_volume(&partial.path, base, options.root)?;
-            rootless::patch((&partial.path, &volume.partition), out, bundle, &mut step)?
+            rootless::patch((&partial.path, &volume.partition), out, bundle, &mut step)
         }
     };
+    let done = done.map_err(|error| blame_host(&partial.path, out, error))?;
     partial.pack(Format::of_name(out))?;
     step(PatchStep::Publish);
     refuse_used(base, out, options.replace)?;
@@ -186,18 +199,34 @@ fn growing(
     loop {
         let image = DiskImage::open(&partial.path, options.root)?;
         match by_mount(image, (base, host), bundle, options.root, step) {
-            Err(error) if error.kind() == ErrorKind::NoSpace => {
+            Err(error) if error.kind() == ErrorKind::NoSpace && !is_full(&partial.path) => {
                 let Some(len) = growth.next() else {
                     return Err(ImageError::full(base, options.grow, error));
                 };
                 // What was staged is given up with the clone that it is in.
                 step(PatchStep::Clone);
                 partial.fill_again(base)?;
-                grow::grow(&partial.path, options.root, len)?;
+                grow::grow(&partial.path, base, options.root, len)?;
             }
             outcome => return outcome,
         }
     }
+}
+
+/// Whether the host's file system that `path` is in has hardly any room left.
+fn is_full(path: &Path) -> bool {
+    let room = rustix::fs::statvfs(path).map(|room| room.f_bfree.saturating_mul(room.f_frsize));
+    room.is_ok_and(|room| room < HOST_ROOM)
+}
+
+/// The clone is sparse: what is written into it needs room on the host, and where there is none, the
+/// kernel says so of the file system inside, or that it cannot write.
+fn blame_host(partial: &Path, out: &Path, error: ImageError) -> ImageError {
+    use ErrorKind::{Damaged, Io, NoSpace, Unsupported};
+    if !matches!(error.kind(), Damaged | Io | NoSpace | Unsupported) || !is_full(partial) {
+        return error;
+    }
+    ImageError::full_host(out, error)
 }
 
 /// Patches the image, a clone of `base`, by mounting it with `host`; reads it back twice: as the
@@ -241,6 +270,7 @@ fn by_mount(
     step(PatchStep::Check);
     fsck_all(&path, &volumes)?;
     if volumes.iter().all(|volume| volume.kind == FileSystemKind::Ext) {
+        step(PatchStep::Reread);
         read_again(&path, root, tree, bundle)?;
     }
     Ok(Outcome { tree: digest, already })
@@ -341,6 +371,8 @@ fn refuse_used(base: &Path, out: &Path, replace: bool) -> Result<(), ImageError>
 struct Partial {
     path: PathBuf,
     file: File,
+    /// Its rights once it is published.
+    mode: u32,
     lock: Option<FileLock>,
     published: bool,
 }
@@ -362,16 +394,18 @@ impl Partial {
             return Err(ImageError::new(ErrorKind::Busy, message));
         };
         file.set_len(0).map_err(failed)?;
-        let partial = Self { path: path.clone(), file, lock: Some(lock), published: false };
+        let lock = Some(lock);
+        let mut partial = Self { path: path.clone(), file, mode: 0, lock, published: false };
         partial.resemble(base)?;
         Ok(partial)
     }
 
     /// Gives it the base's owner and rights: a hypervisor that runs as another user has to find
-    /// the image its own again.
-    fn resemble(&self, base: &Path) -> Result<(), ImageError> {
+    /// the image its own again. Until it is published its owner may write to it, whatever the base says.
+    fn resemble(&mut self, base: &Path) -> Result<(), ImageError> {
         let like = fs::metadata(base)
             .map_err(|error| ImageError::io("read the metadata of", base, error))?;
+        self.mode = like.mode() & MODE;
         let failed = |error: io::Error| ImageError::io("make", &self.path, error);
         match fchown(&self.file, Some(like.uid()), Some(like.gid())) {
             // Who is not root may not give files away, and keeps it.
@@ -380,7 +414,7 @@ impl Partial {
             }
             _ => {}
         }
-        self.file.set_permissions(like.permissions()).map_err(failed)
+        self.file.set_permissions(Permissions::from_mode(self.mode | WRITABLE)).map_err(failed)
     }
 
     /// Fills it with `base`'s bytes, and lets go of it so that it can be mounted.
@@ -440,7 +474,11 @@ impl Partial {
     /// Makes the bytes durable, then the name.
     fn publish(mut self, out: &Path, replace: bool) -> Result<(), ImageError> {
         let failed = |error: io::Error| ImageError::io("put in place", out, error);
-        File::open(&self.path).and_then(|file| file.sync_all()).map_err(failed)?;
+        let finish = |file: File| {
+            file.set_permissions(Permissions::from_mode(self.mode))?;
+            file.sync_all()
+        };
+        File::open(&self.path).and_then(finish).map_err(failed)?;
         if replace {
             fs::rename(&self.path, out).map_err(failed)?;
         } else {
