@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vireo_cloud::{Earlier, Publication};
-use vireo_delta::{Bundle, Head, TrustedKeys, Verified};
+use vireo_delta::{Bundle, Head, TrustedKeys};
 use vireo_image::journal::Work;
 use vireo_model::{ChangeSet, Digest, Ignore, ImageName, Tree};
 use vireo_store::{ImageLock, VersionRecord};
 use vireo_sys::{copy, durable};
 use vireo_wire::api::{
-    BuildStep, CreateImage, ImageLog, ImageSummary, PushReply, VerifyReply, VersionEntry,
+    BuildStep, CreateImage, ImageLog, ImageSummary, PushOptions, PushReply, VerifyReply,
+    VersionEntry,
 };
 use vireo_wire::{disk, limits, tree_text};
 
@@ -250,6 +251,20 @@ impl Repository {
     ///
     /// As those two.
     pub fn push_bundle(&self, image: &ImageName, bundle: &[u8]) -> Result<PushReply, RepoError> {
+        self.push_bundle_with(image, bundle, PushOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Repository::push_bundle`].
+    pub fn push_bundle_with(
+        &self,
+        image: &ImageName,
+        bundle: &[u8],
+        options: PushOptions,
+    ) -> Result<PushReply, RepoError> {
         let unusable = |source| bundle_error(image, source);
         let head = Head::read(bundle, &self.trusted(image)?).map_err(unusable)?;
         // Also checks that the bytes are all there.
@@ -267,7 +282,7 @@ impl Repository {
         for digest in self.missing_frames(head.digest, &wanted)? {
             self.put_frame(head.digest, digest, frames[&digest])?;
         }
-        self.push_head(image, &bundle[..head_len])
+        self.push_head(image, &bundle[..head_len], options)
     }
 
     /// Makes a version of `image` from the bundle with this head, whose frames have arrived: puts
@@ -282,7 +297,12 @@ impl Repository {
     /// [`RepoError::conflict`], if the bundle is for another version than the newest; `Incomplete` if
     /// frames are missing; `Refused` if the bundle is damaged or does not make what it names;
     /// `NoSpace`, `NoRoot`, `Busy`, `Io`.
-    pub fn push_head(&self, image: &ImageName, head_bytes: &[u8]) -> Result<PushReply, RepoError> {
+    pub fn push_head(
+        &self,
+        image: &ImageName,
+        head_bytes: &[u8],
+        options: PushOptions,
+    ) -> Result<PushReply, RepoError> {
         // Before waiting: what cannot be used is refused at once.
         self.store.versions(image)?;
         let trusted = self.trusted(image)?;
@@ -309,7 +329,7 @@ impl Repository {
             .into());
         }
         self.store.assemble(head_bytes, &head)?;
-        let (record, steps) = self.build(image, &newest, &head, &trusted)?;
+        let (record, steps) = self.build(image, &newest, &head, (&trusted, options))?;
         let version = self.publish(image, &record)?;
         // What stays is swept at the next start.
         let _ = self.store.drop_incoming(head.digest);
@@ -322,7 +342,7 @@ impl Repository {
         image: &ImageName,
         newest: &VersionRecord,
         head: &Head,
-        trusted: &TrustedKeys,
+        (trusted, options): (&TrustedKeys, PushOptions),
     ) -> Result<(VersionRecord, Vec<BuildStep>), RepoError> {
         let map = self.store.map_bundle(head.digest)?;
         let unusable = |source| bundle_error(image, source);
@@ -337,7 +357,10 @@ impl Repository {
         let mut steps = Vec::new();
         // A disk that has its name is whole: an earlier version's, or of a push that was cut after.
         if !disk.exists() {
-            steps = self.build_disk(newest.tree, &disk, &bundle, trusted)?;
+            let path = self.store.bundle_path(head.digest);
+            let grow = options.grow;
+            let bundle = BundleFile { bundle: &bundle, path: &path, trusted, grow };
+            steps = self.build_disk(newest.tree, &disk, &bundle)?;
         }
         self.store.put_tree(head.target, tree_text::encode(&tree).as_bytes())?;
         let record = VersionRecord {
@@ -360,8 +383,7 @@ impl Repository {
         &self,
         base: Digest,
         disk: &Path,
-        bundle: &Bundle<'_, Verified<'_>>,
-        trusted: &TrustedKeys,
+        bundle: &BundleFile<'_>,
     ) -> Result<Vec<BuildStep>, RepoError> {
         let base = self.store.disk_path(base);
         if let Err(error) = self.recover() {
@@ -373,8 +395,7 @@ impl Repository {
         if disk.exists() {
             return Ok(Vec::new());
         }
-        let path = self.store.bundle_path(bundle.digest());
-        self.builder.patch(&base, disk, &BundleFile { bundle, path: &path, trusted })
+        self.builder.patch(&base, disk, bundle)
     }
 
     fn publish(
