@@ -67,16 +67,16 @@ impl Device {
             );
             return Err(Ec2Error::refused(what));
         }
-        let failed = io_error("compare with the disk image", &self.path);
+        let path = self.path.clone();
         let (device, image) = (self, disk.clone());
         let (device, found) = blocking(move || {
             let found = blocks::changed(&device.file, &image.file);
             (device, found)
         })
         .await?;
+        let failed = io_error("compare with the disk image", &path);
         let indices = found.map_err(failed)?.indices;
         let len = indices.len() as u64 * BLOCK_LEN;
-        let path = device.path.clone();
         calls.tell(
             "WriteDevice",
             format!("{} blocks, {len} bytes, to {}", indices.len(), path.display()),

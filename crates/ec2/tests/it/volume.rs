@@ -61,6 +61,18 @@ fn a_volume_that_was_patched_in_ec2_is_published_without_the_direct_interface() 
 }
 
 #[test]
+fn without_the_direct_interface_the_other_way_is_named() {
+    let site = Site::new();
+    let base = site.make_disk("base.img", 0..2);
+    site.aws.world().denied.insert("StartSnapshot".to_owned());
+    let error = site.publish(&site.ec2(), 1, &base, &[]).expect_err("it may not");
+    assert_eq!(error.kind(), vireo_cloud::ErrorKind::Denied);
+    for word in ["StartSnapshot", "docs/ec2.md", "vireo-repo ec2 publish-volume"] {
+        assert!(error.to_string().contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
 fn root_a_volume_gets_the_blocks_that_differ_and_is_published() {
     let site = Site::new();
     let (observer, heard) = listener();
