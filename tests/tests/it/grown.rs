@@ -123,7 +123,7 @@ fn root_a_full_host_is_not_taken_for_a_small_image() -> anyhow::Result<()> {
     crowd(&scene)?;
     // Room for the clone, and for little of what is written to it.
     let host = Ext4::new(56 << 20)?;
-    fixture_fill(&host, 37 << 10)?;
+    fixture_fill(&host, 32 << 10)?;
     let out = host.path().join("out.img").display().to_string();
     for how in [&["--grow", "auto"][..], &["--grow", "80M"]] {
         let args =

@@ -88,13 +88,18 @@ impl Partial {
         Ok(kind)
     }
 
-    /// Fills it anew, after it was mounted.
+    /// Fills a new file in its place: whatever still holds the mount of the former one, if only for a
+    /// moment, may write to that.
     pub(super) fn fill_again(&mut self, base: &Path) -> Result<(), ImageError> {
-        let open = || {
-            let file = File::options().read(true).write(true).open(&self.path)?;
-            file.set_len(0).map(|()| file)
+        let make = || {
+            fs::remove_file(&self.path)?;
+            let file = File::options().create_new(true).read(true).write(true).open(&self.path)?;
+            let lock = FileLock::on(file.try_clone()?)?;
+            Ok((file, lock))
         };
-        self.file = open().map_err(|error| ImageError::io("make", &self.path, error))?;
+        (self.file, self.lock) =
+            make().map_err(|error| ImageError::io("make", &self.path, error))?;
+        self.resemble(base)?;
         self.fill(base).map(drop)
     }
 
