@@ -91,7 +91,7 @@ impl Partial {
     /// Fills a new file in its place: whatever still holds the mount of the former one, if only for a
     /// moment, may write to that.
     pub(super) fn fill_again(&mut self, base: &Path) -> Result<(), ImageError> {
-        let make = || {
+        let make = || -> io::Result<_> {
             fs::remove_file(&self.path)?;
             let file = File::options().create_new(true).read(true).write(true).open(&self.path)?;
             let lock = FileLock::on(file.try_clone()?)?;
