@@ -28,7 +28,7 @@
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 
 use vireo_sys::copy::next_data;
 
@@ -172,21 +172,33 @@ fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
 struct Extents<'f> {
     file: &'f File,
     len: u64,
+    /// Block devices have no holes, and refuse to be asked for them.
+    has_holes: bool,
     /// The extent that was found last; none is left if it is `None`.
     extent: Option<Range<u64>>,
 }
 
 impl<'f> Extents<'f> {
     fn of(file: &'f File) -> io::Result<Self> {
-        let len = len(file)?;
-        Ok(Self { file, len, extent: next_data(file, 0, len)? })
+        let (len, has_holes) = (len(file)?, !file.metadata()?.file_type().is_block_device());
+        let mut extents = Self { file, len, has_holes, extent: None };
+        extents.extent = extents.next_data(0)?;
+        Ok(extents)
+    }
+
+    /// The first extent that ends behind `from`.
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        match self.has_holes {
+            true => next_data(self.file, from, self.len),
+            false => Ok((from < self.len).then_some(from..self.len)),
+        }
     }
 
     /// The first block at or after block `at` that has data. Successive calls must not go back.
     fn next_block(&mut self, at: u64) -> io::Result<Option<u64>> {
         let from = at * BLOCK_LEN;
         while self.extent.as_ref().is_some_and(|extent| extent.end <= from) {
-            self.extent = next_data(self.file, from, self.len)?;
+            self.extent = self.next_data(from)?;
         }
         Ok(self.extent.as_ref().map(|extent| extent.start.max(from) / BLOCK_LEN))
     }
