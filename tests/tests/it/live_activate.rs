@@ -114,16 +114,16 @@ fn live_a_configuration_that_its_program_refuses_changes_nothing() -> anyhow::Re
     // A configuration that was wrong before is not the update's fault.
     let broken =
         world.edit(world.base(), "echo 'x y;' > \"$1/etc/nginx/conf.d/a.conf\"", "broken.img")?;
-    let both = world.edit(
-        &broken,
-        "echo 'add_header X-Two 2;' > \"$1/etc/nginx/conf.d/release.conf\"",
-        "both.img",
-    )?;
-    world.capture(&broken, &both, "update.vireo")?;
-    world.put(&guest, "update.vireo")?;
     shell(&guest, "echo 'x y;' > /etc/nginx/conf.d/a.conf")?;
-    let receipt = apply(&guest, &key, &[])?;
-    receipt.says(&["it fails without the update, too"])?;
+    for file in ["release", "added"] {
+        let script = format!("echo 'add_header X-Two 2;' > \"$1/etc/nginx/conf.d/{file}.conf\"");
+        let both = world.edit(&broken, &script, &format!("{file}.img"))?;
+        world.capture(&broken, &both, "update.vireo")?;
+        world.put(&guest, "update.vireo")?;
+        // nginx does not reload what is wrong: so it ends where it began.
+        let undone = apply(&guest, &key, &[])?.exits(4)?;
+        undone.says(&["it fails without the update, too"])?;
+    }
     drop(guest);
     world.finish()
 }
@@ -265,7 +265,8 @@ fn live_an_agent_that_reaches_its_repository_confirms_by_itself() -> anyhow::Res
 
 #[test]
 fn live_a_mistake_in_the_policy_is_named_before_anything_happens() -> anyhow::Result<()> {
-    let world = World::edited(BASE, "echo target > \"$1/etc/app.conf\"")?;
+    let target = "echo target > \"$1/etc/app.conf\"; echo '# more' >> \"$1/opt/app/answer\"";
+    let world = World::edited(BASE, target)?;
     let (guest, key) = guest_with(&world)?;
     shell(
         &guest,
@@ -285,6 +286,14 @@ fn live_a_mistake_in_the_policy_is_named_before_anything_happens() -> anyhow::Re
     ensure!(receipt["pending"][0]["reason"] == "not today", "{receipt}");
     ensure!(text(&guest, "cat /etc/app.conf; cat /run/app.state")? == "target\nbase");
     ensure!(text(&guest, "systemctl is-active answer || true")? == "inactive");
+
+    // What waits is what is seen: until somebody restarts it.
+    let status = || agent(&guest, &["status"])?.ok()?.json("status");
+    ensure!(status()?["last"]["pending"][0]["subject"] == "app.service", "{}", status()?);
+    shell(&guest, "systemctl restart app")?;
+    let status = status()?;
+    ensure!(status["last"]["pending"] == serde_json::json!([]), "{status}");
+    ensure!(status["last"]["outcome"] == "done", "{status}");
     drop(guest);
     world.finish()
 }
