@@ -48,7 +48,7 @@ pub trait SystemView: Debug + Send + Sync {
     /// The facts: all loaded units, and the processes that hold one of `files` (run, map or have
     /// it open).
     ///
-    /// Cost of the live system: about 0.2 ms per process when `files` is not empty, and one call of
+    /// Cost of the live system: about 0.1 ms per process when `files` is not empty, and one call of
     /// `systemctl`.
     ///
     /// # Errors

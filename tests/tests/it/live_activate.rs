@@ -179,6 +179,27 @@ fn live_an_update_after_which_a_service_ends_is_undone() -> anyhow::Result<()> {
 }
 
 #[test]
+fn live_a_service_that_is_started_again_and_again_has_its_update_undone() -> anyhow::Result<()> {
+    // Whenever one looks, it is active or about to be.
+    let base = format!(
+        "{BASE}\nmkdir -p \"$1/etc/systemd/system/app.service.d\"; \
+         printf '[Unit]\\nStartLimitIntervalSec=0\\n[Service]\\nRestart=always\\nRestartSec=200ms\\n' \
+         > \"$1/etc/systemd/system/app.service.d/again.conf\""
+    );
+    let target = "printf '#!/bin/sh\nsleep 0.4\nexit 3\n' > \"$1/opt/app/app\"";
+    let world = World::edited(&base, target)?;
+    let (guest, key) = guest_with(&world)?;
+    let receipt = apply(&guest, &key, &[])?.exits(4)?.json("receipt")?;
+    let because = text_at(&receipt, "/undone_because/0")?;
+    ensure!(because.starts_with("app.service: "), "{because}");
+    let pid = text(&guest, &format!("{PID} app"))?;
+    thread::sleep(Duration::from_secs(1));
+    ensure!(text(&guest, &format!("{PID} app"))? == pid, "it still ends and starts");
+    drop(guest);
+    world.finish()
+}
+
+#[test]
 fn live_a_service_that_listens_no_more_has_its_update_undone() -> anyhow::Result<()> {
     let target = "printf '#!/bin/sh\\nwhile :; do sleep 1; done\\n' > \"$1/opt/app/answer\"";
     let world = World::edited(BASE, target)?;
@@ -294,6 +315,27 @@ fn live_a_mistake_in_the_policy_is_named_before_anything_happens() -> anyhow::Re
     let status = status()?;
     ensure!(status["last"]["pending"] == serde_json::json!([]), "{status}");
     ensure!(status["last"]["outcome"] == "done", "{status}");
+    drop(guest);
+    world.finish()
+}
+
+#[test]
+fn live_an_update_brings_its_policy_and_the_site_has_the_last_word() -> anyhow::Result<()> {
+    let target = "echo target > \"$1/etc/app.conf\"; mkdir -p \"$1/usr/lib/vireo/policy.d\"; \
+        printf 'version = 1\\n[[unit]]\\nunit = \"app.service\"\\nhold = \"by the version\"\\n' \
+        > \"$1/usr/lib/vireo/policy.d/10-app.toml\"";
+    let world = World::edited(BASE, target)?;
+    let (guest, key) = guest_with(&world)?;
+    let receipt = apply(&guest, &key, &[])?.exits(3)?.json("receipt")?;
+    ensure!(receipt["pending"][0]["reason"] == "by the version", "{receipt}");
+    ensure!(text(&guest, "cat /etc/app.conf; cat /run/app.state")? == "target\nbase");
+
+    agent(&guest, &["undo"])?;
+    ensure!(text(&guest, "cat /etc/app.conf; ls /usr/lib/vireo 2>/dev/null || true")? == "base");
+    let site = "mkdir -p /run/vireo/policy.d; echo 'version = 1' > /run/vireo/policy.d/10-app.toml";
+    shell(&guest, site)?;
+    apply(&guest, &key, &[])?.ok()?;
+    ensure!(text(&guest, "cat /run/app.state")? == "target");
     drop(guest);
     world.finish()
 }
