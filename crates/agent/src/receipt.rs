@@ -122,6 +122,9 @@ pub struct Pending {
     pub needs: String,
     /// Why it was not done.
     pub reason: String,
+    /// The unit's main process: as long as that one runs, it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
 }
 
 /// One step of an update.
@@ -266,7 +269,7 @@ impl fmt::Display for Receipt {
         for unit in &self.failed_units {
             writeln!(f, "failed    {unit} ran before and does not run now; its log says more")?;
         }
-        for Pending { subject, needs, reason } in &self.pending {
+        for Pending { subject, needs, reason, .. } in &self.pending {
             writeln!(f, "pending   {subject} needs {needs}: {reason}")?;
         }
         Ok(())
@@ -294,6 +297,7 @@ mod tests {
             subject: "dbus.service".to_owned(),
             needs: "restart".to_owned(),
             reason: "every client would lose its connection".to_owned(),
+            pid: None,
         });
         receipt.outcome = receipt.judge();
         assert_eq!(
@@ -311,17 +315,7 @@ pending   dbus.service needs restart: every client would lose its connection
 
     #[test]
     fn what_was_done_is_compared_with_what_was_planned() {
-        let unit = |name: &str, action| UnitPlan {
-            unit: Unit::new(name),
-            action,
-            reason: None,
-            because: Vec::new(),
-            validate: None,
-            proof: Vec::new(),
-            ceiling: None,
-            reads: Vec::new(),
-            probes: Vec::new(),
-        };
+        let unit = |name: &str, action| UnitPlan::new(Unit::new(name), action);
         let action = |subject: &str, action: &str, result| ActionReport {
             subject: subject.to_owned(),
             action: action.to_owned(),
