@@ -7,10 +7,13 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::io::Errno;
 use vireo_delta::{Bundle, Verified};
 use vireo_model::{Digest, Tree};
 use vireo_sys::confine::can_mount;
 use vireo_sys::copy::CloneKind;
+use vireo_sys::durable::directory_of;
 use vireo_sys::lease;
 use vireo_tree::{ScanOptions, apply, scan};
 
@@ -26,8 +29,8 @@ use crate::unmounted::{self, Unfinished};
 use crate::{ErrorKind, ImageError};
 use partial::Partial;
 
-/// Less room than this on the host, in bytes, is none: file systems keep some blocks for themselves.
-const HOST_ROOM: u64 = 1 << 20;
+/// Less room than this on the host, in bytes, is none: what did not fit was some megabytes long.
+const HOST_ROOM: u64 = 4 << 20;
 
 /// Who writes into the clone.
 #[derive(Clone, Copy, Debug, Default)]
@@ -207,10 +210,15 @@ fn growing(
     }
 }
 
-/// Whether the host's file system that `path` is in has hardly any room left.
+/// Whether the host's file system that `path` is in has hardly any room left, for this process: asked by
+/// taking it, as file systems count what is free differently. Where that cannot be asked, it is not.
 fn is_full(path: &Path) -> bool {
-    let room = rustix::fs::statvfs(path).map(|room| room.f_bfree.saturating_mul(room.f_frsize));
-    room.is_ok_and(|room| room < HOST_ROOM)
+    let take = || {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(directory_of(path), flags, Mode::RUSR | Mode::WUSR)?;
+        rustix::fs::fallocate(file, FallocateFlags::empty(), 0, HOST_ROOM)
+    };
+    matches!(take(), Err(Errno::NOSPC | Errno::DQUOT))
 }
 
 /// The clone is sparse: what is written into it needs room on the host, and where there is none, the
