@@ -32,6 +32,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("openssh-client", "ssh-keygen"),
     // For the server that stands in for EC2; the release's Python has the file.
     ("python3-venv", "/usr/lib/python3.11/ensurepip/__init__.py"),
+    ("qemu-utils", "qemu-img"),
     ("rsync", "rsync"),
     ("strace", "strace"),
     ("systemd-container", "systemd-nspawn"),
