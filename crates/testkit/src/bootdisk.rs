@@ -55,6 +55,9 @@ impl BootDisks {
     /// Where the EFI system partition lies in both: offset and length, in bytes.
     pub const ESP: (u64, u64) = part(0);
 
+    /// Where the file system of `/boot` lies in both, likewise.
+    pub const BOOT: (u64, u64) = part(1);
+
     /// The disks, made or from the cache. Cost: about two minutes and 90 MB the first time, nothing later.
     ///
     /// # Errors

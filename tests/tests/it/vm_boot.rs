@@ -4,9 +4,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use vireo_testkit::bootdisk::BootDisks;
-use vireo_testkit::{Booted, Cache, boot};
+use vireo_testkit::image::clone_image;
+use vireo_testkit::{Booted, Cache, Lab, boot, fixture};
 use vireo_tests::{World, require_host};
 
 /// Expects that a machine ran this kernel, as GRUB was told to, mounted what its `/etc/fstab` says and served this
@@ -46,4 +47,22 @@ fn vm_a_pushed_kernel_is_what_the_boot_loader_of_the_exported_disk_starts() -> a
     ensure!(esp_of(exported.as_ref())? == esp_of(&base.image)?, "the ESP was changed");
     drop(server);
     world.finish()
+}
+
+#[test]
+fn vm_a_boot_that_fails_is_told_with_the_end_of_the_console() -> anyhow::Result<()> {
+    require_host()?;
+    let cache = Cache::open()?;
+    let BootDisks { base, .. } = BootDisks::build(&cache)?;
+    let lab = Lab::new(&cache)?;
+    let disk = lab.dir().join("broken.img");
+    clone_image(&base.image, &disk)?;
+    // The kernel finds nothing to start with in the initramfs, and no root.
+    let break_it = "sed -i 's/ quiet / quiet rdinit=\\/none /' \"$1/grub/grub.cfg\"";
+    fixture::edit(&disk, BootDisks::BOOT.0, break_it, &[])?;
+    let error = boot(&lab, &disk).err().context("it booted")?.to_string();
+    for part in ["without a complete report", "GRUB starts Linux", "Kernel panic"] {
+        ensure!(error.contains(part), "nothing says {part:?}:\n{error}");
+    }
+    Ok(lab.finish()?)
 }
