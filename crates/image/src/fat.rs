@@ -19,6 +19,8 @@ const ENTRY_LEN: usize = 32;
 const MAX_DIR_LEN: usize = 65_536 * ENTRY_LEN;
 /// Most directories that lie in each other: paths in FAT have 260 characters, so 130 names.
 const MAX_DEPTH: usize = 130;
+/// Longest path, in bytes: 260 characters with three bytes each fit.
+const MAX_PATH_LEN: usize = 1024;
 /// Most files and directories; a system partition has some dozens.
 const MAX_PATHS: usize = 65_536;
 /// Longest piece of content that is in memory, in bytes; the specification's largest cluster is 32 KiB.
@@ -66,6 +68,9 @@ pub(crate) fn read(disk: &dyn Source, offset: u64, len: u64) -> Result<Files, Fa
         spend(bytes.len() as u64)?;
         for entry in entries(&bytes, fat.width) {
             let path = if path.is_empty() { entry.name } else { format!("{path}/{}", entry.name) };
+            if path.len() > MAX_PATH_LEN {
+                return Err(FatError::Damaged("its paths are too long"));
+            }
             let digest = if entry.is_dir {
                 if depth >= MAX_DEPTH {
                     return Err(FatError::Damaged("directories lie in each other without end"));
