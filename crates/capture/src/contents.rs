@@ -1,6 +1,6 @@
 //! Encoding what the target has and the base has not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 use vireo_delta::merge::{is_mergeable, may_be_mergeable};
@@ -51,12 +51,7 @@ pub(crate) fn encode(
     changes: &ChangeSet,
     writer: &mut BundleWriter<File>,
 ) -> Result<u64, CaptureError> {
-    let mut in_base: HashMap<Digest, &ImagePath> = HashMap::new();
-    for (path, node) in base.tree.iter() {
-        if let Some((_, digest)) = node.content() {
-            in_base.entry(digest).or_insert(path);
-        }
-    }
+    let in_base = in_base(base, changes);
     let ancestors = Ancestors::new(&base.tree, &changes.changes);
     let mut seen = HashMap::new();
     let (mut pairs, mut large) = (Vec::new(), Vec::new());
@@ -95,6 +90,19 @@ pub(crate) fn encode(
             .map_err(|error| CaptureError::delta("read", &place(), error))?;
     }
     Ok(content_len)
+}
+
+/// Where the base has contents that the target needs: of each the first path.
+fn in_base<'a>(base: &'a Snapshot<'_>, changes: &ChangeSet) -> HashMap<Digest, &'a ImagePath> {
+    let new = changes.changes.iter().filter_map(new_content);
+    let wanted: HashSet<Digest> = new.map(|(_, digest)| digest).collect();
+    let mut found = HashMap::new();
+    for (path, node) in base.tree.iter() {
+        if let Some((_, digest)) = node.content().filter(|(_, digest)| wanted.contains(digest)) {
+            found.entry(digest).or_insert(path);
+        }
+    }
+    found
 }
 
 /// The content of the target that the base has not at that path.

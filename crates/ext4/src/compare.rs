@@ -69,14 +69,7 @@ impl Known {
     /// What an earlier scan read.
     #[must_use]
     pub fn from_scan(scan: &Scan) -> Self {
-        // Both are in path order.
-        let mut nodes = scan.tree.iter();
-        let file = |(path, state): (&ImagePath, &FileState)| {
-            let (_, node) = nodes.find(|(found, _)| *found == path)?;
-            let (_, digest) = node.content()?;
-            Some((state.ino, (*state, digest)))
-        };
-        Self { identity: scan.identity, by_inode: scan.files.iter().filter_map(file).collect() }
+        Self::of_part(scan.identity, &scan.files, &scan.tree)
     }
 
     /// What a scan read of one of the file systems of `tree`: of the files `files`, the states of
@@ -87,8 +80,12 @@ impl Known {
         files: &std::collections::BTreeMap<ImagePath, FileState>,
         tree: &Tree,
     ) -> Self {
+        // Both are in path order.
+        let mut nodes = tree.iter().peekable();
         let file = |(path, state): (&ImagePath, &FileState)| {
-            let (_, digest) = tree.get(path)?.content()?;
+            while nodes.next_if(|(found, _)| *found < path).is_some() {}
+            let (_, node) = nodes.next_if(|(found, _)| *found == path)?;
+            let (_, digest) = node.content()?;
             Some((state.ino, (*state, digest)))
         };
         Self { identity, by_inode: files.iter().filter_map(file).collect() }
