@@ -20,14 +20,16 @@ for n in $(seq 40); do
   } > "$R/opt/build/p$n.c"
 done
 cat > "$R/opt/build/work.sh" <<'W'
-# Builds, and restarts what was built for, as an administrator does; prints the microseconds it took.
+# Builds, and restarts what was built for, as an administrator does; prints the microseconds it took,
+# by the clock and of all processors together.
 set -e
 cd /opt/build
-begin=$(date +%s%N)
+used() { awk '/^usage_usec/ { print $2 }' /sys/fs/cgroup/cpu.stat; }
+begin=$(date +%s%N) before=$(used)
 for n in $(seq 40); do
   gcc -O1 -c p$n.c -o p$n.o
   if [ $((n % 10)) = 0 ]; then systemctl reload nginx; systemctl restart nginx ssh; systemctl reset-failed nginx ssh; fi
 done
 end=$(date +%s%N)
-echo $(((end - begin) / 1000)) > /tmp/took
+echo $(((end - begin) / 1000)) $(($(used) - before)) > /tmp/took
 W

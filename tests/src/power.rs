@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 use vireo_model::{Digest, Ignore};
 use vireo_testkit::leaks;
-use vireo_testkit::logdisk::{Log, LogDisk};
+use vireo_testkit::logdisk::{Log, LogDisk, Record};
 use vireo_testkit::powercut::{Cut, Left, cuts};
 
 use crate::disk::{Disk, FileSystem, wait_until_free};
@@ -51,6 +51,8 @@ pub struct Recording {
     log: Log,
     /// The first record of the update; those before are of mounting.
     first: usize,
+    /// How often the update had the disk flush its cache.
+    flushes: usize,
     base: Digest,
     target: Digest,
 }
@@ -98,13 +100,16 @@ impl Recording {
         let place = Place::on(&disk);
         let before = recorder.position()?;
         beside(neighbour, &disk, system, || update(&place))?;
+        let after = recorder.position()?;
         let target = tree_digest(&place.tree, &ignore)?;
         disk.finish()?;
         let log = recorder.finish()?;
         fs::remove_file(path("recorded.img"))?;
         ensure!(base != target, "the update changed nothing");
-        let first = log.count_until(before);
-        Ok(Self { dir, system, ignore, log, first, base, target })
+        let (first, end) = (log.count_until(before), log.count_until(after));
+        let records = log.records().take(end).skip(first);
+        let flushes = records.filter(|record| **record == Record::Barrier).count();
+        Ok(Self { dir, system, ignore, log, first, flushes, base, target })
     }
 
     /// Digest of the tree before the update.
@@ -117,6 +122,12 @@ impl Recording {
     #[must_use]
     pub fn target(&self) -> Digest {
         self.target
+    }
+
+    /// How often the update had the disk flush its cache.
+    #[must_use]
+    pub fn flushes(&self) -> usize {
+        self.flushes
     }
 
     /// The same, where another tree counts as the base.

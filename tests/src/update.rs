@@ -131,6 +131,19 @@ impl Update {
         Ok(words)
     }
 
+    /// Records how `vireo-agent apply` makes the update. Its own records are on another disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recording::make`].
+    pub fn record_agent(&self, system: FileSystem) -> anyhow::Result<Recording> {
+        let prepare = |place: &Place| self.copy_base(&place.tree);
+        let state = self.tree("state");
+        let update =
+            |place: &Place| run(&self.apply_by_agent(&place.tree, &state)?, Neighbour::None);
+        Recording::make(system, Ignore::default(), Neighbour::None, &prepare, &update)
+    }
+
     /// Records how `vireo-agent undo` takes the update back.
     ///
     /// # Errors

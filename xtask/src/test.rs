@@ -13,7 +13,7 @@ use crate::{cargo, deps, fuzz, layers, setup};
 const LEAK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long each fuzz target runs, in seconds: what once crashed is tried again, and a little more.
-const FUZZ_SECONDS: u32 = 4;
+const FUZZ_SECONDS: u32 = 15;
 
 /// One kind of test: what it is called and how cargo is asked for it.
 struct Tier {

@@ -27,6 +27,8 @@ use evidence::{Scene, Shortfall};
 mod evidence;
 mod pending;
 
+pub(crate) use pending::still_pending;
+
 /// The unit that the agent itself runs in: restarted last of all, by the caller.
 pub const OWN_UNIT: &str = Plan::AGENT_UNIT;
 

@@ -313,20 +313,23 @@ impl Order {
         if len > VIEW_LEN_MAX {
             return Err(format!("the update's files are too many to be shown, {len} bytes"));
         }
+        // A program that is told to look at a file that is not there fails for that alone.
         let is_new = |check: &Check| {
-            let added = |path: &String| {
-                staged
-                    .entries()
-                    .iter()
-                    .any(|it| it.before.is_none() && it.path.to_string() == *path)
-            };
-            check.files.iter().all(added)
+            let added = staged.entries().iter().filter(|it| it.before.is_none());
+            let mut paths = added.map(|it| it.path.to_string());
+            paths.any(|path| check.files.contains(&path) && names(&check.command, &path))
         };
         let question =
             |check: &Check| Question { command: check.command.clone(), is_new: is_new(check) };
         let checks = checks.iter().map(question).collect();
         Ok(Self { scratch: scratch.to_owned(), parts, changes: items, checks })
     }
+}
+
+/// Whether the command line has the path, or its last component as a word.
+fn names(command: &[String], path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    command.iter().any(|word| word.contains(path) || word == name)
 }
 
 impl Item {

@@ -80,7 +80,7 @@ pub mod verify;
 mod witness;
 
 pub use error::{AgentError, ErrorKind};
-pub use policy::{POLICY_DIRS, load_policy};
+pub use policy::{Brought, POLICY_DIRS, load_policy, load_policy_with};
 pub use receipt::Receipt;
 pub use root::is_own_root;
 pub use services::{Job, ServiceError, Services, system_services};

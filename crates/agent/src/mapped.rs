@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 
 use vireo_classify::{FileId, make_dev, parse_maps};
@@ -22,17 +22,26 @@ pub(crate) struct Mapped {
     pub(crate) unread: usize,
 }
 
-/// What the process with this maps file maps of `files`; none if it cannot be read.
-pub(crate) fn mapped(mut maps: File, files: &BTreeSet<FileId>) -> Option<Mapped> {
-    if let Some(asked) = ask(&maps, files) {
-        return Some(asked);
+/// What the process with this maps file maps of `files`.
+///
+/// # Errors
+///
+/// It cannot be read; `ESRCH` if the process has ended (proc_pid_maps(5)).
+pub(crate) fn mapped(maps: File, files: &BTreeSet<FileId>) -> io::Result<Mapped> {
+    match ask(&maps, files) {
+        Some(asked) => Ok(asked),
+        None => read(maps, files),
     }
+}
+
+/// The same from the text.
+fn read(mut maps: File, files: &BTreeSet<FileId>) -> io::Result<Mapped> {
     let mut text = Vec::new();
-    maps.read_to_end(&mut text).ok()?;
+    maps.read_to_end(&mut text)?;
     let found = parse_maps(&text);
     let mut mapped = Mapped { unread: found.unread, ..Mapped::default() };
     found.files.into_iter().for_each(|file| mapped.add(file, files));
-    Some(mapped)
+    Ok(mapped)
 }
 
 /// The same by the kernel's own answers; none if it gives none.
@@ -86,12 +95,22 @@ mod tests {
         let exe = FileId { dev: own.dev(), ino: own.ino() };
         let files = BTreeSet::from([exe, FileId { dev: 1, ino: 1 }]);
         let open = || File::open("/proc/self/maps").expect("every process has one");
-        let mapped = mapped(open(), &files).expect("readable");
-        assert_eq!(mapped, Mapped { holds: BTreeSet::from([exe]), doubtful: false, unread: 0 });
-        // A kernel before 6.11 gives no answer.
-        if let Some(asked) = ask(&open(), &files) {
-            assert_eq!(asked, mapped);
+        let text = read(open(), &files).expect("readable");
+        assert_eq!(text, Mapped { holds: BTreeSet::from([exe]), doubtful: false, unread: 0 });
+        assert_eq!(mapped(open(), &files).expect("readable"), text);
+        let asked = ask(&open(), &files);
+        if kernel() >= (6, 11) {
+            assert_eq!(asked, Some(text));
+        } else {
+            assert_eq!(asked, None);
         }
+    }
+
+    /// Major and minor number of the kernel that runs.
+    fn kernel() -> (u32, u32) {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut numbers = release.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
     }
 
     #[test]

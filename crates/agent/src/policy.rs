@@ -1,10 +1,11 @@
 //! The machine's policy files, from the directories where they stand.
 //!
-//! A file in a later directory takes the place of one with the same name in an earlier one; of
-//! files with different names, one whose name comes later in the alphabet counts first. What is
-//! in them is described in `docs/format/policy.md`.
+//! The first directory belongs to the version: its files come with updates, signed with them. The
+//! others are the site's, whose word counts before. A file in a later directory takes the place of
+//! one with the same name in an earlier one; of files with different names, one whose name comes
+//! later in the alphabet counts first. What is in them is described in `docs/format/policy.md`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -15,10 +16,13 @@ use vireo_classify::{MAX_POLICY_LEN, Policy, PolicyFile};
 
 use crate::error::{AgentError, ErrorKind};
 
-/// Directories of policy files below the root: of the distribution, of the administrator, of
-/// this boot.
+/// Directories of policy files below the root: of the version, which an update brings; of the
+/// administrator; of this boot.
 pub const POLICY_DIRS: [&str; 3] =
     ["usr/lib/vireo/policy.d", "etc/vireo/policy.d", "run/vireo/policy.d"];
+
+/// Policy files that an update brings, or removes (none), by their paths below the root.
+pub type Brought = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
 /// The policy of the machine whose files are below `root`.
 ///
@@ -27,25 +31,58 @@ pub const POLICY_DIRS: [&str; 3] =
 /// `Failed` if a file cannot be read, has an unknown key or a bad pattern: the message names file
 /// and line.
 pub fn load_policy(root: &Path) -> Result<Policy, AgentError> {
+    load_policy_with(root, &Brought::new())
+}
+
+/// The policy as it will be when an update has brought its files.
+///
+/// # Errors
+///
+/// As [`load_policy`]; `Refused` if it is a file of the update.
+pub fn load_policy_with(root: &Path, brought: &Brought) -> Result<Policy, AgentError> {
     let mut files: BTreeMap<OsString, PathBuf> = BTreeMap::new();
-    for dir in POLICY_DIRS {
-        let dir = root.join(dir);
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(AgentError::io("list the policy files in", &dir, error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|error| AgentError::io("list", &dir, error))?;
-            let path = entry.path();
-            if path.extension().is_some_and(|ending| ending == "toml") {
-                files.insert(entry.file_name(), path);
-            }
+    for dir in POLICY_DIRS.map(Path::new) {
+        let mut paths = files_in(root, dir)?;
+        for (path, content) in brought.iter().filter(|(path, _)| path.parent() == Some(dir)) {
+            match content {
+                Some(_) => paths.insert(path.clone()),
+                None => paths.remove(path),
+            };
         }
+        let is_policy = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "toml");
+        let named = paths.into_iter().filter(is_policy);
+        files.extend(named.filter_map(|path| Some((path.file_name()?.to_owned(), path))));
     }
-    let read = files.values().map(|path| read_policy(path));
-    let site = read.collect::<Result<Vec<_>, _>>()?;
-    Policy::from_layers(&[], &site).map_err(unusable)
+    let (mut of_version, mut of_site) = (Vec::new(), Vec::new());
+    for path in files.values() {
+        let file = match brought.get(path) {
+            Some(Some(text)) => parse_brought(path, text)?,
+            _ => read_policy(&root.join(path))?,
+        };
+        let layer = if path.starts_with(POLICY_DIRS[0]) { &mut of_version } else { &mut of_site };
+        layer.push(file);
+    }
+    Policy::from_layers(&of_version, &of_site).map_err(unusable)
+}
+
+/// The paths, below the root, of what is in the directory `dir`; nothing if it is not there.
+fn files_in(root: &Path, dir: &Path) -> Result<BTreeSet<PathBuf>, AgentError> {
+    let place = root.join(dir);
+    let failed = |error| AgentError::io("list the policy files in", &place, error);
+    let entries = match fs::read_dir(&place) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    entries.map(|entry| entry.map(|it| dir.join(it.file_name())).map_err(failed)).collect()
+}
+
+fn parse_brought(path: &Path, text: &[u8]) -> Result<PolicyFile, AgentError> {
+    let name = format!("/{}", path.display());
+    PolicyFile::parse(&name, &String::from_utf8_lossy(text)).map_err(|error| {
+        let message = "the update brings a policy that cannot be used, nothing was changed";
+        AgentError::new(ErrorKind::Refused, message).caused_by(error)
+    })
 }
 
 fn read_policy(path: &Path) -> Result<PolicyFile, AgentError> {
@@ -90,12 +127,36 @@ mod tests {
         assert_eq!(reason(), None, "there need be no file");
         put(root.path(), 0, "10-app.toml", &hold("as shipped"));
         assert_eq!(reason().as_deref(), Some("as shipped"));
+        put(root.path(), 1, "05-site.toml", &hold("by the site, whatever its name"));
+        assert_eq!(reason().as_deref(), Some("by the site, whatever its name"));
         put(root.path(), 1, "20-site.toml", &hold("by the site"));
         assert_eq!(reason().as_deref(), Some("by the site"));
         put(root.path(), 2, "20-site.toml", &hold("today"));
         assert_eq!(reason().as_deref(), Some("today"));
         put(root.path(), 1, "99-old.toml.bak", "nonsense");
         assert_eq!(reason().as_deref(), Some("today"), "another ending is no policy");
+    }
+
+    #[test]
+    fn what_an_update_brings_counts_as_the_versions_word() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let path = PathBuf::from("usr/lib/vireo/policy.d/10-app.toml");
+        let reason = |content: Option<&str>| {
+            let content = content.map(|text| text.as_bytes().to_vec());
+            let brought = Brought::from([(path.clone(), content)]);
+            let policy = load_policy_with(root.path(), &brought)?;
+            Ok::<_, AgentError>(policy.hold_reason(&Unit::new("app.service")))
+        };
+        assert_eq!(reason(Some(&hold("brought"))).expect("fine").as_deref(), Some("brought"));
+        put(root.path(), 0, "10-app.toml", &hold("as it was"));
+        assert_eq!(reason(Some(&hold("brought"))).expect("fine").as_deref(), Some("brought"));
+        assert_eq!(reason(None).expect("fine"), None, "it goes");
+        let error = reason(Some("version = 1\nunti = 2\n")).expect_err("an unknown key");
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(chain(&error).contains("/usr/lib/vireo/policy.d/10-app.toml, line 2"), "{error}");
+        // The site masks a file of the version by its name.
+        put(root.path(), 1, "10-app.toml", "version = 1\n");
+        assert_eq!(reason(Some(&hold("brought"))).expect("fine"), None);
     }
 
     #[test]

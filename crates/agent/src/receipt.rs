@@ -122,6 +122,9 @@ pub struct Pending {
     pub needs: String,
     /// Why it was not done.
     pub reason: String,
+    /// The unit's main process: as long as that one runs, it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
 }
 
 /// One step of an update.
@@ -266,7 +269,7 @@ impl fmt::Display for Receipt {
         for unit in &self.failed_units {
             writeln!(f, "failed    {unit} ran before and does not run now; its log says more")?;
         }
-        for Pending { subject, needs, reason } in &self.pending {
+        for Pending { subject, needs, reason, .. } in &self.pending {
             writeln!(f, "pending   {subject} needs {needs}: {reason}")?;
         }
         Ok(())
@@ -294,6 +297,7 @@ mod tests {
             subject: "dbus.service".to_owned(),
             needs: "restart".to_owned(),
             reason: "every client would lose its connection".to_owned(),
+            pid: None,
         });
         receipt.outcome = receipt.judge();
         assert_eq!(

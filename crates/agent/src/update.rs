@@ -41,7 +41,7 @@ pub use undo::{UNDO_AGE_MAX, UNDO_COUNT_MAX, UNDO_LEN_MAX};
 use changed::summary;
 use drift::DriftRules;
 use enact::Enactment;
-use prepare::{Outlook, Prepared, refuse_bad_policy, refuse_unfit};
+use prepare::{Outlook, Prepared, refuse_unfit};
 use watch::Watch;
 
 /// How long to wait for another agent that works on this machine: one that is about to end, or
@@ -176,7 +176,8 @@ impl Agent {
             reads: self.read_map(bundle.read_map())?,
             wire_len: bundle.wire_len(),
         };
-        Ok(self.prepare(policy.clone(), outlook)?.plan)
+        let policy = self.policy_with(policy.clone(), &outlook)?;
+        Ok(self.prepare(policy, outlook)?.plan)
     }
 
     /// Applies the bundle in `file` and activates it; finishes an interrupted update first.
@@ -318,7 +319,7 @@ impl Agent {
             reads: self.read_map(bundle.read_map())?,
             wire_len: bundle.wire_len(),
         };
-        refuse_bad_policy(&outlook)?;
+        let policy = self.policy_with(policy, &outlook)?;
         let mut prepared = self.prepare(policy, outlook)?;
         watch.lap("plan");
         say(&summary(&prepared.plan));

@@ -104,8 +104,8 @@ impl Cause {
     }
 }
 
-/// Reads the tree below `root`, contents and all, without what is mounted below it: an image
-/// has the directories, not the file systems on them.
+/// Reads the tree below `root`, contents and all, with the disk file systems that are mounted below
+/// it.
 ///
 /// # Errors
 ///

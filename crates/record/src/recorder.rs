@@ -28,7 +28,7 @@ const WAIT: Duration = Duration::from_millis(10);
 /// How long it leaves events alone after it took some. The first event of a process wakes it at
 /// once, so this is what a process may live without being seen; a machine that opens thousands of
 /// files a second is disturbed no more often than that.
-const NAP: Duration = Duration::from_millis(1);
+const NAP: Duration = Duration::from_millis(4);
 
 /// How much more urgent than other work the thread is, as nice(1) counts.
 const NICE: i32 = -10;

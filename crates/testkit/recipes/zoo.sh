@@ -5,7 +5,7 @@ set -euo pipefail
 R=$1
 put() { mkdir -p "$R${1%/*}"; cat > "$R$1"; if [ -n "${2:-}" ]; then chmod "$2" "$R$1"; fi; }
 unit() { put "/etc/systemd/system/$1"; }
-ENABLE="nginx apache2 ssh postgresql redis-server mariadb php8.2-fpm postfix cron rsyslog memcached supervisor"
+ENABLE="nginx apache2 ssh postgresql redis-server mariadb php8.2-fpm postfix cron rsyslog memcached supervisor named"
 service() { # NAME COMMAND [LINE...]: a service that runs COMMAND
   local name=$1 command=$2; shift 2
   { printf '[Unit]\nDescription=%s of the zoo\n[Service]\nExecStart=%s\n' "$name" "$command"; printf '%s\n' "$@"
@@ -43,6 +43,7 @@ put /var/www/html/v.php <<< '<?php echo "php-base ", ini_get("memory_limit"), " 
 put /var/www/html/v.html <<< 'page-base'
 put /etc/aliases <<< 'postmaster: root'
 chroot "$R" newaliases
+echo 'zone "zoo.test" { type master; file "/etc/bind/db.empty"; };' > "$R/etc/bind/named.conf.local"
 # A disk of a test is small and its host shared.
 printf 'shared_buffers = 16MB\nfsync = off\n' >> "$R/etc/postgresql/15/main/postgresql.conf"
 printf '[mysqld]\ninnodb_buffer_pool_size=16M\nperformance_schema=off\nskip-networking=0\n' > "$R/etc/mysql/mariadb.conf.d/90-zoo.cnf"

@@ -25,6 +25,7 @@ const ZOO_BYTES: u64 = 3 << 30;
 /// programs that others use to find out what needs a restart.
 const ZOO_PACKAGES: &[&str] = &[
     "apache2",
+    "bind9",
     "cron",
     "debian-goodies",
     "gunicorn",

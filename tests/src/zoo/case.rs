@@ -62,6 +62,8 @@ pub struct Case {
     pub wants: BTreeSet<String>,
     /// Every unit with a process that holds a changed file needs its part, too.
     pub for_holders: bool,
+    /// What the refusal says: who finds it broken, and what about it.
+    pub says: &'static [&'static str],
     /// How one sees it.
     pub probes: Vec<Probe>,
     /// A script for the guest before it.
@@ -83,6 +85,7 @@ pub(super) fn case(kind: Kind, id: &'static str) -> Case {
         edits: Vec::new(),
         wants: BTreeSet::new(),
         for_holders: false,
+        says: &[],
         probes: Vec::new(),
         prepare: None,
         clean: None,
@@ -150,6 +153,13 @@ impl Case {
     pub fn wants(mut self, operations: &[&str]) -> Self {
         self.wants.extend(operations.iter().map(|operation| (*operation).to_owned()));
         self
+    }
+
+    /// Is refused, and the refusal says all of these.
+    #[must_use]
+    pub fn is_refused(mut self, says: &'static [&'static str]) -> Self {
+        self.says = says;
+        self.wants(&["refuse"]).alone()
     }
 
     /// Needs what each unit needs that holds a changed file.

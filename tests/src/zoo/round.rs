@@ -113,6 +113,10 @@ impl<'a> Zoo<'a> {
             note(at, self.probe(case, |probe| Some(probe.target)));
         }
         note(0, applied.has_come_about(broken));
+        let told = applied.output.tail();
+        for missing in round.iter().flat_map(|case| case.says).filter(|it| !told.contains(**it)) {
+            note(0, Err(anyhow::anyhow!("it does not say {missing:?} but {told}")));
+        }
         let all: BTreeSet<String> = needed.iter().flatten().cloned().collect();
         let along: BTreeSet<&str> = round.iter().flat_map(|case| case.along).copied().collect();
         for (unit, problem) in applied.side_effects(&all, &along, round[0].kind) {

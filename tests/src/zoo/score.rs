@@ -64,10 +64,14 @@ impl fmt::Display for Score {
 }
 
 fn line(f: &mut fmt::Formatter<'_>, name: &str, row: &Row) -> fmt::Result {
-    let cells = row.counts.map(|Count { found, wrong }| match wrong {
+    let cell = |tool: usize, Count { found, wrong }: Count| match wrong {
+        // What is refused is never there for the others to be asked about.
+        _ if tool > 0 && name == Kind::Broken.name() => "not asked".to_owned(),
         0 => format!("{found}"),
         wrong => format!("{found}, {wrong} wrong"),
-    });
+    };
+    let cells: Vec<String> =
+        row.counts.iter().enumerate().map(|(tool, count)| cell(tool, *count)).collect();
     writeln!(f, "| {name} | {} | {} | {} |", row.cases, row.needed, cells.join(" | "))
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Cursor;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -306,6 +307,35 @@ fn added(base: &Tree, entries: Vec<(ImagePath, Node)>) -> ChangeSet {
     let target: Tree =
         base.iter().map(|(path, node)| (path.clone(), node.clone())).chain(entries).collect();
     ChangeSet::between(base, &target)
+}
+
+/// A file of the tree may have a further name elsewhere: whoever can write into the tree can make one.
+#[test]
+fn root_a_name_outside_of_the_tree_keeps_its_rights() -> anyhow::Result<()> {
+    require_host()?;
+    let disk = Ext4::new(64 << 20)?;
+    let fill = "echo m > m; ln m twice; truncate -s 3M holes; echo end >> holes; ln -s m link; \
+        echo 'a = 1' > c";
+    let change = "chmod 600 m; chmod 640 holes; chown -h 7 link; setfattr -n user.a -v b c";
+    for which in [0, 1] {
+        let place = Place::new(&disk.path(), fill, change)?;
+        let script = "cd $1; for name in m holes link c; do \
+            rm -f work/$name; cp -a base/$name outside/; ln -P outside/$name work/$name; done; \
+            ln -f work/m work/twice";
+        Run::new("bash")
+            .args(["-euo", "pipefail", "-c", script, "link"])
+            .arg(place.dir())
+            .text()?;
+        fs::write(place.at("bad.vireo"), place.forge(Permits::NONE)?)?;
+        let outside = Snapshot::of(&place.at("outside"))?;
+        let (name, args) = &place.programs()?[which];
+        measured(name, args)?.0.ok()?;
+        outside.unchanged().with_context(|| (*name).to_owned())?;
+        ensure!(read(&place.at("work"))? == read(&place.at("target"))?, "{name}: not the target");
+        let blocks = fs::metadata(place.at("work/holes"))?.blocks();
+        ensure!(blocks < 64, "{name}: the copy has no holes, {blocks} blocks");
+    }
+    Ok(())
 }
 
 #[test]

@@ -114,16 +114,16 @@ fn live_a_configuration_that_its_program_refuses_changes_nothing() -> anyhow::Re
     // A configuration that was wrong before is not the update's fault.
     let broken =
         world.edit(world.base(), "echo 'x y;' > \"$1/etc/nginx/conf.d/a.conf\"", "broken.img")?;
-    let both = world.edit(
-        &broken,
-        "echo 'add_header X-Two 2;' > \"$1/etc/nginx/conf.d/release.conf\"",
-        "both.img",
-    )?;
-    world.capture(&broken, &both, "update.vireo")?;
-    world.put(&guest, "update.vireo")?;
     shell(&guest, "echo 'x y;' > /etc/nginx/conf.d/a.conf")?;
-    let receipt = apply(&guest, &key, &[])?;
-    receipt.says(&["it fails without the update, too"])?;
+    for file in ["release", "added"] {
+        let script = format!("echo 'add_header X-Two 2;' > \"$1/etc/nginx/conf.d/{file}.conf\"");
+        let both = world.edit(&broken, &script, &format!("{file}.img"))?;
+        world.capture(&broken, &both, "update.vireo")?;
+        world.put(&guest, "update.vireo")?;
+        // nginx does not reload what is wrong: so it ends where it began.
+        let undone = apply(&guest, &key, &[])?.exits(4)?;
+        undone.says(&["it fails without the update, too"])?;
+    }
     drop(guest);
     world.finish()
 }
@@ -174,6 +174,27 @@ fn live_an_update_after_which_a_service_ends_is_undone() -> anyhow::Result<()> {
     let status = agent(&guest, &["status"])?.ok()?.json("status")?;
     ensure!(status["last"]["outcome"] == "undone" && status["under_way"] == false, "{status}");
     ensure!(guest.http_get("/two.html")?.status == 404);
+    drop(guest);
+    world.finish()
+}
+
+#[test]
+fn live_a_service_that_is_started_again_and_again_has_its_update_undone() -> anyhow::Result<()> {
+    // Whenever one looks, it is active or about to be.
+    let base = format!(
+        "{BASE}\nmkdir -p \"$1/etc/systemd/system/app.service.d\"; \
+         printf '[Unit]\\nStartLimitIntervalSec=0\\n[Service]\\nRestart=always\\nRestartSec=200ms\\n' \
+         > \"$1/etc/systemd/system/app.service.d/again.conf\""
+    );
+    let target = "printf '#!/bin/sh\nsleep 0.4\nexit 3\n' > \"$1/opt/app/app\"";
+    let world = World::edited(&base, target)?;
+    let (guest, key) = guest_with(&world)?;
+    let receipt = apply(&guest, &key, &[])?.exits(4)?.json("receipt")?;
+    let because = text_at(&receipt, "/undone_because/0")?;
+    ensure!(because.starts_with("app.service: "), "{because}");
+    let pid = text(&guest, &format!("{PID} app"))?;
+    thread::sleep(Duration::from_secs(1));
+    ensure!(text(&guest, &format!("{PID} app"))? == pid, "it still ends and starts");
     drop(guest);
     world.finish()
 }
@@ -265,7 +286,8 @@ fn live_an_agent_that_reaches_its_repository_confirms_by_itself() -> anyhow::Res
 
 #[test]
 fn live_a_mistake_in_the_policy_is_named_before_anything_happens() -> anyhow::Result<()> {
-    let world = World::edited(BASE, "echo target > \"$1/etc/app.conf\"")?;
+    let target = "echo target > \"$1/etc/app.conf\"; echo '# more' >> \"$1/opt/app/answer\"";
+    let world = World::edited(BASE, target)?;
     let (guest, key) = guest_with(&world)?;
     shell(
         &guest,
@@ -285,6 +307,35 @@ fn live_a_mistake_in_the_policy_is_named_before_anything_happens() -> anyhow::Re
     ensure!(receipt["pending"][0]["reason"] == "not today", "{receipt}");
     ensure!(text(&guest, "cat /etc/app.conf; cat /run/app.state")? == "target\nbase");
     ensure!(text(&guest, "systemctl is-active answer || true")? == "inactive");
+
+    // What waits is what is seen: until somebody restarts it.
+    let status = || agent(&guest, &["status"])?.ok()?.json("status");
+    ensure!(status()?["last"]["pending"][0]["subject"] == "app.service", "{}", status()?);
+    shell(&guest, "systemctl restart app")?;
+    let status = status()?;
+    ensure!(status["last"]["pending"] == serde_json::json!([]), "{status}");
+    ensure!(status["last"]["outcome"] == "done", "{status}");
+    drop(guest);
+    world.finish()
+}
+
+#[test]
+fn live_an_update_brings_its_policy_and_the_site_has_the_last_word() -> anyhow::Result<()> {
+    let target = "echo target > \"$1/etc/app.conf\"; mkdir -p \"$1/usr/lib/vireo/policy.d\"; \
+        printf 'version = 1\\n[[unit]]\\nunit = \"app.service\"\\nhold = \"by the version\"\\n' \
+        > \"$1/usr/lib/vireo/policy.d/10-app.toml\"";
+    let world = World::edited(BASE, target)?;
+    let (guest, key) = guest_with(&world)?;
+    let receipt = apply(&guest, &key, &[])?.exits(3)?.json("receipt")?;
+    ensure!(receipt["pending"][0]["reason"] == "by the version", "{receipt}");
+    ensure!(text(&guest, "cat /etc/app.conf; cat /run/app.state")? == "target\nbase");
+
+    agent(&guest, &["undo"])?;
+    ensure!(text(&guest, "cat /etc/app.conf; ls /usr/lib/vireo 2>/dev/null || true")? == "base");
+    let site = "mkdir -p /run/vireo/policy.d; echo 'version = 1' > /run/vireo/policy.d/10-app.toml";
+    shell(&guest, site)?;
+    apply(&guest, &key, &[])?.ok()?;
+    ensure!(text(&guest, "cat /run/app.state")? == "target");
     drop(guest);
     world.finish()
 }

@@ -168,6 +168,54 @@ fn live_a_changed_program_refuses_the_update_and_nothing_is_changed() -> anyhow:
     world.finish()
 }
 
+/// Puts a rule for locally edited files into the machine's own policy.
+fn rule(guest: &dyn Guest, rules: &str) -> anyhow::Result<()> {
+    let dir = "/run/vireo/policy.d";
+    shell(guest, &format!("mkdir -p {dir}; printf 'version = 1\\n{rules}' > {dir}/drift.toml"))?;
+    Ok(())
+}
+
+#[test]
+fn live_the_policy_says_what_becomes_of_local_edits() -> anyhow::Result<()> {
+    let world = World::edited(BASE, &format!("{NEW_OTHER}; {NEW_TOOL}"))?;
+    let (server, guest) = pushed(&world)?;
+    edit(&guest, OTHER, "s/X-Other base/X-Other mine/")?;
+    shell(&guest, &format!("printf x >> {TOOL}; mkdir -m 700 -p /.vireo"))?;
+    let state = format!("stat -c '%i %s %a' {OTHER} {TOOL}; cat {OTHER}");
+    let edited = shell(&guest, &state)?;
+
+    // Refused: for the conflict alone, as the program may be taken.
+    let take = format!("[[drift]]\\npath = \"{TOOL}\"\\non = \"take\"\\n");
+    let of_config = |conflict: &str| {
+        let path = "/etc/nginx/**";
+        format!(
+            "[[drift]]\\npath = \"{path}\"\\non = \"merge\"\\nconflict = \"{conflict}\"\\n{take}"
+        )
+    };
+    rule(&guest, &of_config("refuse"))?;
+    let before = shell(&guest, LISTING)?;
+    agent(&guest, &["apply"])?.exits(5)?.says(&[OTHER, "differs from the bundle's base"])?;
+    ensure!(shell(&guest, LISTING)? == before, "a refused update changed something");
+
+    // Taken: the target is in effect, the edits are beside it.
+    rule(&guest, &of_config("take"))?;
+    applied(agent(&guest, &["apply"])?)?;
+    becomes(&guest, "x-other", "target")?;
+    ensure!(shell(&guest, &format!("cmp {TOOL} /usr/bin/false && echo same"))?.trim() == "same");
+    let kept = shell(&guest, &format!("cat {OTHER}.vireo-local; tail -c 1 {TOOL}.vireo-local"))?;
+    ensure!(kept == "add_header X-Other mine always;\nx", "{kept}");
+
+    // The way back leads to the edits, to their very inodes.
+    applied(agent(&guest, &["undo"])?)?;
+    ensure!(shell(&guest, &state)? == edited, "{}", shell(&guest, &state)?);
+    ensure!(
+        shell(&guest, "ls /etc/nginx/conf.d /usr/local/bin")?.matches("vireo-local").count() == 0
+    );
+    becomes(&guest, "x-other", "mine")?;
+    drop((guest, server));
+    world.finish()
+}
+
 #[test]
 fn live_a_package_manager_at_work_is_waited_for_or_keeps_the_update_out() -> anyhow::Result<()> {
     let world = World::edited(BASE, NEW_SITE)?;

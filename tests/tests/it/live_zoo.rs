@@ -9,6 +9,14 @@ use vireo_tests::zoo::{Count, Ground, Zoo, cases, rounds};
 /// The catalogue of changes that the planner was designed by.
 const CATALOGUE: &str = include_str!("../../../crates/classify/tests/corpus.tsv");
 
+/// Fewest cases, and rows of the catalogue among them, that a whole run tries.
+const CASES_MIN: usize = 142;
+const ROWS_MIN: usize = 86;
+
+/// Fewest needed operations that each of the others finds where it is installed well.
+const NEEDRESTART_MIN: usize = 95;
+const CHECKRESTART_MIN: usize = 55;
+
 /// The names of the catalogue's rows.
 fn catalogue() -> impl Iterator<Item = &'static str> {
     CATALOGUE.lines().skip(1).filter_map(|line| line.split('\t').next())
@@ -48,6 +56,16 @@ fn live_every_change_gets_what_it_needs_and_no_more() -> anyhow::Result<()> {
         rows(&right),
     );
     let score = zoo.score.clone();
+    let tried = right.len() + wrong.len();
+    let found = |tool: usize| score.0.values().map(|row| row.counts[tool].found).sum::<usize>();
+    if only.is_none() {
+        ensure!(tried >= CASES_MIN, "{tried} cases were tried");
+        ensure!(rows(&right) + rows(&wrong) >= ROWS_MIN, "too few of the catalogue's rows");
+        // Or the others were not run as they are meant to be, and the comparison says nothing.
+        ensure!(found(1) >= NEEDRESTART_MIN && found(2) >= CHECKRESTART_MIN, "\n{score}");
+    } else {
+        ensure!(tried > 0, "no case is named so: {only:?}");
+    }
     println!("{score}");
     drop(zoo);
     ground.finish()?;

@@ -15,6 +15,9 @@ use vireo_tests::{
     recover_vireo, scratch,
 };
 
+/// Most flushes of the tree's disk that an update by the agent asks for.
+const FLUSHES_MAX: usize = 10;
+
 /// The same states on every run; the campaign (`cargo xtask faults`) takes others.
 const SEED: u64 = 1;
 
@@ -33,6 +36,15 @@ fn campaign(system: FileSystem, points: usize) -> anyhow::Result<Tally> {
 #[test]
 fn root_a_power_cut_on_ext4_leaves_base_or_target() -> anyhow::Result<()> {
     campaign(FileSystem::Ext4, 300)?.all_whole(300)
+}
+
+#[test]
+fn root_an_update_flushes_the_disk_a_few_times_however_large_it_is() -> anyhow::Result<()> {
+    let flushes = Update::new()?.record_agent(FileSystem::Ext4)?.flushes();
+    eprintln!("{flushes} flushes");
+    // A recorder that sees none would pass everything.
+    ensure!((4..=FLUSHES_MAX).contains(&flushes), "{flushes} flushes");
+    Ok(())
 }
 
 #[test]

@@ -72,6 +72,41 @@ fn vm_recover_completes_an_interrupted_update_before_any_service_starts() -> any
     world.finish()
 }
 
+/// Applies the bundle `$3` trusting `$4` to the mounted image `$1` by the agent `$2`, and leaves what
+/// a power cut leaves when the update has just been found ill.
+const CONDEMN: &str = "\"$2\" --root \"$1\" apply \"$3\" --trust \"$4\"
+    echo '{\"transaction\": 1, \"boot\": \"before\", \"because\": [\"nginx.service: failed\"], \
+        \"revive\": [\"nginx.service\"], \"actions\": [], \"checks\": []}' \
+        > \"$1/var/lib/vireo/condemned.json\"";
+
+#[test]
+fn vm_recover_undoes_what_was_condemned_before_any_service_starts() -> anyhow::Result<()> {
+    let world = World::new()?;
+    let disk = world.edit(world.base(), "true", "condemned.img")?;
+    let (agent, bundle, key) =
+        (programs::find("vireo-agent")?, world.arg("update.vireo"), world.public_key()?);
+    let agent = agent.to_str().context("a program whose name is text")?;
+    fixture::edit(&disk, 0, CONDEMN, &[agent, &bundle, &key])?;
+    let (disk_name, base) = (disk.display().to_string(), world.base().display().to_string());
+    ensure!(vireo(["diff", &disk_name, &base])?.output().code != 0, "nothing was applied");
+
+    let mut machine = Uml::new(world.lab(), &disk)?;
+    machine.start()?;
+    let unit = "vireo-agent-recover.service";
+    let log = shell(&machine, &format!("journalctl --no-pager -b -u {unit}"))?;
+    ensure!(property(&machine, unit, "Result")? == "success", "{log}");
+    let done = time(&machine, unit, "ExecMainExitTimestampMonotonic")?;
+    let started = time(&machine, "nginx.service", "ExecMainStartTimestampMonotonic")?;
+    ensure!(done <= started, "nginx started at {started}, the undo ended at {done}: {log}");
+    ensure!(machine.http_get(web::ADDED_PAGE)?.status == 404, "the page is still there: {log}");
+    let left = shell(&machine, "ls /var/lib/vireo; cat /var/lib/vireo/receipt.json")?;
+    ensure!(!left.contains("condemned.json") && left.contains("nginx.service: failed"), "{left}");
+    ensure!(machine.poweroff()? == Exit::Off);
+    drop(machine);
+    vireo(["diff", &disk_name, &base])?.ok()?.says(&["no difference"])?;
+    world.finish()
+}
+
 #[test]
 fn vm_recover_costs_nothing_when_no_update_was_interrupted() -> anyhow::Result<()> {
     let world = World::new()?;

@@ -127,12 +127,16 @@ fn run_into(command: &[String], root: &Path, mut output: File) -> io::Result<End
             break status;
         }
         let printed = output.metadata()?.len();
-        if start.elapsed() > CHECK_DEADLINE || printed > PRINTED_LEN_MAX {
+        let why = if start.elapsed() > CHECK_DEADLINE {
+            format!("it did not end within {} s", CHECK_DEADLINE.as_secs())
+        } else if printed > PRINTED_LEN_MAX {
+            format!("it prints without end, more than {} MiB", PRINTED_LEN_MAX >> 20)
+        } else {
+            String::new()
+        };
+        if !why.is_empty() {
             let _ = (child.kill(), child.wait());
-            return Ok(Ended::Badly(format!(
-                "it did not end within {} s",
-                CHECK_DEADLINE.as_secs()
-            )));
+            return Ok(Ended::Badly(why));
         }
         thread::sleep(POLL_INTERVAL);
     };

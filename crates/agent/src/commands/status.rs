@@ -2,20 +2,28 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 use vireo_agent::client::show_position;
+use vireo_agent::receipt::Outcome;
 
 use super::Context;
 use crate::exit::{Failure, Output};
 
 /// Show what this machine follows, the version it is on, and what its last update did
 ///
-/// Asks nobody and changes nothing.
+/// What waits is looked for anew: what was restarted since, or came with a boot, waits no more. Asks
+/// nobody else and changes nothing.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
 pub(super) fn run(_args: &Args, context: &Context) -> Result<Output, Failure> {
     let state = &context.state;
     let (enrolment, position) = (state.enrolment()?, state.position()?);
-    let (receipt, under_way) = (state.last_receipt()?, state.obligation()?.is_some());
+    let (mut receipt, under_way) = (state.last_receipt()?, state.obligation()?.is_some());
+    if let Some(receipt) = &mut receipt {
+        receipt.pending = context.agent().still_pending()?;
+        if receipt.outcome == Outcome::Pending && receipt.pending.is_empty() {
+            receipt.outcome = Outcome::Done;
+        }
+    }
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = match &enrolment {

@@ -136,6 +136,8 @@ pub struct Kept {
 pub struct Condemned {
     /// Its number.
     pub transaction: u64,
+    /// The boot in which it was condemned; the next one starts what is to run by itself.
+    pub boot: String,
     /// Why.
     pub because: Vec<String>,
     /// The units that are to run again.

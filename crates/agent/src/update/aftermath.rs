@@ -10,8 +10,12 @@ use vireo_tree::Root;
 use vireo_tree::apply::{Committed, history, remove_extra};
 
 use super::Agent;
+use super::promise::CONFIRMATION;
+use crate::activate::still_pending;
 use crate::error::AgentError;
+use crate::receipt::Pending;
 use crate::root::open_root;
+use crate::system::boot_id;
 
 /// Where Debian's tools look whether a reboot waits, below the root; `.pkgs` beside it has the
 /// packages that want it.
@@ -112,6 +116,26 @@ impl Agent {
         let counts = |number: &u64| kept.contains(number) && !undone.contains(number);
         let of_kept = held.files.into_iter().filter(|(number, _)| counts(number));
         Ok(of_kept.flat_map(|(_, files)| files).collect())
+    }
+
+    /// What the last update left to wait and still does, seen now: what was restarted by hand and
+    /// what came with a boot since does not wait any more.
+    ///
+    /// # Errors
+    ///
+    /// The records cannot be read, or the machine cannot be looked at.
+    pub fn still_pending(&self) -> Result<Vec<Pending>, AgentError> {
+        let mut pending = self.state.last_receipt()?.map(|it| it.pending).unwrap_or_default();
+        let held = self.state.held()?.unwrap_or_default();
+        if pending.is_empty() {
+            return Ok(pending);
+        }
+        if held.boot != boot_id()? {
+            pending.retain(|pending| pending.needs == CONFIRMATION);
+            return Ok(pending);
+        }
+        let files = held.files.into_values().flatten().collect();
+        Ok(still_pending(pending, &self.system.facts(&files)?))
     }
 
     /// Notes which files transaction `number` replaced.

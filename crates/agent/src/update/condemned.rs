@@ -15,6 +15,7 @@ use crate::error::{AgentError, ErrorKind};
 use crate::receipt::Receipt;
 use crate::root::open_root;
 use crate::state::Condemned;
+use crate::system::boot_id;
 
 /// How long after an undo that failed it is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
@@ -71,7 +72,8 @@ impl Agent {
     /// down.
     fn absolve(&self, condemned: &Condemned, mut applied: Applied) -> Result<Applied, AgentError> {
         let receipt = &mut applied.receipt;
-        if !condemned.revive.is_empty() {
+        // At an early boot nothing runs yet, and nothing that is asked for would before this ends.
+        if !condemned.revive.is_empty() && condemned.boot == boot_id()? {
             self.revive(&condemned.revive, receipt)?;
         }
         receipt.outcome = receipt.judge();

@@ -172,6 +172,7 @@ impl Agent {
             let because = activation.ill.iter().map(|(unit, why)| format!("{unit}: {why}"));
             let condemned = Condemned {
                 transaction: number,
+                boot: boot_id()?,
                 because: because.collect(),
                 revive: self.to_revive(before),
                 actions: receipt.actions.clone(),

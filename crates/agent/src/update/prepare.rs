@@ -1,19 +1,21 @@
 //! What an update means for the machine: from what changes to a plan.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use vireo_classify::{
-    Action, ChangedFile, Facts, FileId, MAX_POLICY_LEN, Packages, Plan, Planner, Policy,
-    PolicyFile, ReadMap,
+    Action, ChangedFile, Facts, FileId, MAX_POLICY_LEN, Packages, Plan, Planner, Policy, ReadMap,
 };
-use vireo_model::ChangeSet;
+use vireo_model::{ChangeSet, ImagePath};
 use vireo_tree::apply::{Replaced, Settled};
 
 use super::changed::{Contents, changed_files, disk_bytes};
 use super::{Agent, Say, drift};
 use crate::client::chain;
 use crate::error::{AgentError, ErrorKind};
-use crate::policy::{POLICY_DIRS, load_policy};
+use crate::policy::{Brought, POLICY_DIRS, load_policy, load_policy_with};
 
 /// What is about to change.
 pub(super) struct Outlook<'a> {
@@ -46,6 +48,19 @@ impl Agent {
             Some(policy) => Ok(policy.clone()),
             None => load_policy(&self.root),
         }
+    }
+
+    /// The policy with what an update brings of it.
+    pub(super) fn policy_with(
+        &self,
+        policy: Policy,
+        outlook: &Outlook<'_>,
+    ) -> Result<Policy, AgentError> {
+        let brought = policy_files(outlook);
+        if brought.is_empty() || self.policy.is_some() {
+            return Ok(policy);
+        }
+        load_policy_with(&self.root, &brought)
     }
 
     /// The policy for a way back or on, which must not depend on it: what an update has brought may
@@ -155,27 +170,23 @@ impl Agent {
     }
 }
 
-/// Refuses policy files that the update brings and that nothing could be planned with afterwards.
-pub(super) fn refuse_bad_policy(outlook: &Outlook<'_>) -> Result<(), AgentError> {
+/// The policy files among what changes.
+fn policy_files(outlook: &Outlook<'_>) -> Brought {
+    let stays = |path: &ImagePath| outlook.settled.iter().any(|settled| settled.path == *path);
+    let mut brought = Brought::new();
     for change in &outlook.changes.changes {
-        let path = change.path.to_string();
-        let is_policy = path.ends_with(".toml")
-            && POLICY_DIRS
-                .iter()
-                .any(|dir| path[1..].rsplit_once('/').is_some_and(|it| it.0 == *dir));
-        if !is_policy {
+        let path = PathBuf::from(OsStr::from_bytes(change.path.relative()));
+        if !POLICY_DIRS.iter().any(|dir| path.parent() == Some(Path::new(dir))) {
             continue;
         }
-        let Some(text) = (outlook.contents)(&change.path, MAX_POLICY_LEN as u64 + 1) else {
-            continue;
+        // One that is neither read nor removed stays as it is.
+        match (outlook.contents)(&change.path, MAX_POLICY_LEN as u64 + 1) {
+            Some(text) => brought.insert(path, Some(text)),
+            None if change.after.is_none() && !stays(&change.path) => brought.insert(path, None),
+            None => None,
         };
-        let text = String::from_utf8_lossy(&text);
-        PolicyFile::parse(&path, &text).map_err(|error| {
-            let message = "the update brings a policy that cannot be used, nothing was changed";
-            AgentError::new(ErrorKind::Refused, message).caused_by(error)
-        })?;
     }
-    Ok(())
+    brought
 }
 
 /// Refuses what the plan says must not be committed.

@@ -21,7 +21,7 @@ use crate::state::Condemned;
 use crate::system::boot_id;
 
 /// What an update that waits to be confirmed needs, as its receipt calls it.
-const CONFIRMATION: &str = "confirmation";
+pub(super) const CONFIRMATION: &str = "confirmation";
 
 /// How long the timer of an update waits for whoever else works on the machine: a batch of jobs
 /// that hangs, and watching after it.
@@ -87,6 +87,7 @@ impl Agent {
                     "it is undone in {} s unless confirmed: vireo-agent confirm {}",
                     guard.seconds, guard.nonce
                 ),
+                pid: None,
             });
             receipt.outcome = receipt.judge();
         }
@@ -172,6 +173,7 @@ impl Agent {
             );
             let condemned = Condemned {
                 transaction: guard.transaction,
+                boot: boot_id()?,
                 because: vec![because],
                 revive: Vec::new(),
                 actions: Vec::new(),

@@ -670,6 +670,7 @@ fn an_undo_that_nobody_asked_for_is_tried_again_until_it_is_done() {
     // Nobody confirmed, and that is on the disk when the undo fails.
     let condemned = Condemned {
         transaction: guard.transaction,
+        boot: "another".to_owned(),
         because: vec!["nobody confirmed".to_owned()],
         revive: Vec::new(),
         actions: Vec::new(),

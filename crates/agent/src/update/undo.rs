@@ -114,12 +114,17 @@ impl Agent {
         let root = open_root(&self.root)?;
         let recovered = recover_with(&root, &RecoverOptions { direction })?;
         let found = !matches!(recovered, Recovered::Nothing);
+        // What an update did to services is judged when they run; an undo has but its records left.
+        let is_update = matches!(&recovered, Recovered::Completed(it) if it.undoes().is_empty());
         drop(recovered);
-        if found {
+        if is_update {
             return Ok(true);
         }
         if self.state.condemned()?.is_some() {
-            return Ok(self.recover(&|_| {})?.is_some());
+            return Ok(self.recover(&|_| {})?.is_some() || found);
+        }
+        if found {
+            return Ok(true);
         }
         let boot = boot_id()?;
         match self.state.guard()?.filter(|guard| guard.boot != boot) {

@@ -145,7 +145,7 @@ pub enum OnFailure {
 pub enum Confirm {
     /// Nobody.
     None,
-    /// The agent, over a new connection to itself.
+    /// Whoever can log in, by `vireo-agent confirm`; no repository is asked.
     Local,
     /// The repository, over a new connection.
     Remote,

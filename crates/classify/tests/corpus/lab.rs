@@ -1,5 +1,5 @@
-//! A Debian 12 with the services that images are made for, as recorded facts and a read map, and
-//! what each row changes about it.
+//! A Debian 12 with the services that images are made for, as facts and a read map that were written
+//! by hand, and what each row changes about it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
 //! Whether and how the tree can take an update: from change set and local state to steps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use rayon::prelude::*;
@@ -44,6 +44,8 @@ pub(super) enum Source {
     Leader(ImagePath),
     /// The inode that this path has now.
     Present(ImagePath),
+    /// A copy of the content that this path has now.
+    Copy(ImagePath),
 }
 
 impl Draft {
@@ -92,6 +94,7 @@ pub(super) fn check(
         root,
         bundle,
         options,
+        names: names(&standings),
         checked: Checked::default(),
         replaced: BTreeSet::new(),
         drifted: Vec::new(),
@@ -115,14 +118,19 @@ pub(super) fn recheck<'a>(
 ) -> Result<(), TreeError> {
     for (path, expected) in stamps {
         if stamp(root, path)? != expected {
-            let message = format!(
-                "{path} in {} changed while the update was staged; nothing was changed, try again",
-                root.label().display()
-            );
-            return Err(TreeError::new(ErrorKind::Busy, message));
+            return Err(changed_meanwhile(root, path));
         }
     }
     Ok(())
+}
+
+/// Somebody else was at `path`.
+pub(super) fn changed_meanwhile(root: &Root, path: &ImagePath) -> TreeError {
+    let message = format!(
+        "{path} in {} changed while the update was staged; nothing was changed, try again",
+        root.label().display()
+    );
+    TreeError::new(ErrorKind::Busy, message)
 }
 
 /// A directory that the update removes stays if a local file in it does.
@@ -138,6 +146,16 @@ fn keep_parents_of_kept(checked: &mut Checked) {
     });
 }
 
+/// How many of the change set's paths each inode is at. All names that the base gives a file are in
+/// it whenever its first name is.
+fn names(standings: &[Standing]) -> BTreeMap<(u64, u64), u64> {
+    let mut names = BTreeMap::new();
+    for stamp in standings.iter().filter_map(|standing| standing.stamp) {
+        *names.entry((stamp.dev, stamp.ino)).or_default() += 1;
+    }
+    names
+}
+
 /// A merged node and, if neither side has it, its content.
 type Merged = (Node, Option<Vec<u8>>);
 
@@ -145,6 +163,8 @@ struct Decider<'a> {
     root: &'a Root,
     bundle: &'a Bundle<'a, Verified<'a>>,
     options: &'a ApplyOptions<'a>,
+    /// How many of the paths each inode is at.
+    names: BTreeMap<(u64, u64), u64>,
     checked: Checked,
     /// Paths that get another inode.
     replaced: BTreeSet<&'a ImagePath>,
@@ -172,16 +192,30 @@ impl<'a> Decider<'a> {
     }
 
     fn plain(&mut self, change: &'a Change, standing: Standing) {
-        let how = how(change, standing.found.as_ref());
+        let mut how = how(change, standing.found.as_ref());
+        let copied = how == How::Metadata && self.has_other_names(&standing);
+        if copied {
+            how = How::Place;
+        }
         if how == How::Place {
             self.replaced.insert(&change.path);
         }
         let source = match change.after.as_ref().map(|node| &node.kind) {
+            Some(NodeKind::File { .. }) if copied => Source::Copy(change.path.clone()),
             Some(NodeKind::File { content, .. }) if how == How::Place => Source::Bundle(*content),
             Some(NodeKind::HardLink { leader }) => Source::Leader(leader.clone()),
             _ => Source::Node,
         };
         self.push(&change.path, standing, change.after.clone(), how, source);
+    }
+
+    /// Whether the inode has names that the version does not know. They may be outside of the tree:
+    /// what is changed here must not be changed there.
+    fn has_other_names(&self, standing: &Standing) -> bool {
+        let is_dir = standing.found.as_ref().is_none_or(Node::is_dir);
+        let Some(stamp) = standing.stamp.filter(|_| !is_dir) else { return false };
+        let known = self.names.get(&(stamp.dev, stamp.ino)).copied().unwrap_or_default();
+        standing.links > known
     }
 
     fn push(
@@ -250,6 +284,9 @@ impl<'a> Decider<'a> {
         if standing.found.as_ref() != Some(&node) {
             let same_content = standing.found.as_ref().and_then(Node::content) == node.content();
             let (how, source) = match bytes {
+                _ if same_content && self.has_other_names(&standing) => {
+                    (How::Place, Source::Copy(change.path.clone()))
+                }
                 _ if same_content => (How::Metadata, Source::Node),
                 Some(bytes) => (How::Place, Source::Bytes(bytes)),
                 None => (How::Place, content_source(&node)),

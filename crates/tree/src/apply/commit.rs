@@ -207,3 +207,49 @@ impl Commit<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vireo_model::{Digest, Node, NodeKind};
+
+    use super::*;
+
+    fn step(path: &str, how: How, before: Option<&str>, after: Option<&str>) -> Step {
+        let node = |kind: &str| match kind {
+            "dir" => Node::new(NodeKind::Dir, 0o755),
+            _ => Node::new(NodeKind::File { len: 1, content: Digest::of(kind.as_bytes()) }, 0o644),
+        };
+        let path = ImagePath::parse(path.as_bytes()).expect("a valid path");
+        let (before, after) = (before.map(node), after.map(node));
+        Step { path, before, after, how, found: None, staged: None }
+    }
+
+    #[test]
+    fn what_others_need_comes_first_and_what_makes_others_look_comes_last() {
+        // In path order, as plans have them; the numbers say when each is to come.
+        let file =
+            |path, before, number: usize| (step(path, How::Place, before, Some("b")), number);
+        let gone = |path, kind, number: usize| (step(path, How::Remove, Some(kind), None), number);
+        let mut steps = vec![
+            file("/etc/app.conf", Some("a"), 7),
+            file("/etc/systemd/system/app.service", None, 8),
+            (step("/opt/file-to-dir", How::Place, Some("a"), Some("dir")), 0),
+            (step("/opt/new", How::Place, None, Some("dir")), 1),
+            file("/opt/new/file", None, 2),
+            (step("/srv/dir-to-file", How::Place, Some("dir"), Some("b")), 12),
+            gone("/srv/dir-to-file/child", "a", 11),
+            gone("/srv/gone", "dir", 10),
+            gone("/srv/gone/child", "a", 9),
+            (step("/srv/mode", How::Metadata, Some("a"), Some("a")), 13),
+            file("/usr/bin/app", Some("a"), 4),
+            file("/usr/lib/libapp.so.1", Some("a"), 3),
+            file("/usr/share/app/text", Some("a"), 5),
+            file("/var/www/index.html", Some("a"), 6),
+        ];
+        steps.sort_by(|a, b| a.0.path.cmp(&b.0.path));
+        let (steps, expected): (Vec<Step>, Vec<usize>) = steps.into_iter().unzip();
+        let order = order(&steps);
+        let got: Vec<usize> = order.iter().map(|number| expected[*number]).collect();
+        assert_eq!(got, (0..steps.len()).collect::<Vec<_>>());
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::prelude::*;
 use rustix::fs::FileType;
 use vireo_delta::{BaseRead, Bundle, Piece, Verified};
-use vireo_model::{Digest, ImagePath, Node, NodeKind};
+use vireo_model::{Digest, Hasher, ImagePath, Node, NodeKind};
 
 use super::check::{Draft, Source};
 use super::journal::{Journal, Txn};
@@ -21,6 +21,9 @@ use crate::{ErrorKind, Root, TreeError};
 
 /// Holes are made of aligned blocks of this many zeros.
 const HOLE_LEN: usize = 4096;
+
+/// How much of a file is copied at a time, in bytes.
+const COPY_LEN: usize = 256 << 10;
 
 /// Open files of the base kept for the next read.
 const OPEN_FILES: usize = 16;
@@ -173,8 +176,32 @@ impl Stage<'_> {
                 let (dir, local_name) = self.root.require("keep", local)?;
                 dir.link_to(local_name, staged, &name).map_err(failed)
             }
+            Source::Copy(local) => self.copy(&name, local, node),
             Source::Leader(_) => Ok(()),
         }
+    }
+
+    /// A file of its own with the content that `local` has.
+    fn copy(&self, name: &[u8], local: &ImagePath, node: &Node) -> Result<(), TreeError> {
+        let failed = self.root.failed("stage", local);
+        let staged = self.places.staged(self.root, local);
+        let mut from = self.root.open_file(local)?;
+        let file = staged.create(name).map_err(&failed)?;
+        let mut writer = FileWriter { file: &file, at: 0, sparse: true };
+        let (mut hasher, mut buffer) = (Hasher::new(), vec![0; COPY_LEN]);
+        loop {
+            let len = from.read(&mut buffer).map_err(self.root.failed("read", local))?;
+            if len == 0 {
+                break;
+            }
+            hasher.update(&buffer[..len]);
+            writer.blocks(&buffer[..len]).map_err(self.root.failed("stage", local))?;
+        }
+        writer.finish().map_err(self.root.failed("stage", local))?;
+        if node.content().is_none_or(|(_, content)| hasher.finish() != content) {
+            return Err(super::check::changed_meanwhile(self.root, local));
+        }
+        staged.set_file_metadata(&file, name, node).map_err(&failed)
     }
 
     fn file(

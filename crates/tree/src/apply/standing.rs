@@ -34,6 +34,8 @@ impl Stamp {
 #[derive(Debug)]
 pub(super) struct Standing {
     pub(super) stamp: Option<Stamp>,
+    /// How many names the inode has that is there, if one is.
+    pub(super) links: u64,
     /// What is there, content and all; a further name of an inode shows the inode.
     pub(super) found: Option<Node>,
     /// As in the base, times of files apart: a file that was only touched has nothing to lose.
@@ -65,7 +67,7 @@ pub(super) fn standing(root: &Root, change: &Change) -> Result<Standing, TreeErr
     let path = &change.path;
     let Some((dir, stat)) = stat(root, path)? else {
         let (is_base, is_target) = (change.before.is_none(), change.after.is_none());
-        return Ok(Standing { stamp: None, found: None, is_base, is_target });
+        return Ok(Standing { stamp: None, links: 0, found: None, is_base, is_target });
     };
     let name = if root.is_mount(path) || path.is_root() { b".".as_slice() } else { path.name() };
     let mut found = node(&dir, name, &stat, Digest::of(b"")).map_err(root.failed("read", path))?;
@@ -85,7 +87,9 @@ pub(super) fn standing(root: &Root, change: &Change) -> Result<Standing, TreeErr
     };
     let is_target = equals(change.after.as_ref(), true)?;
     let is_base = equals(change.before.as_ref(), false)?;
-    Ok(Standing { stamp: Some(Stamp::of(&stat)), found: Some(found), is_base, is_target })
+    let stamp = Some(Stamp::of(&stat));
+    let links = u64::from(stat.st_nlink);
+    Ok(Standing { stamp, links, found: Some(found), is_base, is_target })
 }
 
 fn same_inode(root: &Root, found: &Stat, leader: &ImagePath) -> Result<bool, TreeError> {

@@ -205,7 +205,6 @@ fn a_file_that_changes_after_staging_stops_the_commit() {
     assert!(matches!(recover(&root).expect("recovers"), Recovered::Discarded));
 }
 
-/// What the state directory and the tree look like, to copy a state for each crash point.
 /// Makes `to`, an empty directory, like `from`: links, modes and times are kept.
 pub(super) fn copy_tree(from: &Path, to: &Path) {
     copy_dir(from, to, &mut BTreeMap::new());

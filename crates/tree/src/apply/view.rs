@@ -230,7 +230,7 @@ impl Preview {
                 let Some(source) = bundle.content_of(path, *digest) else { return Ok(None) };
                 decode_some(root, source, most).map(Some)
             }
-            Some(Source::Present(local)) => {
+            Some(Source::Present(local) | Source::Copy(local)) => {
                 let file = root.open_file(local)?;
                 read_some(file, most).map(Some).map_err(root.failed("read", local))
             }

@@ -65,6 +65,17 @@ fn web() -> Vec<Case> {
 
 fn login_and_mail() -> Vec<Case> {
     vec![
+        row("named, another zone")
+            .append(
+                "/etc/bind/named.conf.local",
+                "zone \"more.test\" { type master; file \"/etc/bind/db.empty\"; };\n",
+            )
+            .wants(&["reload named.service"])
+            .shows(
+                "rndc zonestatus more.test 2>/dev/null | sed -n 's/^name: //p'",
+                "",
+                "more.test",
+            ),
         row("SSH-01")
             .write("/etc/ssh/sshd_config.d/v.conf", "VersionAddendum zoo\n")
             .wants(&[SSH])
@@ -182,40 +193,68 @@ fn own() -> Vec<Case> {
 
 /// What would keep its service from starting again: nothing of it is to be on the disk.
 fn broken() -> Vec<Case> {
-    let row = |id| case(Kind::Broken, id).wants(&["refuse"]).alone();
+    let row = |id| case(Kind::Broken, id);
     let absent = |case: Case, script| case.shows(script, "absent", "absent");
     vec![
         absent(
-            row("NGX-02").write("/etc/nginx/conf.d/bad.conf", "no_such_word 1;\n"),
+            row("NGX-02").write("/etc/nginx/conf.d/bad.conf", "no_such_word 1;\n").is_refused(&[
+                "nginx -t",
+                "unknown directive",
+                "no_such_word",
+            ]),
             "ls /etc/nginx/conf.d/bad.conf 2>/dev/null || echo absent",
         ),
         absent(
-            row("APA-02").write("/etc/apache2/conf-enabled/v.conf", "NoSuchWord 1\n"),
+            row("APA-02")
+                .write("/etc/apache2/conf-enabled/v.conf", "NoSuchWord 1\n")
+                .is_refused(&["apachectl configtest", "Invalid command 'NoSuchWord'"]),
             "ls /etc/apache2/conf-enabled/v.conf 2>/dev/null || echo absent",
         ),
         absent(
-            row("SSH-02").write("/etc/ssh/sshd_config.d/v.conf", "NoSuchWord 1\n"),
+            row("SSH-02")
+                .write("/etc/ssh/sshd_config.d/v.conf", "NoSuchWord 1\n")
+                .is_refused(&["sshd -t", "NoSuchWord"]),
             "ls /etc/ssh/sshd_config.d/v.conf 2>/dev/null || echo absent",
         ),
         absent(
             row("php-fpm, a broken pool")
-                .write("/etc/php/8.2/fpm/pool.d/bad.conf", "[bad]\nno_such_word = 1\n"),
+                .write("/etc/php/8.2/fpm/pool.d/bad.conf", "[bad]\nno_such_word = 1\n")
+                .is_refused(&["php-fpm8.2 -t", "no_such_word"]),
             "ls /etc/php/8.2/fpm/pool.d/bad.conf 2>/dev/null || echo absent",
         ),
         absent(
-            row("sudo, a broken rule").write("/etc/sudoers.d/bad", "alice ALL=(\n"),
+            row("sudo, a broken rule")
+                .write("/etc/sudoers.d/bad", "alice ALL=(\n")
+                .is_refused(&["visudo -c", "syntax error"]),
             "ls /etc/sudoers.d/bad 2>/dev/null || echo absent",
         ),
         absent(
             row("rsyslog, a broken rule")
-                .write("/etc/rsyslog.d/bad.conf", "module(load=\"no-such\")\n*.* ((\n"),
+                .write("/etc/rsyslog.d/bad.conf", "module(load=\"no-such\")\n*.* ((\n")
+                .is_refused(&["rsyslogd -N1", "bad.conf"]),
             "ls /etc/rsyslog.d/bad.conf 2>/dev/null || echo absent",
         ),
-        // What no program finds beforehand shows afterwards.
-        case(Kind::Broken, "PG-03")
+        absent(
+            row("a unit that starts nothing")
+                .write("/etc/systemd/system/bad.service", "[Service]\nType=simple\n")
+                .is_refused(&["systemd-analyze verify", "bad.service", "no ExecStart="]),
+            "ls /etc/systemd/system/bad.service 2>/dev/null || echo absent",
+        ),
+        // It tells its mail log alone.
+        row("postfix, a size that is none")
+            .append("/etc/postfix/main.cf", "message_size_limit = abc\n")
+            .is_refused(&["postfix check"])
+            .shows("grep -c abc /etc/postfix/main.cf", "0", "0"),
+        row("named, a zone without a file")
+            .append(
+                "/etc/bind/named.conf.local",
+                "zone \"bad.test\" { type master; file \"/etc/bind/none\"; };\n",
+            )
+            .is_refused(&["named-checkconf -z", "bad.test", "file not found"])
+            .shows("grep -c bad.test /etc/bind/named.conf.local", "0", "0"),
+        row("PG-03")
             .append("/etc/postgresql/15/main/postgresql.conf", "work_mem = banana\n")
-            .wants(&["refuse"])
-            .shows("grep -c banana /etc/postgresql/15/main/postgresql.conf", "0", "0")
-            .alone(),
+            .is_refused(&["postgres -C", "banana"])
+            .shows("grep -c banana /etc/postgresql/15/main/postgresql.conf", "0", "0"),
     ]
 }
