@@ -234,8 +234,15 @@ impl Tree {
 
     #[inline]
     pub(super) fn put(&self, symbol: usize, bits: &mut BitWriter) {
+        self.put_with(symbol, 0, 0, bits);
+    }
+
+    /// A symbol, then the lowest `width` bits of `extra`.
+    #[inline]
+    pub(super) fn put_with(&self, symbol: usize, extra: u32, width: u32, bits: &mut BitWriter) {
         let code = self.codes[symbol];
-        bits.put(code & 0xffff, code >> 16);
+        let len = code >> 16;
+        bits.put(extra << len | code & 0xffff, len + width);
     }
 
     /// The lengths up to the last symbol that is used.
