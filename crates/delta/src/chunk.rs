@@ -162,7 +162,9 @@ fn find_in_block(block: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option
 }
 
 /// The first place in a block, one of whose lanes has one at `at`, where the hashes are `hashes`: what is
-/// left of the lanes before it comes first.
+/// left of the lanes before it comes first. Apart from the loop that calls it, which needs every register.
+#[cold]
+#[inline(never)]
 fn first_of(
     lanes: [&[u8; LANE_LEN]; 4],
     at: usize,
