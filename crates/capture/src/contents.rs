@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 use vireo_delta::merge::{is_mergeable, may_be_mergeable};
-use vireo_delta::{BundleWriter, Pair, Side};
+use vireo_delta::{BundleWriter, Effort, Pair, Side};
 use vireo_model::{Change, ChangeKind, ChangeSet, Digest, ImagePath, Node};
 
 use crate::CaptureError;
@@ -49,6 +49,7 @@ pub(crate) fn encode(
     base: &Snapshot<'_>,
     target: &Snapshot<'_>,
     changes: &ChangeSet,
+    effort: Effort,
     writer: &mut BundleWriter<File>,
 ) -> Result<u64, CaptureError> {
     let in_base = in_base(base, changes);
@@ -72,7 +73,10 @@ pub(crate) fn encode(
         let pair = Pair { digest, len, sparse, ancestor: ancestors.of(&change.path) };
         if pair.fits() { pairs.push(pair) } else { large.push((pair, &change.path)) }
     }
-    if !large.is_empty() || pairs.iter().any(|pair| pair.ancestor.is_none()) {
+    // Reading all of the base that changes, for files that nothing by their name is like, takes longer
+    // than it is worth to who is in a hurry.
+    let is_thorough = effort != Effort::Fast;
+    if !large.is_empty() || (is_thorough && pairs.iter().any(|pair| pair.ancestor.is_none())) {
         index(base, changes, writer)?;
     }
     let read = |pair: &Pair, side: Side| match (side, &pair.ancestor) {

@@ -69,8 +69,8 @@ impl Effort {
     /// How places of the base are looked for.
     pub(crate) fn search(self, class: Class) -> Search {
         match (self, class) {
-            (Self::Fast, Class::Program) => Search { depth: 2, step: 16, stride: 2, good_run: 12 },
-            (Self::Fast, _) => Search { depth: 2, step: 4, stride: 1, good_run: 16 },
+            (Self::Fast, Class::Program) => Search { depth: 0, step: 8, stride: 2, good_run: 12 },
+            (Self::Fast, _) => Search { depth: 0, step: 4, stride: 1, good_run: 16 },
             (Self::Default, _) => Search { depth: 32, step: 1, stride: 1, good_run: 24 },
             (Self::Max, _) => Search { depth: 256, step: 1, stride: 1, good_run: 24 },
         }
