@@ -96,7 +96,7 @@ fn by_image(bench: &Bench) -> anyhow::Result<Section> {
 }
 
 /// A copy of `image` whose file system has `size`.
-fn grow(bench: &Bench, image: &Path, name: &str, size: &str) -> anyhow::Result<()> {
+pub(crate) fn grow(bench: &Bench, image: &Path, name: &str, size: &str) -> anyhow::Result<()> {
     bench.remove(name)?;
     clone_image(image, &bench.path(name))?;
     std::fs::create_dir_all(bench.path("copy")).context("cannot make copy")?;

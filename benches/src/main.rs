@@ -19,6 +19,7 @@ mod capture;
 mod contest;
 mod curve;
 mod facts;
+mod images;
 mod live;
 mod many;
 mod measured;
@@ -85,6 +86,8 @@ enum Part {
     Workloads,
     /// What capturing costs as image and change grow
     Curve,
+    /// Patching as the image grows around the same tree, and what its second reading costs
+    Images,
     /// Chunking, decoding, reading trees
     Micro,
 }
@@ -175,6 +178,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     if wanted(Part::Curve) {
         sections.extend(curve::measure(&bench)?);
+    }
+    if wanted(Part::Images) {
+        sections.extend(images::measure(&bench)?);
     }
     if wanted(Part::Micro) {
         sections.extend(micro::measure(&bench)?);

@@ -11,7 +11,7 @@ use vireo_model::{ChangeSet, Ignore, Node, Tree};
 use vireo_tree::apply::{ApplyOptions, stage};
 use vireo_tree::{Root, ScanOptions, scan};
 
-use crate::{bundle, journal, sandbox, text};
+use crate::{bundle, esp, journal, sandbox, text};
 
 /// Why there are none.
 pub type Failure = Box<dyn std::error::Error>;
@@ -180,6 +180,7 @@ impl Seeds {
     }
 
     fn images(&self) -> Result<(), Failure> {
+        self.write("esp", "files", &[&esp::seed()])?;
         let mut plain = vec![0; 4096];
         superblock(&mut plain, 0);
         self.write("image", "plain", &[b"\0", &plain])?;

@@ -2,16 +2,20 @@
 
 use std::ffi::OsStr;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use vireo_testkit::{Output, Run, programs};
 
+/// Longest for a program: the update of a kernel and its modules takes 20 seconds of the processor to capture.
+const DEADLINE: Duration = Duration::from_secs(240);
+
 /// `vireo ARGS`, run to its end.
 ///
 /// # Errors
 ///
-/// It has not been built, cannot be started, or takes more than a minute.
+/// It has not been built, cannot be started, or takes more than four minutes.
 pub fn vireo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> anyhow::Result<Ran> {
     program("vireo", args)
 }
@@ -40,7 +44,7 @@ fn program<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> an
     let args: Vec<S> = args.into_iter().collect();
     let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
     let label = format!("{name} {}", words.join(" "));
-    Ran::of(Run::new(programs::find(name)?).args(args), label)
+    Ran::of(Run::new(programs::find(name)?).args(args).deadline(DEADLINE), label)
 }
 
 /// A program's end. Every expectation that does not hold quotes what the program wrote.

@@ -243,6 +243,25 @@ impl Update {
         self.kill(&self.apply(&self.work())?, most, &|_| Ok(()))
     }
 
+    /// Kills `vireo-agent apply`. Its own recovery has to leave the base or the target, and records that
+    /// say which.
+    ///
+    /// # Errors
+    ///
+    /// As [`kill_everywhere`].
+    pub fn kill_agent_apply(&self, most: usize) -> anyhow::Result<Kills> {
+        let (work, versions) = (self.work(), self.versions()?);
+        let state = self.dir.path().join("state");
+        let mut renew = || {
+            if state.exists() {
+                fs::remove_dir_all(&state)?;
+            }
+            self.renew_work()
+        };
+        let mut check = || agent_recovers_to(&work, &state, &versions);
+        kill_everywhere(&self.apply_by_agent(&work, &state)?, most, &mut renew, &mut check)
+    }
+
     /// Kills `vireo-agent undo`.
     ///
     /// # Errors
@@ -376,6 +395,24 @@ fn by_agent(name: &str, tree: &Path, state: &Path) -> anyhow::Result<Vec<String>
     let program = programs::find("vireo-agent")?.display().to_string();
     let (tree, state) = (tree.display().to_string(), state.display().to_string());
     Ok([&program, name, "--root", &tree, "--state", &state].map(str::to_owned).to_vec())
+}
+
+/// Has the agent recover the tree, which has to be the base or the target afterwards, with records that
+/// agree; says whether it was neither before.
+fn agent_recovers_to(tree: &Path, state: &Path, versions: &[Digest; 2]) -> anyhow::Result<bool> {
+    let digest = || tree_digest(tree, &Ignore::default());
+    let mixed = digest().map_or(true, |found| !versions.contains(&found));
+    run(&by_agent("recover", tree, state)?, Neighbour::None)?;
+    let found = digest()?;
+    ensure!(versions.contains(&found), "neither base nor target after recovery: {found}");
+    let words = by_agent("status", tree, state)?;
+    let status = Run::new(&words[0]).args(&words[1..]).args(["--json"]).text()?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    ensure!(status["under_way"] == false, "{status}");
+    // Before the first update nobody has told the agent what it is on.
+    let is_known = status["tree"] == found.to_string();
+    ensure!(is_known || status["tree"].is_null() && found == versions[0], "{found}: {status}");
+    Ok(mixed)
 }
 
 /// The command that recovers `tree` as a start of the machine does.

@@ -71,6 +71,16 @@ impl World {
         Self::of(lab, from, to)
     }
 
+    /// The same between two images that are there already.
+    ///
+    /// # Errors
+    ///
+    /// As [`World::new`].
+    pub fn between(base: &Path, target: &Path) -> anyhow::Result<Self> {
+        require_host()?;
+        Self::of(Lab::new(&Cache::open()?)?, base.to_owned(), target.to_owned())
+    }
+
     fn of(lab: Lab, base: PathBuf, target: PathBuf) -> anyhow::Result<Self> {
         let world = Self { lab, base, target };
         vireo(["key", "generate", "--out", &world.arg("keys")])?.ok()?;

@@ -315,17 +315,7 @@ pending   dbus.service needs restart: every client would lose its connection
 
     #[test]
     fn what_was_done_is_compared_with_what_was_planned() {
-        let unit = |name: &str, action| UnitPlan {
-            unit: Unit::new(name),
-            action,
-            reason: None,
-            because: Vec::new(),
-            validate: None,
-            proof: Vec::new(),
-            ceiling: None,
-            reads: Vec::new(),
-            probes: Vec::new(),
-        };
+        let unit = |name: &str, action| UnitPlan::new(Unit::new(name), action);
         let action = |subject: &str, action: &str, result| ActionReport {
             subject: subject.to_owned(),
             action: action.to_owned(),

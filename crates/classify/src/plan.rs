@@ -229,6 +229,24 @@ pub struct UnitPlan {
     pub probes: Vec<Probe>,
 }
 
+impl UnitPlan {
+    /// That `unit` needs `action`, and nothing more about it yet.
+    #[must_use]
+    pub fn new(unit: Unit, action: Action) -> Self {
+        Self {
+            unit,
+            action,
+            reason: None,
+            because: Vec::new(),
+            validate: None,
+            proof: Vec::new(),
+            ceiling: None,
+            reads: Vec::new(),
+            probes: Vec::new(),
+        }
+    }
+}
+
 /// What a unit needs, from least to most; the order is part of the meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

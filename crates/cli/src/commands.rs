@@ -14,6 +14,7 @@ mod bundle;
 mod capture;
 mod diff;
 mod digest;
+mod grow;
 mod image;
 mod key;
 mod log;

@@ -164,7 +164,9 @@ impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
         use vireo_image::ErrorKind;
         let (code, hint) = match error.kind() {
-            ErrorKind::NoRoot => (FAILED, Some("run it as root: loop devices and mounts need it")),
+            ErrorKind::NoRoot => {
+                (FAILED, Some("run it as root, who may mount; or get the right to what is named"))
+            }
             ErrorKind::Busy => (WAITS, None),
             ErrorKind::NoSpace => (FAILED, Some("make room and try again; nothing was changed")),
             ErrorKind::WrongBase | ErrorKind::Mismatch => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vireo_model::ImageName;
 use vireo_repo::{HostImages, Repository};
-use vireo_wire::api::{CreateImage, ImageLog, PushReply, VerifyReply, VersionEntry};
+use vireo_wire::api::{CreateImage, ImageLog, PushOptions, PushReply, VerifyReply, VersionEntry};
 use vireo_wire::{Client, Progress, Token};
 
 use crate::exit::Failure;
@@ -86,12 +86,13 @@ impl Repo {
         &self,
         name: &ImageName,
         bundle: &[u8],
+        options: PushOptions,
         progress: OnProgress<'_>,
     ) -> Result<PushReply, Failure> {
         Ok(match self {
-            Self::Local(repository) => repository.push_bundle(name, bundle)?,
+            Self::Local(repository) => repository.push_bundle_with(name, bundle, options)?,
             Self::Remote { client, runtime } => {
-                runtime.block_on(client.push_bundle(name, bundle, progress))?
+                runtime.block_on(client.push_bundle_with(name, bundle, options, progress))?
             }
         })
     }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use vireo_capture::Image;
 use vireo_image::unmounted::{self, Disk, Unfinished};
-use vireo_image::{Access, DiskImage, ErrorKind, Format, LeftOut, Mounted, RootPartition};
+use vireo_image::{
+    Access, DiskImage, ErrorKind, Format, ImageError, LeftOut, Mounted, RootPartition, esp_changes,
+};
 use vireo_model::{Ignore, Tree};
 use vireo_tree::{Root, ScanOptions, scan};
 
@@ -94,6 +96,32 @@ fn warn_left_out(context: &Context, path: &Path, left_out: &[LeftOut]) {
     for LeftOut { at, why } in left_out {
         context.warn(&format!("{}: left out what is mounted at {at}: {why}", path.display()));
     }
+}
+
+/// Most paths of an EFI system partition that a message names.
+const MAX_NAMED: usize = 8;
+
+/// What differs between the EFI system partitions of two images, which belong to no version; nothing if one is no
+/// image.
+pub(crate) fn esp_difference(base: &Path, target: &Path) -> Result<Option<String>, ImageError> {
+    if base.is_dir() || target.is_dir() {
+        return Ok(None);
+    }
+    let changes = esp_changes(base, target)?;
+    if changes.is_empty() {
+        return Ok(None);
+    }
+    let named: Vec<String> = changes.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+    let more = match changes.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Ok(Some(format!(
+        "what {} has on its EFI system partition (vfat), which belongs to no version, differs from {}: {}{more}",
+        target.display(),
+        base.display(),
+        named.join(", ")
+    )))
 }
 
 /// Where digests of images' files are remembered.

@@ -26,9 +26,9 @@
 //! ```
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 
 use vireo_sys::copy::next_data;
 
@@ -104,6 +104,33 @@ pub fn read(disk: &File, index: u32) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Copies the blocks `indices` of `disk` to `target`, a file or a block device, as far as that reaches.
+///
+/// # Errors
+///
+/// As `pread(2)` and `pwrite(2)`.
+pub fn copy(disk: &File, target: &File, indices: &[u32]) -> io::Result<()> {
+    let end = len(target)?;
+    let mut bytes = vec![0; BLOCK];
+    for index in indices {
+        let start = u64::from(*index) * BLOCK_LEN;
+        fill(disk, start, &mut bytes)?;
+        let part = usize::try_from(end.saturating_sub(start)).unwrap_or(BLOCK).min(BLOCK);
+        target.write_all_at(&bytes[..part], start)?;
+    }
+    Ok(())
+}
+
+/// Length of a file or a block device, in bytes.
+///
+/// # Errors
+///
+/// As `lseek(2)`.
+pub fn len(mut file: &File) -> io::Result<u64> {
+    // Block devices have no length in their metadata.
+    file.seek(SeekFrom::End(0))
+}
+
 /// How many blocks a disk of `len` bytes has.
 #[must_use]
 pub fn count(len: u64) -> u64 {
@@ -145,21 +172,33 @@ fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
 struct Extents<'f> {
     file: &'f File,
     len: u64,
+    /// Block devices have no holes, and refuse to be asked for them.
+    has_holes: bool,
     /// The extent that was found last; none is left if it is `None`.
     extent: Option<Range<u64>>,
 }
 
 impl<'f> Extents<'f> {
     fn of(file: &'f File) -> io::Result<Self> {
-        let len = file.metadata()?.len();
-        Ok(Self { file, len, extent: next_data(file, 0, len)? })
+        let (len, has_holes) = (len(file)?, !file.metadata()?.file_type().is_block_device());
+        let mut extents = Self { file, len, has_holes, extent: None };
+        extents.extent = extents.next_data(0)?;
+        Ok(extents)
+    }
+
+    /// The first extent that ends behind `from`.
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        match self.has_holes {
+            true => next_data(self.file, from, self.len),
+            false => Ok((from < self.len).then_some(from..self.len)),
+        }
     }
 
     /// The first block at or after block `at` that has data. Successive calls must not go back.
     fn next_block(&mut self, at: u64) -> io::Result<Option<u64>> {
         let from = at * BLOCK_LEN;
         while self.extent.as_ref().is_some_and(|extent| extent.end <= from) {
-            self.extent = next_data(self.file, from, self.len)?;
+            self.extent = self.next_data(from)?;
         }
         Ok(self.extent.as_ref().map(|extent| extent.start.max(from) / BLOCK_LEN))
     }
@@ -205,6 +244,18 @@ mod tests {
             read(base, *index).expect("readable") != read(target, *index).expect("readable")
         };
         (0..blocks).filter(differs).collect()
+    }
+
+    #[test]
+    fn copied_blocks_make_the_target_the_disk_and_zeros_behind_it() {
+        let disk = with_blocks(&[(1, 1), (3, 3)], 4 * BLOCK_LEN - 100);
+        // Longer, with something where the disk has ended, and not to the end of a block.
+        let target = with_blocks(&[(0, 9), (1, 1), (4, 7)], 5 * BLOCK_LEN + 10);
+        let indices = changed(&target, &disk).expect("compared").indices;
+        assert_eq!(indices, [0, 3, 4]);
+        copy(&disk, &target, &indices).expect("copied");
+        assert_eq!(changed(&target, &disk).expect("compared").indices, [0; 0]);
+        assert_eq!(len(&target).expect("its length"), 5 * BLOCK_LEN + 10, "it keeps its length");
     }
 
     #[test]

@@ -31,7 +31,7 @@ const FIRST_POLL: Duration = Duration::from_millis(200);
 /// A call that changes something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Call {
-    /// Its name in the service's interface.
+    /// Its name in the service's interface; `WriteDevice` is this host's writing to a volume.
     pub operation: &'static str,
     /// What it is about.
     pub what: String,
@@ -158,16 +158,24 @@ impl Calls {
         let answer = error.as_service_error().and_then(|error| error.message()).map(str::to_owned);
         let message = answer.unwrap_or_else(|| innermost(&error));
         let kind = kind(&error, code.as_deref());
-        let remedy = self.remedy(kind, &error);
+        let remedy = self.remedy(operation, kind, &error);
         let failed = Failed { kind, operation, what: what.to_owned(), code, message, remedy };
         Detail::Call(failed, Box::new(error)).into()
     }
 
-    fn remedy<E>(&self, kind: ErrorKind, error: &SdkError<E, HttpResponse>) -> String {
+    fn remedy<E>(
+        &self,
+        operation: &str,
+        kind: ErrorKind,
+        error: &SdkError<E, HttpResponse>,
+    ) -> String {
+        let rights = "check the credentials, and their rights with the policy in docs/ec2.md";
         match kind {
-            ErrorKind::Denied => {
-                "check the credentials, and their rights with the policy in docs/ec2.md".to_owned()
-            }
+            ErrorKind::Denied if operation == "StartSnapshot" => format!(
+                "{rights}; an account without the EBS direct interface publishes from a volume \
+                 (`vireo-repo ec2 publish-volume`)"
+            ),
+            ErrorKind::Denied => rights.to_owned(),
             ErrorKind::Unavailable if error.as_service_error().is_none() => format!(
                 "check that this host reaches {}, and that region and endpoint are right",
                 self.place

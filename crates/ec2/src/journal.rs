@@ -80,6 +80,9 @@ pub(crate) struct Pending {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     schema: String,
+    /// The region that the snapshots are in; those that begun without it learn it.
+    #[serde(default)]
+    region: Option<String>,
     /// Counts the snapshots that were begun: two of the same content are never taken for one.
     begun: u64,
     snapshots: Vec<Held>,
@@ -122,9 +125,43 @@ impl Held {
     }
 }
 
+impl Default for Record {
+    fn default() -> Self {
+        let schema = SCHEMA.to_owned();
+        Self { schema, region: None, begun: 0, snapshots: Vec::new(), pending: None }
+    }
+}
+
+impl Record {
+    /// Fails if it has something in another region: that would be forgotten there, not found here.
+    fn belong_to(&mut self, region: &str, image: &ImageName, path: &Path) -> Result<(), Ec2Error> {
+        let is_empty = self.snapshots.is_empty() && self.pending.is_none();
+        match &self.region {
+            Some(other) if other != region && !is_empty => Err(Ec2Error::refused(format!(
+                "{} remembers snapshots of {image} in {other}, and the region is {region} now; set it back, or \
+                 move the file away: the first version in {region} is then uploaded whole",
+                path.display()
+            ))),
+            _ => {
+                self.region = Some(region.to_owned());
+                Ok(())
+            }
+        }
+    }
+}
+
 impl Journal {
     /// Reads the journal of `image` in `dir`; waits for another process that uses it.
-    pub(crate) fn open(dir: &Path, image: &ImageName, dry: bool) -> Result<Self, Ec2Error> {
+    ///
+    /// # Errors
+    ///
+    /// `Refused` if what it remembers is in another region than `region`; `Damaged`, `Unavailable`, `Io`.
+    pub(crate) fn open(
+        dir: &Path,
+        image: &ImageName,
+        region: &str,
+        dry: bool,
+    ) -> Result<Self, Ec2Error> {
         fs::create_dir_all(dir).map_err(io_error("create", dir))?;
         let lock_path = dir.join(format!("{image}.lock"));
         let lock = FileLock::exclusive_wait(&lock_path, LOCK_WAIT)
@@ -135,14 +172,13 @@ impl Journal {
                 Ec2Error::plain(ErrorKind::Unavailable, what)
             })?;
         let path = dir.join(format!("{image}.json"));
-        let record = match fs::read(&path) {
+        let mut record = match fs::read(&path) {
             Ok(json) => serde_json::from_slice(&json)
                 .map_err(|source| Detail::State { path: path.clone(), source })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Record { schema: SCHEMA.to_owned(), begun: 0, snapshots: Vec::new(), pending: None }
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
             Err(error) => return Err(io_error("read", &path)(error)),
         };
+        record.belong_to(region, image, &path)?;
         Ok(Self { path, record, dry, _lock: lock })
     }
 
@@ -210,6 +246,8 @@ impl Journal {
 mod tests {
     use super::*;
 
+    const HERE: &str = "eu-central-1";
+
     fn held(version: u64, disk: &Disk) -> Held {
         Held {
             snapshot: format!("snap-{version}"),
@@ -227,16 +265,16 @@ mod tests {
         fs::write(&path, "disk").expect("writable");
         let disk = Disk::open(&path).expect("there");
         let web: ImageName = "web".parse().expect("a name");
-        let mut dry = Journal::open(dir.path(), &web, true).expect("opened");
+        let mut dry = Journal::open(dir.path(), &web, HERE, true).expect("opened");
         dry.hold(held(1, &disk)).expect("not saved");
         drop(dry);
-        let mut journal = Journal::open(dir.path(), &web, false).expect("opened");
+        let mut journal = Journal::open(dir.path(), &web, HERE, false).expect("opened");
         assert_eq!(journal.snapshots().count(), 0, "the dry run wrote nothing");
         for version in 1..=20 {
             journal.hold(held(version, &disk)).expect("saved");
         }
         drop(journal);
-        let journal = Journal::open(dir.path(), &web, false).expect("opened");
+        let journal = Journal::open(dir.path(), &web, HERE, false).expect("opened");
         let versions: Vec<u64> = journal.snapshots().map(|held| held.version).collect();
         assert_eq!(versions, (5..=20).rev().collect::<Vec<_>>(), "the latest ones, latest first");
     }
@@ -253,11 +291,38 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_of_another_region_is_neither_used_nor_forgotten() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk_path = dir.path().join("disk");
+        fs::write(&disk_path, "disk").expect("writable");
+        let disk = Disk::open(&disk_path).expect("there");
+        let web: ImageName = "web".parse().expect("a name");
+        let there = "us-east-1";
+        let mut journal = Journal::open(dir.path(), &web, HERE, false).expect("opened");
+        journal.hold(held(1, &disk)).expect("saved");
+        drop(journal);
+        let file = dir.path().join("web.json");
+        let before = fs::read(&file).expect("readable");
+        let error = Journal::open(dir.path(), &web, there, false).expect_err("another region");
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        for word in ["web.json", HERE, there, "move the file away"] {
+            assert!(error.to_string().contains(word), "{word}: {error}");
+        }
+        assert_eq!(fs::read(&file).expect("readable"), before);
+        // One that was written before journals said their region.
+        let mut json: serde_json::Value = serde_json::from_slice(&before).expect("JSON");
+        json.as_object_mut().expect("an object").remove("region");
+        fs::write(&file, json.to_string()).expect("writable");
+        let journal = Journal::open(dir.path(), &web, there, false).expect("opened");
+        assert_eq!(journal.snapshots().count(), 1);
+    }
+
+    #[test]
     fn a_damaged_journal_says_what_to_do() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let web: ImageName = "web".parse().expect("a name");
         fs::write(dir.path().join("web.json"), "{").expect("writable");
-        let error = Journal::open(dir.path(), &web, false).expect_err("damaged");
+        let error = Journal::open(dir.path(), &web, HERE, false).expect_err("damaged");
         assert_eq!(error.kind(), ErrorKind::Damaged);
         assert!(error.to_string().contains("remove it"), "{error}");
     }

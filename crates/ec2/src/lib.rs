@@ -45,6 +45,7 @@ mod ami;
 mod attributes;
 mod calls;
 mod client;
+mod device;
 mod error;
 mod instances;
 mod journal;
@@ -74,6 +75,7 @@ pub use verify::Verified;
 
 use ami::Published;
 use calls::Calls;
+use device::Device;
 use error::io_error;
 use journal::{Disk, Held, Journal};
 use upload::Upload;
@@ -84,12 +86,22 @@ const THREADS: usize = 2;
 /// Time that calls under way get when an adapter is dropped.
 const DROP_WAIT: Duration = Duration::from_millis(200);
 
+/// How a volume comes to hold a version: this host writes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The block device that the volume is attached as.
+    pub device: &'a Path,
+    /// The version's disk image.
+    pub disk: &'a Path,
+}
+
 /// EC2 in one account and region.
 ///
 /// Its methods block, and must not be called on a thread of an asynchronous runtime.
 #[derive(Debug)]
 pub struct Ec2 {
     settings: Settings,
+    region: String,
     calls: Calls,
     dir: PathBuf,
     /// None only while it is dropped.
@@ -134,7 +146,7 @@ impl Ec2 {
     ) -> Result<Self, Ec2Error> {
         settings.check()?;
         let (ec2, ebs) = client::clients(sdk, &settings);
-        let region = sdk.region().map_or("the region", |region| region.as_ref());
+        let region = sdk.region().map_or("the region", |region| region.as_ref()).to_owned();
         let place = settings.endpoint.clone().unwrap_or_else(|| format!("EC2 in {region}"));
         let calls = Calls {
             ec2,
@@ -144,7 +156,7 @@ impl Ec2 {
             patience: Duration::from_secs(settings.wait_minutes * 60),
             place,
         };
-        Ok(Self { settings, calls, dir: dir.to_owned(), runtime: Some(runtime) })
+        Ok(Self { settings, region, calls, dir: dir.to_owned(), runtime: Some(runtime) })
     }
 
     /// Tells `observer` of every call that changes something, before it is made; it must be quick.
@@ -175,33 +187,48 @@ impl Ec2 {
         runtime.block_on(work)
     }
 
+    fn journal(&self, image: &ImageName) -> Result<Journal, Ec2Error> {
+        Journal::open(&self.dir, image, &self.region, self.calls.dry)
+    }
+
     fn publish_version(&self, publication: &Publication<'_>) -> Result<Launchable, Ec2Error> {
         let Publication { image, version, tree, .. } = *publication;
         let settings = self.settings.image(image)?;
         let disk = Disk::open(publication.disk)?;
-        let mut journal = Journal::open(&self.dir, image, self.calls.dry)?;
-        self.block_on(async {
-            let published = self.calls.published(image).await?;
-            let same = |ami: &&Published| ami.version == version && ami.tree == tree;
-            let ami = match published.iter().find(same) {
-                Some(ami) => ami.clone(),
-                None => {
-                    // Before the upload: what cannot be registered need not be uploaded.
-                    let like = self.attributes(settings, &published).await?;
-                    let upload = Upload {
-                        calls: &self.calls,
-                        journal: &mut journal,
-                        publication,
-                        settings,
-                        disk: &disk,
-                        parallel: self.settings.parallel,
-                    };
-                    let held = upload.run().await?;
-                    self.calls.register(image, &held, &like).await?
-                }
-            };
-            self.launch(image, settings, &ami).await
-        })
+        let mut journal = self.journal(image)?;
+        let upload = Upload {
+            calls: &self.calls,
+            journal: &mut journal,
+            publication,
+            settings,
+            disk: &disk,
+            parallel: self.settings.parallel,
+        };
+        self.block_on(self.publish_as(image, version, tree, upload.run()))
+    }
+
+    /// Registers the snapshot that `snapshot` gives and has machines start from it; what of that was done
+    /// before is not done again, and `snapshot` not asked for then.
+    async fn publish_as(
+        &self,
+        image: &ImageName,
+        version: u64,
+        tree: Digest,
+        snapshot: impl Future<Output = Result<Held, Ec2Error>>,
+    ) -> Result<Launchable, Ec2Error> {
+        let settings = self.settings.image(image)?;
+        let published = self.calls.published(image).await?;
+        let same = |ami: &&Published| ami.version == version && ami.tree == tree;
+        let ami = match published.iter().find(same) {
+            Some(ami) => ami.clone(),
+            None => {
+                // Before the snapshot: what cannot be registered need not be made.
+                let like = self.attributes(settings, &published).await?;
+                let held = snapshot.await?;
+                self.calls.register(image, &held, &like).await?
+            }
+        };
+        self.launch(image, settings, &ami).await
     }
 
     /// The model's, or, once that is gone, those that our current one took over from it.
@@ -236,35 +263,43 @@ impl Ec2 {
         Ok(ami.launchable(image))
     }
 
-    /// Publishes a version from a volume in EC2 that was patched there, without the EBS direct
-    /// interface. Nobody may write to the volume meanwhile.
+    /// Publishes a version from a volume in EC2, without the EBS direct interface. Nobody may write to
+    /// the volume meanwhile. With `source`, this process is on the instance that the volume is attached
+    /// to, and first makes it hold the version's disk image; without, it holds it already.
     ///
     /// # Errors
     ///
-    /// As [`Cloud::publish`], in this crate's words.
+    /// As [`Cloud::publish`], in this crate's words; `Refused` if the device is not the whole volume or
+    /// too small for the disk, `Unavailable` if something uses it.
     pub fn publish_volume(
         &self,
         image: &ImageName,
         version: u64,
         tree: Digest,
         volume: &str,
+        source: Option<Source<'_>>,
     ) -> Result<Launchable, Ec2Error> {
-        let settings = self.settings.image(image)?;
-        let _lock = Journal::open(&self.dir, image, self.calls.dry)?;
-        self.block_on(async {
-            let published = self.calls.published(image).await?;
-            let same = |ami: &&Published| ami.version == version && ami.tree == tree;
-            let ami = match published.iter().find(same) {
-                Some(ami) => ami.clone(),
+        self.settings.image(image)?;
+        let _lock = self.journal(image)?;
+        self.block_on(self.publish_as(image, version, tree, async {
+            let calls = &self.calls;
+            let made = match calls.snapshot_of_volume(image, version, tree, volume).await? {
+                Some(made) => made,
                 None => {
-                    let like = self.attributes(settings, &published).await?;
-                    let made = self.calls.snapshot_volume(image, version, tree, volume).await?;
-                    let held = Held::of_volume(made, version, tree);
-                    self.calls.register(image, &held, &like).await?
+                    // Held until EC2 has taken the volume's state.
+                    let _device = match source {
+                        Some(Source { device, disk }) => {
+                            let disk = Disk::open(disk)?;
+                            let device = Device::open(device, volume, !calls.dry)?;
+                            Some(device.fill(calls, &disk).await?)
+                        }
+                        None => None,
+                    };
+                    calls.snapshot_volume(image, version, tree, volume).await?
                 }
             };
-            self.launch(image, settings, &ami).await
-        })
+            Ok(Held::of_volume(made, version, tree))
+        }))
     }
 
     /// Reads the current machine image's snapshot back and compares it with the disk image.

@@ -8,7 +8,6 @@ use vireo_model::ImageName;
 
 use crate::Ec2;
 use crate::error::Ec2Error;
-use crate::journal::Journal;
 use crate::tags;
 
 impl Ec2 {
@@ -20,7 +19,7 @@ impl Ec2 {
     ///
     /// Those of the calls; what was removed before is removed.
     pub fn sweep(&self, image: &ImageName, age: Duration) -> Result<Vec<String>, Ec2Error> {
-        let mut journal = Journal::open(&self.dir, image, self.calls.dry)?;
+        let mut journal = self.journal(image)?;
         let oldest = SystemTime::now() - age;
         self.block_on(async {
             let published = self.calls.published(image).await?;

@@ -54,7 +54,7 @@ impl Calls {
                 Ok(()) => {
                     verified.read += listed.len() as u64;
                     let last = listed.last().and_then(Block::block_index);
-                    start = last.map_or(start, |last| last + 1);
+                    start = last.map_or(start, |last| last.saturating_add(1));
                     page = answer.next_token.filter(|token| !token.is_empty());
                     if page.is_none() {
                         break;

@@ -10,8 +10,29 @@ use crate::error::Ec2Error;
 use crate::tags;
 
 impl Calls {
+    /// The snapshot with a version's tags that was made of the volume, once it is complete: its identity
+    /// and the volume's size in GiB.
+    pub(crate) async fn snapshot_of_volume(
+        &self,
+        image: &ImageName,
+        version: u64,
+        tree: Digest,
+        volume: &str,
+    ) -> Result<Option<(String, u32)>, Ec2Error> {
+        let filters = [
+            tags::filter_image(image),
+            tags::filter(format!("tag:{}", tags::VERSION), version.to_string()),
+            tags::filter(format!("tag:{}", tags::TREE), tree.to_string()),
+            tags::filter("volume-id", volume),
+        ];
+        let Some(snapshot) = self.snapshots(&filters).await?.pop() else { return Ok(None) };
+        let id = snapshot.snapshot_id.unwrap_or_default();
+        self.await_snapshot(&id).await?;
+        Ok(Some((id, snapshot.volume_size.unwrap_or(0).cast_unsigned())))
+    }
+
     /// Has EC2 copy a volume, which nobody writes to meanwhile, into a snapshot with a version's tags;
-    /// gives its identity and the volume's size in GiB. One that such a call made before is taken.
+    /// gives its identity and the volume's size in GiB.
     pub(crate) async fn snapshot_volume(
         &self,
         image: &ImageName,
@@ -19,17 +40,6 @@ impl Calls {
         tree: Digest,
         volume: &str,
     ) -> Result<(String, u32), Ec2Error> {
-        let filters = [
-            tags::filter_image(image),
-            tags::filter(format!("tag:{}", tags::VERSION), version.to_string()),
-            tags::filter(format!("tag:{}", tags::TREE), tree.to_string()),
-            tags::filter("volume-id", volume),
-        ];
-        if let Some(snapshot) = self.snapshots(&filters).await?.pop() {
-            let id = snapshot.snapshot_id.unwrap_or_default();
-            self.await_snapshot(&id).await?;
-            return Ok((id, snapshot.volume_size.unwrap_or(0).cast_unsigned()));
-        }
         let own = tags::of_version(image, version, tree);
         let own = own.into_iter().map(|(key, value)| tags::tag(key, value)).collect();
         let own =

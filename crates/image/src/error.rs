@@ -104,6 +104,15 @@ impl ImageError {
         Self { kind: ErrorKind::NoSpace, message, source: error.source }
     }
 
+    /// The host has no room for `out`.
+    pub(crate) fn full_host(out: &Path, error: Self) -> Self {
+        let message = format!(
+            "cannot make {}: the host's file system that it is to be in is full",
+            out.display()
+        );
+        Self { kind: ErrorKind::NoSpace, message, source: Some(error.into()) }
+    }
+
     pub(crate) fn ext4(image: &Path, source: Ext4Error) -> Self {
         let kind = match source.kind() {
             vireo_ext4::ErrorKind::NotExt4 => ErrorKind::NotAnImage,

@@ -67,15 +67,7 @@ fn check_attached(
     let device =
         LoopDevice::attach(&file, Window { offset, len, read_only: true }).map_err(failed)?;
     let program = command.first().copied().unwrap_or_default();
-    let step = format!("run {program} (package {package}) on");
-    let output = Command::new(program)
-        .args(command.iter().skip(1))
-        .arg(device.path())
-        .env("LC_ALL", "C")
-        .env("PATH", search_path())
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| ImageError::io(&step, image, error))?;
+    let output = run_on(device.path(), image, command, package)?;
     if output.status.success() {
         return Ok(());
     }
@@ -83,6 +75,25 @@ fn check_attached(
     let (image, what, text) = (image.display(), volume.describe(), excerpt(&text));
     let message = format!("{image}: {program} finds its {what} damaged: {text}");
     Err(ImageError::new(ErrorKind::Damaged, message))
+}
+
+/// Runs a program with its arguments, of `package`, on the device that `image` is attached as.
+pub(crate) fn run_on(
+    device: &Path,
+    image: &Path,
+    command: &[&str],
+    package: &str,
+) -> Result<Output, ImageError> {
+    let program = command.first().copied().unwrap_or_default();
+    let step = format!("run {program} (package {package}) on");
+    Command::new(program)
+        .args(command.iter().skip(1))
+        .arg(device)
+        .env("LC_ALL", "C")
+        .env("PATH", search_path())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| ImageError::io(&step, image, error))
 }
 
 /// Has `e2fsck -fn` look over the file system in `partition` of `image`; it writes nothing.

@@ -8,13 +8,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use vireo_model::ChangeSet;
 use vireo_sys::loopdev::{LoopDevice, Window};
 
 use crate::disk::DiskImage;
-use crate::fsck::search_path;
+use crate::fsck::run_on;
 use crate::partition::{Layout, Partition, RootPartition};
 use crate::probe::FileSystemKind;
 use crate::{ErrorKind, ImageError};
@@ -96,17 +95,26 @@ impl Growth {
     }
 }
 
-/// Grows the raw image `image`, which nobody uses.
+/// Why something is not grown.
+type Refusal = (ErrorKind, String);
+
+/// Grows the raw image `image`, which nobody uses and which messages call `name`.
 ///
 /// # Errors
 ///
 /// `Unsupported` if its root is no ext file system at the end of the image or `resize2fs` cannot grow
 /// it, `NoSpace` if it is that long already or would become too long.
-pub(crate) fn grow(image: &Path, root: RootPartition, by: Len) -> Result<(), ImageError> {
-    let failed = |error: io::Error| ImageError::io("grow", image, error);
+pub(crate) fn grow(
+    image: &Path,
+    name: &Path,
+    root: RootPartition,
+    by: Len,
+) -> Result<(), ImageError> {
+    let failed = |error: io::Error| ImageError::io("grow", name, error);
+    let refused = |(kind, why): Refusal| {
+        ImageError::new(kind, format!("{} cannot be grown: {why}", name.display()))
+    };
     let disk = DiskImage::open(image, root)?;
-    let (partition, kind) = (disk.partition().clone(), disk.kind());
-    let others_end = disk.end_of_others();
     let file = File::options().read(true).write(true).open(image).map_err(failed)?;
     let len = file.metadata().map_err(failed)?.len();
     let to = match by {
@@ -114,60 +122,65 @@ pub(crate) fn grow(image: &Path, root: RootPartition, by: Len) -> Result<(), Ima
         Len::By(more) => len.saturating_add(more),
     };
     let to = to.div_ceil(ALIGNMENT).saturating_mul(ALIGNMENT);
-    let refuse = |kind, why: String| {
-        Err(ImageError::new(kind, format!("{} cannot be grown: {why}", image.display())))
-    };
+    check(&disk, len, to).map_err(refused)?;
+    file.set_len(to).map_err(failed)?;
+    let partition = disk.partition();
+    let grown = grow_partition(&file, partition, to).map_err(failed)?.map_err(refused)?;
+    file.sync_all().map_err(failed)?;
+    let window = Window { offset: partition.offset, len: grown, read_only: false };
+    resize((image, name), &file, window)
+}
+
+fn check(disk: &DiskImage, len: u64, to: u64) -> Result<(), Refusal> {
+    let (partition, kind) = (disk.partition(), disk.kind());
     if kind != FileSystemKind::Ext {
         let why = format!("its root is {}, and only ext4 is grown; grow it by hand", kind.name());
-        return refuse(ErrorKind::Unsupported, why);
+        return Err((ErrorKind::Unsupported, why));
     }
-    if partition.offset < others_end {
+    if partition.offset < disk.end_of_others() {
         let why = format!(
             "its root, {}, is not the last one; make room by hand (sfdisk, resize2fs)",
             partition.describe()
         );
-        return refuse(ErrorKind::Unsupported, why);
+        return Err((ErrorKind::Unsupported, why));
     }
     if to <= len || to > MAX_LEN {
         let why = format!("it has {len} bytes, should have {to}, and the most is {MAX_LEN}");
-        return refuse(ErrorKind::NoSpace, why);
+        return Err((ErrorKind::NoSpace, why));
     }
-    file.set_len(to).map_err(failed)?;
-    let grown = match partition.layout {
-        Layout::Whole => to,
-        Layout::Gpt => grow_gpt(&file, &partition, to).map_err(failed)?,
-        Layout::Mbr => match grow_mbr(&file, &partition, to).map_err(failed)? {
-            Some(len) => len,
-            None => {
-                let why =
-                    "its root is a logical partition or beyond what an MBR can say".to_owned();
-                return refuse(ErrorKind::Unsupported, why);
-            }
-        },
+    Ok(())
+}
+
+/// Has the table, if there is one, say that `partition` reaches to the end of the image, which has `to`
+/// bytes; gives its length.
+fn grow_partition(file: &File, partition: &Partition, to: u64) -> io::Result<Result<u64, Refusal>> {
+    let (grown, kind, why) = match partition.layout {
+        Layout::Whole => return Ok(Ok(to)),
+        Layout::Gpt => {
+            let why = format!("{to} bytes leave no room behind it for the copy of its table");
+            (grow_gpt(file, partition, to)?, ErrorKind::NoSpace, why)
+        }
+        Layout::Mbr => {
+            let why = "its root is a logical partition, has another one behind it, or would be longer than \
+                       an MBR can say; make room by hand (sfdisk, resize2fs)";
+            (grow_mbr(file, partition, to)?, ErrorKind::Unsupported, why.to_owned())
+        }
     };
-    file.sync_all().map_err(failed)?;
-    resize(image, &file, Window { offset: partition.offset, len: grown, read_only: false })
+    Ok(grown.ok_or((kind, why)))
 }
 
 /// Has the file system in `window` take all of it.
-fn resize(image: &Path, file: &File, window: Window) -> Result<(), ImageError> {
+fn resize((image, name): (&Path, &Path), file: &File, window: Window) -> Result<(), ImageError> {
     let device =
         LoopDevice::attach(file, window).map_err(|error| ImageError::io("attach", image, error))?;
     // resize2fs wants it checked since it was last mounted.
-    for (program, args) in [("e2fsck", &["-fp"][..]), ("resize2fs", &[])] {
-        let step = format!("run {program} (package e2fsprogs) on");
-        let output = Command::new(program)
-            .args(args)
-            .arg(device.path())
-            .env("LC_ALL", "C")
-            .env("PATH", search_path())
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| ImageError::io(&step, image, error))?;
+    for command in [&["e2fsck", "-fp"][..], &["resize2fs"]] {
+        let output = run_on(device.path(), image, command, "e2fsprogs")?;
+        let program = command.first().copied().unwrap_or_default();
         // e2fsck's 1 says that it corrected something, in a clone.
         if !matches!((program, output.status.code()), (_, Some(0)) | ("e2fsck", Some(1))) {
             let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-            let message = format!("{} cannot be grown: {program}: {said}", image.display());
+            let message = format!("{} cannot be grown: {program}: {said}", name.display());
             return Err(ImageError::new(ErrorKind::Unsupported, message));
         }
     }
@@ -175,8 +188,8 @@ fn resize(image: &Path, file: &File, window: Window) -> Result<(), ImageError> {
 }
 
 /// Gives the entry of `partition` all up to the second copy of the table, which moves to the end of
-/// the `len` bytes; gives the partition's length.
-fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<u64> {
+/// the `len` bytes; gives the partition's length, `None` if there is no room between.
+fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<Option<u64>> {
     let bad = || io::Error::other("its GUID partition table cannot be changed");
     let mut header = [0; HEADER_LEN];
     file.read_exact_at(&mut header, SECTOR)?;
@@ -208,6 +221,11 @@ fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<u64> {
     if u64_at(entry, 32).checked_mul(SECTOR) != Some(partition.offset) {
         return Err(bad());
     }
+    // Lengths that no tool has aligned: rounding down must not cut it.
+    let end = end.max(u64_at(entry, 40));
+    if end >= last - table {
+        return Ok(None);
+    }
     entry[40..48].copy_from_slice(&end.to_le_bytes());
     let head = |own: u64, other: u64, entries_at: u64| {
         let mut head = header;
@@ -228,7 +246,7 @@ fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<u64> {
     // The protective entry covers the whole disk, as far as it can say.
     let covers = u32::try_from(last).unwrap_or(u32::MAX);
     file.write_all_at(&covers.to_le_bytes(), 446 + 12)?;
-    Ok((end + 1) * SECTOR - partition.offset)
+    Ok(Some((end + 1) * SECTOR - partition.offset))
 }
 
 /// The same for a primary partition of a master boot record; `None` where that cannot say it.
@@ -237,6 +255,17 @@ fn grow_mbr(file: &File, partition: &Partition, len: u64) -> io::Result<Option<u
     let (1..=4, Ok(sectors)) = (partition.number, u32::try_from(new_len / SECTOR)) else {
         return Ok(None);
     };
+    let mut table = [0; 64];
+    file.read_exact_at(&mut table, 446)?;
+    let first = u32::try_from(partition.offset / SECTOR).unwrap_or(u32::MAX);
+    // An extended partition can be empty: it is among no partitions then, and has its place all the same.
+    let is_behind = table.chunks_exact(16).any(|entry| {
+        let begins = u32::from_le_bytes([entry[8], entry[9], entry[10], entry[11]]);
+        entry[4] != 0 && begins > first
+    });
+    if is_behind {
+        return Ok(None);
+    }
     let entry = 446 + 16 * u64::from(partition.number - 1);
     file.write_all_at(&sectors.to_le_bytes(), entry + 12)?;
     Ok(Some(u64::from(sectors) * SECTOR))

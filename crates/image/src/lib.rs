@@ -22,6 +22,19 @@
 //! in the image are left out and listed ([`Mounted::left_out`]). What `/etc/fstab` does not name is
 //! not part of the tree either, such as what systemd finds by the types of partitions.
 //!
+//! # What a machine boots by
+//!
+//! Kernels, initramfs images, GRUB's menu and modules, the entries of a boot loader: all are files like others where
+//! they lie on ext4, XFS or btrfs, as Debian, Ubuntu, Fedora and RHEL keep them in `/boot`. A patched image boots
+//! what its boot loader reads there; nothing is installed by the host, no program of the image is run.
+//!
+//! The EFI system partition, and an extended boot loader partition (XBOOTLDR) with FAT, stay as the base image has
+//! them, byte for byte, and so does what lies outside file systems: the partition table, GRUB's core image for
+//! BIOS. FAT has no owners, modes, links or extended attributes, its times are of two seconds and in local time,
+//! replacing a file by renaming is not atomic there, and nothing can be kept for undo without hard links. So an
+//! update that lies on such a partition, such as the kernel of an image that systemd-boot starts from it, cannot be
+//! carried; that it is there tells [`esp_changes`], and `vireo capture` refuses it.
+//!
 //! # Not here
 //!
 //! How ext file systems are laid out (`vireo-ext4`); xfs and btrfs are read by the kernel alone, so not
@@ -45,6 +58,8 @@
 mod bytes;
 mod disk;
 mod error;
+mod esp;
+mod fat;
 mod fsck;
 mod fstab;
 mod grow;
@@ -65,6 +80,7 @@ pub mod unmounted;
 pub use bytes::Format;
 pub use disk::{Access, DiskImage, Mounted};
 pub use error::{ErrorKind, ImageError};
+pub use esp::{EspChange, EspChangeKind, esp_changes};
 pub use fsck::{fsck, fsck_all};
 pub use grow::Grow;
 #[cfg(feature = "loopdev")]

@@ -1,21 +1,20 @@
 //! From one image to the next: clone, patch the clone, prove it, put it in place.
 
-use std::fs::{self, File};
+mod partial;
+
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, fchown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vireo_delta::{Bundle, Verified};
 use vireo_model::{Digest, Tree};
 use vireo_sys::confine::can_mount;
-use vireo_sys::copy::{CloneKind, clone};
-use vireo_sys::durable::{directory_of, sync_dir};
+use vireo_sys::copy::CloneKind;
 use vireo_sys::lease;
-use vireo_sys::lock::FileLock;
 use vireo_tree::{ScanOptions, apply, scan};
 
-use crate::bytes::{Bytes, Format};
+use crate::bytes::Format;
 use crate::disk::{Access, DiskImage, busy};
 use crate::fsck::fsck_all;
 use crate::grow::{self, Grow, Growth};
@@ -25,6 +24,10 @@ use crate::probe::FileSystemKind;
 use crate::rootless::{self, Outcome};
 use crate::unmounted::{self, Unfinished};
 use crate::{ErrorKind, ImageError};
+use partial::Partial;
+
+/// Less room than this on the host, in bytes, is none: file systems keep some blocks for themselves.
+const HOST_ROOM: u64 = 1 << 20;
 
 /// Who writes into the clone.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,7 +57,7 @@ pub struct PatchOptions<'a> {
 }
 
 /// The steps of [`patch_with`], in order, reported when each begins. Without a mount there is no
-/// `Mount` and no `Unmount`, and `Check` comes before `Verify`.
+/// `Mount`, no `Unmount` and no `Reread`, and `Check` comes before `Verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchStep {
     /// The base is being cloned.
@@ -71,12 +74,14 @@ pub enum PatchStep {
     Unmount,
     /// The file systems' checkers look over it.
     Check,
+    /// The tree is being read once more, without the kernel.
+    Reread,
     /// It is being made durable and put in place.
     Publish,
 }
 
 impl PatchStep {
-    /// A word for reports: `clone`, `mount`, ...
+    /// A word for reports: `clone`, `mount`, `reread`, ...
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -87,6 +92,7 @@ impl PatchStep {
             Self::Verify => "verify",
             Self::Unmount => "unmount",
             Self::Check => "check",
+            Self::Reread => "reread",
             Self::Publish => "publish",
         }
     }
@@ -155,15 +161,16 @@ pub fn patch_with(
     let kind = partial.fill(base)?;
 
     let done = match options.backend {
-        Backend::Mount(host) => growing(&mut partial, base, host, bundle, options, &mut step)?,
+        Backend::Mount(host) => growing(&mut partial, base, host, bundle, options, &mut step),
         Backend::Auto if can_mount() => {
-            growing(&mut partial, base, &DetachedHost, bundle, options, &mut step)?
+            growing(&mut partial, base, &DetachedHost, bundle, options, &mut step)
         }
         Backend::Auto | Backend::Rootless => {
             let volume = unmounted::only_volume(&partial.path, base, options.root)?;
-            rootless::patch((&partial.path, &volume.partition), out, bundle, &mut step)?
+            rootless::patch((&partial.path, &volume.partition), out, bundle, &mut step)
         }
     };
+    let done = done.map_err(|error| blame_host(&partial.path, out, error))?;
     partial.pack(Format::of_name(out))?;
     step(PatchStep::Publish);
     refuse_used(base, out, options.replace)?;
@@ -186,18 +193,34 @@ fn growing(
     loop {
         let image = DiskImage::open(&partial.path, options.root)?;
         match by_mount(image, (base, host), bundle, options.root, step) {
-            Err(error) if error.kind() == ErrorKind::NoSpace => {
+            Err(error) if error.kind() == ErrorKind::NoSpace && !is_full(&partial.path) => {
                 let Some(len) = growth.next() else {
                     return Err(ImageError::full(base, options.grow, error));
                 };
                 // What was staged is given up with the clone that it is in.
                 step(PatchStep::Clone);
                 partial.fill_again(base)?;
-                grow::grow(&partial.path, options.root, len)?;
+                grow::grow(&partial.path, base, options.root, len)?;
             }
             outcome => return outcome,
         }
     }
+}
+
+/// Whether the host's file system that `path` is in has hardly any room left.
+fn is_full(path: &Path) -> bool {
+    let room = rustix::fs::statvfs(path).map(|room| room.f_bfree.saturating_mul(room.f_frsize));
+    room.is_ok_and(|room| room < HOST_ROOM)
+}
+
+/// The clone is sparse: what is written into it needs room on the host, and where there is none, the
+/// kernel says so of the file system inside, or that it cannot write.
+fn blame_host(partial: &Path, out: &Path, error: ImageError) -> ImageError {
+    use ErrorKind::{Damaged, Io, NoSpace, Unsupported};
+    if !matches!(error.kind(), Damaged | Io | NoSpace | Unsupported) || !is_full(partial) {
+        return error;
+    }
+    ImageError::full_host(out, error)
 }
 
 /// Patches the image, a clone of `base`, by mounting it with `host`; reads it back twice: as the
@@ -241,6 +264,7 @@ fn by_mount(
     step(PatchStep::Check);
     fsck_all(&path, &volumes)?;
     if volumes.iter().all(|volume| volume.kind == FileSystemKind::Ext) {
+        step(PatchStep::Reread);
         read_again(&path, root, tree, bundle)?;
     }
     Ok(Outcome { tree: digest, already })
@@ -335,129 +359,4 @@ fn refuse_used(base: &Path, out: &Path, replace: bool) -> Result<(), ImageError>
     };
     ask(base, lease::is_unwritten)?;
     if replace && out.exists() { ask(out, lease::is_exclusive) } else { Ok(()) }
-}
-
-/// An image in the making; removed when dropped unpublished.
-struct Partial {
-    path: PathBuf,
-    file: File,
-    lock: Option<FileLock>,
-    published: bool,
-}
-
-impl Partial {
-    fn new(base: &Path, out: &Path) -> Result<Self, ImageError> {
-        let path = vireo_sys::durable::sibling(out, ".partial");
-        let failed = |error: io::Error| ImageError::io("make", &path, error);
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(failed)?;
-        let Some(lock) = FileLock::on(file.try_clone().map_err(failed)?).map_err(failed)? else {
-            let message =
-                format!("{} is being made by another process; wait for it", out.display());
-            return Err(ImageError::new(ErrorKind::Busy, message));
-        };
-        file.set_len(0).map_err(failed)?;
-        let partial = Self { path: path.clone(), file, lock: Some(lock), published: false };
-        partial.resemble(base)?;
-        Ok(partial)
-    }
-
-    /// Gives it the base's owner and rights: a hypervisor that runs as another user has to find
-    /// the image its own again.
-    fn resemble(&self, base: &Path) -> Result<(), ImageError> {
-        let like = fs::metadata(base)
-            .map_err(|error| ImageError::io("read the metadata of", base, error))?;
-        let failed = |error: io::Error| ImageError::io("make", &self.path, error);
-        match fchown(&self.file, Some(like.uid()), Some(like.gid())) {
-            // Who is not root may not give files away, and keeps it.
-            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
-                return Err(failed(error));
-            }
-            _ => {}
-        }
-        self.file.set_permissions(like.permissions()).map_err(failed)
-    }
-
-    /// Fills it with `base`'s bytes, and lets go of it so that it can be mounted.
-    fn fill(&mut self, base: &Path) -> Result<CloneKind, ImageError> {
-        let from = File::open(base).map_err(|error| ImageError::io("open", base, error))?;
-        let failed = |error| ImageError::io("clone the image to", &self.path, error);
-        let bytes = Bytes::open(base)?;
-        let kind = match bytes.qcow2() {
-            None => clone(&from, &self.file).map_err(failed)?,
-            Some(qcow2) => {
-                qcow2.refuse_snapshots(base)?;
-                qcow2.expand(&self.file).map_err(failed)?;
-                CloneKind::Sparse
-            }
-        };
-        // Mounting asks for exclusive use; the mount takes a lock of its own.
-        self.file = File::open("/dev/null")
-            .map_err(|error| ImageError::io("release", &self.path, error))?;
-        self.lock = None;
-        Ok(kind)
-    }
-
-    /// Fills it anew, after it was mounted.
-    fn fill_again(&mut self, base: &Path) -> Result<(), ImageError> {
-        let open = || {
-            let file = File::options().read(true).write(true).open(&self.path)?;
-            file.set_len(0).map(|()| file)
-        };
-        self.file = open().map_err(|error| ImageError::io("make", &self.path, error))?;
-        self.fill(base).map(drop)
-    }
-
-    /// Gives it the form that its name will say, in a second file that takes its place.
-    fn pack(&self, format: Format) -> Result<(), ImageError> {
-        if format == Format::Raw {
-            return Ok(());
-        }
-        let failed = |error: io::Error| ImageError::io("pack", &self.path, error);
-        let packed = vireo_sys::durable::sibling(&self.path, ".packed");
-        let pack = || {
-            let mut options = File::options();
-            options.create(true).truncate(true).read(true).write(true);
-            let file = options.open(&packed)?;
-            let like = fs::metadata(&self.path)?;
-            crate::qcow2::pack(&File::open(&self.path)?, file.try_clone()?)?;
-            // Only root may give files away; who is not keeps it.
-            let _ = fchown(&file, Some(like.uid()), Some(like.gid()));
-            file.set_permissions(like.permissions())?;
-            fs::rename(&packed, &self.path)
-        };
-        pack().map_err(|error| {
-            let _ = fs::remove_file(&packed);
-            failed(error)
-        })
-    }
-
-    /// Makes the bytes durable, then the name.
-    fn publish(mut self, out: &Path, replace: bool) -> Result<(), ImageError> {
-        let failed = |error: io::Error| ImageError::io("put in place", out, error);
-        File::open(&self.path).and_then(|file| file.sync_all()).map_err(failed)?;
-        if replace {
-            fs::rename(&self.path, out).map_err(failed)?;
-        } else {
-            // A link does not replace what somebody else made meanwhile; a rename would.
-            fs::hard_link(&self.path, out).map_err(failed)?;
-            fs::remove_file(&self.path).map_err(failed)?;
-        }
-        self.published = true;
-        sync_dir(directory_of(out)).map_err(failed)
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.published {
-            // Best effort: the next patch to the same output truncates what is left.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
 }

@@ -1,9 +1,8 @@
 //! Disks in qcow2 files, by the crate `imago`: read in place, expanded to be patched, packed again.
 //!
-//! The header is checked here before `imago` sees the file: what would make it open other files
-//! (a backing file, an external data file), what it cannot read (encryption, zstd, extended
-//! entries), and numbers that would cost memory. Offsets and bits from QEMU's
-//! `docs/interop/qcow2.rst`.
+//! The header and the tables are checked ([`header`]) before `imago` sees the file.
+
+mod header;
 
 use std::fs::File;
 use std::io;
@@ -19,26 +18,10 @@ use vireo_sys::copy::next_data;
 
 use crate::{ErrorKind, ImageError};
 
-/// Longest disk in a qcow2 file, in bytes: a header can claim any length, and expanding it for a
-/// patch makes a sparse file of it.
-pub(crate) const MAX_VIRTUAL_LEN: u64 = 16 << 40;
-
-/// Most entries of the first table, of 8 bytes each: as much memory as QEMU grants it.
-const MAX_L1_ENTRIES: u32 = (32 << 20) / 8;
-/// Length of the header as far as it is looked at, in bytes.
-const HEADER_LEN: usize = 112;
-/// Cluster sizes that the format allows, as powers of two.
-const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 /// Length of a cluster of the files written here, in bytes: QEMU's default.
 const CLUSTER_LEN: u64 = 64 << 10;
 /// Bytes copied or compared at a time; a multiple of [`CLUSTER_LEN`].
 const PIECE_LEN: u64 = 1 << 20;
-
-const INCOMPAT_DIRTY: u64 = 1;
-const INCOMPAT_CORRUPT: u64 = 2;
-const INCOMPAT_DATA_FILE: u64 = 4;
-const INCOMPAT_COMPRESSION: u64 = 8;
-const INCOMPAT_EXTENDED: u64 = 16;
 
 /// An open qcow2 file, for reading.
 #[derive(Debug)]
@@ -49,8 +32,11 @@ pub(crate) struct Qcow2 {
 
 impl Qcow2 {
     pub(crate) fn open(path: &Path, file: File) -> Result<Self, ImageError> {
-        let snapshots = check_header(path, &file)?;
-        let failed = |error: io::Error| ImageError::io("read the qcow2 image", path, error);
+        let snapshots = header::check(path, &file)?;
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::InvalidData => header::damaged(path, &error.to_string()),
+            _ => ImageError::io("read the qcow2 image", path, error),
+        };
         let storage = ImagoFile::from_open_file(file, StorageOpenOptions::new()).map_err(failed)?;
         let image = imago::qcow2::Qcow2::<ImagoFile>::builder(storage)
             .backing(None)
@@ -204,117 +190,9 @@ fn each_piece(
     Ok(())
 }
 
-/// Checks what `imago` does not, or not by name; gives how many snapshots it keeps inside.
-fn check_header(path: &Path, file: &File) -> Result<u32, ImageError> {
-    let mut header = [0; HEADER_LEN];
-    let read = file.read_at(&mut header, 0);
-    let read = read.map_err(|error| ImageError::io("read", path, error))?;
-    let refuse = |kind, why: String| {
-        Err(ImageError::new(kind, format!("the qcow2 image {} {why}", path.display())))
-    };
-    let u32_at = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| header[at + i]));
-    let u64_at = |at: usize| u64::from(u32_at(at)) << 32 | u64::from(u32_at(at + 4));
-    let version = u32_at(4);
-    if read < 72 || !(2..=3).contains(&version) || !CLUSTER_BITS.contains(&u32_at(20)) {
-        return refuse(
-            ErrorKind::NotAnImage,
-            "has a damaged header, or is of another version".into(),
-        );
-    }
-    let convert = "convert it first (`qemu-img convert -O qcow2`)";
-    if u64_at(8) != 0 {
-        let why =
-            format!("has a backing file, which is never opened: {convert}, which makes it whole");
-        return refuse(ErrorKind::Unsupported, why);
-    }
-    if u32_at(32) != 0 {
-        let why = format!("is encrypted; decrypt it first: {convert} with its secret");
-        return refuse(ErrorKind::Unsupported, why);
-    }
-    let len = u64_at(24);
-    if len > MAX_VIRTUAL_LEN {
-        let why = format!("says that its disk has {len} bytes, the most is {MAX_VIRTUAL_LEN}");
-        return refuse(ErrorKind::Unsupported, why);
-    }
-    if u32_at(36) > MAX_L1_ENTRIES {
-        return refuse(ErrorKind::Damaged, "has a first table longer than any disk needs".into());
-    }
-    if version == 3 {
-        let incompat = u64_at(72);
-        let has = |bit| incompat & bit != 0;
-        let zstd = has(INCOMPAT_COMPRESSION) && header[104] != 0;
-        let known = INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_COMPRESSION;
-        if has(INCOMPAT_DATA_FILE) {
-            let why = format!("keeps its data in another file, which is never opened: {convert}");
-            return refuse(ErrorKind::Unsupported, why);
-        }
-        if zstd || has(INCOMPAT_EXTENDED) || incompat & !(known | INCOMPAT_EXTENDED) != 0 {
-            let what = if zstd {
-                "zstd".to_owned()
-            } else if has(INCOMPAT_EXTENDED) {
-                "extended_l2".to_owned()
-            } else {
-                format!("{incompat:#x}")
-            };
-            let why = format!("uses the feature {what}, which is not supported; {convert}");
-            return refuse(ErrorKind::Unsupported, why);
-        }
-        if has(INCOMPAT_CORRUPT) {
-            let why = "is marked as corrupt; look at it with `qemu-img check`".to_owned();
-            return refuse(ErrorKind::Damaged, why);
-        }
-        if has(INCOMPAT_DIRTY) {
-            let why = "was not closed cleanly: its machine is running or crashed; shut it down, or \
-                       run `qemu-img check -r all`";
-            return refuse(ErrorKind::Unclean, why.to_owned());
-        }
-    }
-    Ok(u32_at(60))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn refused(change: impl Fn(&mut [u8])) -> (ErrorKind, String) {
-        let mut header = vec![0; 512];
-        header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-        header[23] = 16;
-        header[28..32].copy_from_slice(&(1_u32 << 30).to_be_bytes());
-        header[39] = 2;
-        change(&mut header);
-        let file = tempfile::tempfile().expect("a temporary file");
-        file.write_all_at(&header, 0).expect("written");
-        let outcome = check_header(Path::new("x.qcow2"), &file);
-        let error = outcome.expect_err("refused");
-        (error.kind(), error.to_string())
-    }
-
-    #[test]
-    fn what_would_open_other_files_or_take_too_much_is_refused_by_the_header() {
-        for (at, value, kind, says) in [
-            (15, 1, ErrorKind::Unsupported, "backing file"),
-            (35, 2, ErrorKind::Unsupported, "encrypted"),
-            (24, 1, ErrorKind::Unsupported, "the most is"),
-            (36, 1, ErrorKind::Damaged, "first table"),
-            (79, 1, ErrorKind::Unclean, "qemu-img check -r all"),
-            (79, 2, ErrorKind::Damaged, "corrupt"),
-            (79, 4, ErrorKind::Unsupported, "another file"),
-            (79, 16, ErrorKind::Unsupported, "extended_l2"),
-            (79, 128, ErrorKind::Unsupported, "0x80"),
-            (7, 9, ErrorKind::NotAnImage, "another version"),
-            (23, 60, ErrorKind::NotAnImage, "damaged header"),
-        ] {
-            let (found, message) = refused(|header| header[at] = value);
-            assert_eq!(found, kind, "{message}");
-            assert!(message.contains(says), "{message}");
-        }
-        let (_, message) = refused(|header| {
-            header[79] = 8;
-            header[104] = 1;
-        });
-        assert!(message.contains("zstd"), "{message}");
-    }
 
     #[test]
     fn a_packed_disk_expands_to_the_same_bytes_and_holes() {

@@ -15,35 +15,34 @@
 //! The script's language ([`script`](crate::script)); the copy, and putting it in place
 //! ([`patch_with`](crate::patch_with)).
 
-use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+mod base;
+mod staging;
+mod writer;
 
-use vireo_delta::{BaseRead, Bundle, Piece, Verified, paths_needing, permits_needed};
-use vireo_ext4::{Content, FileState, Reader, Scan, ScanOptions};
-use vireo_model::{Change, ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
-use vireo_sys::durable::sibling;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use vireo_delta::{Bundle, Verified, paths_needing, permits_needed};
+use vireo_ext4::{Reader, Scan, ScanOptions};
+use vireo_model::{Change, ChangeSet, Digest, ImagePath, Tree};
 use vireo_sys::lock::FileLock;
 
 use crate::disk::busy;
 use crate::fsck::{fsck, mend};
 use crate::partition::Partition;
 use crate::patch::PatchStep;
-use crate::script::{self, Links, Script};
+use crate::script;
 use crate::unmounted::open_at;
 use crate::{ErrorKind, ImageError};
+use base::ReaderBase;
+use staging::Staging;
+use writer::Writer;
 
-/// Most files of the base whose maps of blocks are kept for the next read.
-const OPEN_FILES: usize = 16;
+pub(crate) use staging::staging_dir;
 
 /// Most paths that a message names.
 const MAX_NAMED: usize = 5;
-
-/// Buffer for copying a file out of the image, in bytes.
-const BUFFER_LEN: usize = 256 << 10;
 
 /// What patching gave.
 pub(crate) struct Outcome {
@@ -51,11 +50,6 @@ pub(crate) struct Outcome {
     pub(crate) tree: Digest,
     /// How many of the bundle's changes were there already.
     pub(crate) already: usize,
-}
-
-/// Where the contents of files wait for debugfs while `out` is made.
-pub(crate) fn staging_dir(out: &Path) -> PathBuf {
-    sibling(out, ".files.partial")
 }
 
 /// Makes of the file system in `partition` of `image`, a copy that nobody else knows yet, what the
@@ -183,292 +177,4 @@ fn named<'a>(paths: impl Iterator<Item = &'a ImagePath>) -> String {
     }
     let list = names.join(", ");
     if more > 0 { format!("{list} and {more} more") } else { list }
-}
-
-/// A directory of files that debugfs reads; removed when dropped.
-struct Staging {
-    dir: PathBuf,
-}
-
-impl Staging {
-    fn new(out: &Path) -> Result<Self, ImageError> {
-        // debugfs is told the whole name, wherever it runs.
-        let dir = std::path::absolute(staging_dir(out))
-            .map_err(|error| ImageError::io("find", out, error))?;
-        let failed = |error: io::Error| ImageError::io("make", &dir, error);
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
-        Ok(Self { dir })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // Best effort: the next run to the same output begins by removing it.
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// From changes to a script and staged files.
-struct Writer<'a> {
-    bundle: &'a Bundle<'a, Verified<'a>>,
-    base: &'a ReaderBase<'a>,
-    target: &'a Tree,
-    staging: &'a Staging,
-}
-
-impl Writer<'_> {
-    fn script(
-        &self,
-        image: &Path,
-        partition: &Partition,
-        changes: &ChangeSet,
-    ) -> Result<Script, ImageError> {
-        let wide = script::has_wide_inodes(image, partition)?;
-        let mut script = Script::new(wide);
-        let mut links = Links::default();
-        let placed = placed(changes);
-        // Children before their directories.
-        for change in changes.changes.iter().rev() {
-            let Some(before) = &change.before else { continue };
-            if change.after.is_none() || placed.contains_key(&change.path) {
-                script.remove(&change.path, before)?;
-                if let NodeKind::HardLink { leader } = &before.kind {
-                    links.removed(leader);
-                }
-            }
-        }
-        for change in &changes.changes {
-            let Some(after) = &change.after else { continue };
-            if let NodeKind::HardLink { .. } = after.kind {
-                continue;
-            }
-            if placed.contains_key(&change.path) {
-                self.place(&mut script, &change.path, after)?;
-            } else {
-                self.metadata(&mut script, &change.path, change.before.as_ref(), after)?;
-            }
-        }
-        for (path, node) in &placed {
-            if let NodeKind::HardLink { leader } = &node.kind {
-                script.link(leader, path)?;
-                links.added(leader);
-            }
-        }
-        for (leader, count) in links.uncounted() {
-            let links = if placed.contains_key(leader) {
-                1 + count.added
-            } else {
-                // `rm` has counted the removed names already.
-                let had = self.base.links(leader).map_err(self.unreadable(leader))?;
-                had.saturating_sub(count.removed).saturating_add(count.added)
-            };
-            script.set(leader, "links_count", &links.to_string())?;
-        }
-        for (path, time) in self.bundle.dir_times() {
-            if self.target.get(path).is_some_and(Node::is_dir) {
-                script.time(path, *time)?;
-            }
-        }
-        Ok(script)
-    }
-
-    fn place(&self, script: &mut Script, path: &ImagePath, node: &Node) -> Result<(), ImageError> {
-        match &node.kind {
-            NodeKind::File { len, content } => {
-                let staged = self.stage(script.next_number(), path, *len, *content)?;
-                script.file(path, &staged)?;
-            }
-            NodeKind::Dir => script.dir(path)?,
-            NodeKind::Symlink { target } => script.symlink(path, target)?,
-            NodeKind::Device { kind, major, minor } => {
-                script.device(path, *kind, *major, *minor)?;
-            }
-            NodeKind::Fifo => script.fifo(path)?,
-            NodeKind::Socket => script.socket(path, node.mode)?,
-            NodeKind::HardLink { .. } => {}
-        }
-        self.metadata(script, path, None, node)
-    }
-
-    /// Sets all that is not as it is in `before`.
-    fn metadata(
-        &self,
-        script: &mut Script,
-        path: &ImagePath,
-        before: Option<&Node>,
-        after: &Node,
-    ) -> Result<(), ImageError> {
-        script.owner_and_mode(path, after)?;
-        if !after.is_dir() {
-            script.time(path, after.mtime)?;
-        }
-        let none = BTreeMap::new();
-        let had = before.map_or(&none, |node| &node.xattrs);
-        for name in had.keys().filter(|name| !after.xattrs.contains_key(*name)) {
-            script.remove_xattr(path, name)?;
-        }
-        for (name, value) in
-            after.xattrs.iter().filter(|(name, value)| had.get(*name) != Some(value))
-        {
-            let staged = self.staging.path(&format!("x{}", script.next_number()));
-            fs::write(&staged, value).map_err(|error| ImageError::io("write", &staged, error))?;
-            script.set_xattr(path, name, &staged)?;
-        }
-        Ok(())
-    }
-
-    /// Writes the content that `path` gets to a file; compared with its digest on the way.
-    fn stage(
-        &self,
-        number: usize,
-        path: &ImagePath,
-        len: u64,
-        digest: Digest,
-    ) -> Result<PathBuf, ImageError> {
-        let staged = self.staging.path(&format!("f{number}"));
-        let failed = |error: io::Error| ImageError::io("write", &staged, error);
-        let file = File::create_new(&staged).map_err(failed)?;
-        // What is not written is a hole.
-        file.set_len(len).map_err(failed)?;
-        let content = self.bundle.content(path).or_else(|| self.bundle.content_of(path, digest));
-        let Some(content) = content else {
-            return self.copy_from_base(&file, digest, path).map(|()| staged.clone());
-        };
-        let mut at = 0;
-        let decoded = content.decode(self.base, &mut |piece| {
-            match piece {
-                Piece::Data(bytes) => {
-                    file.write_all_at(bytes, at)?;
-                    at += bytes.len() as u64;
-                }
-                Piece::Zeros(len) => at += len,
-            }
-            Ok(())
-        });
-        decoded.map_err(|error| ImageError::delta(path, error))?;
-        Ok(staged)
-    }
-
-    /// The base has the content under some name, so the bundle need not.
-    fn copy_from_base(
-        &self,
-        file: &File,
-        digest: Digest,
-        path: &ImagePath,
-    ) -> Result<(), ImageError> {
-        let unreadable = self.unreadable(path);
-        let has = |(_, node): &(&ImagePath, &Node)| {
-            node.content().is_some_and(|(_, found)| found == digest)
-        };
-        let (source, node) = self.base.before.tree.iter().find(has).ok_or_else(|| {
-            unreadable(io::Error::other("neither the bundle nor the image has its content"))
-        })?;
-        let (len, _) = node.content().unwrap_or((0, digest));
-        let mut buffer = vec![0; BUFFER_LEN];
-        let mut at = 0;
-        while at < len {
-            let part = usize::try_from(len - at).unwrap_or(BUFFER_LEN).min(BUFFER_LEN);
-            self.base.read_at(source, at, &mut buffer[..part]).map_err(&unreadable)?;
-            file.write_all_at(&buffer[..part], at).map_err(&unreadable)?;
-            at += part as u64;
-        }
-        Ok(())
-    }
-
-    fn unreadable(&self, path: &ImagePath) -> impl Fn(io::Error) -> ImageError {
-        let path = PathBuf::from(path.to_string());
-        move |error| ImageError::io("read or stage", &path, error)
-    }
-}
-
-/// The paths that get another inode, with what stands there then.
-fn placed(changes: &ChangeSet) -> BTreeMap<ImagePath, &Node> {
-    let mut placed: BTreeMap<ImagePath, &Node> = BTreeMap::new();
-    // In path order, so that a leader is decided before its further names.
-    for Change { path, before, after } in &changes.changes {
-        let Some(after) = after else { continue };
-        let stays = match (before.as_ref().map(|node| &node.kind), &after.kind) {
-            (Some(was), NodeKind::HardLink { leader }) => {
-                *was == after.kind && !placed.contains_key(leader)
-            }
-            (Some(was), is) => was == is,
-            (None, _) => false,
-        };
-        if !stays {
-            placed.insert(path.clone(), after);
-        }
-    }
-    placed
-}
-
-/// The files of the unpatched copy, read by path.
-struct ReaderBase<'a> {
-    reader: &'a Reader,
-    before: &'a Scan,
-    open: Mutex<Vec<(u32, Arc<Content<'a>>)>>,
-}
-
-impl<'a> ReaderBase<'a> {
-    fn new(reader: &'a Reader, before: &'a Scan) -> Self {
-        Self { reader, before, open: Mutex::default() }
-    }
-
-    fn state(&self, path: &ImagePath) -> io::Result<&'a FileState> {
-        let before = self.before;
-        let leader = match before.tree.get(path).map(|node| &node.kind) {
-            Some(NodeKind::HardLink { leader }) => leader,
-            _ => path,
-        };
-        before.files.get(leader).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    /// How many names the inode at `path` has, those that belong to no version among them.
-    fn links(&self, path: &ImagePath) -> io::Result<u16> {
-        let ino = match self.state(path) {
-            Ok(state) => state.ino,
-            // No regular file, then: rare enough to look for it among all names.
-            Err(_) => {
-                let all = self.reader.walk_metadata(&Ignore::nothing());
-                let all = all.map_err(io::Error::other)?;
-                let found = all.iter().find(|entry| entry.path == *path);
-                found.ok_or(io::ErrorKind::NotFound)?.state.ino
-            }
-        };
-        Ok(self.reader.inode(ino).map_err(io::Error::other)?.links)
-    }
-
-    fn content(&self, ino: u32) -> io::Result<Arc<Content<'a>>> {
-        let lock = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, content)) = lock().iter().find(|(known, _)| *known == ino) {
-            return Ok(content.clone());
-        }
-        let inode = self.reader.inode(ino).map_err(io::Error::other)?;
-        let content = Arc::new(self.reader.content(&inode).map_err(io::Error::other)?);
-        let mut open = lock();
-        if open.len() >= OPEN_FILES {
-            open.remove(0);
-        }
-        open.push((ino, content.clone()));
-        Ok(content)
-    }
-}
-
-impl BaseRead for ReaderBase<'_> {
-    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let content = self.content(self.state(path)?.ino)?;
-        let len = content.read_at(offset, buffer).map_err(io::Error::other)?;
-        if len == buffer.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-    }
-
-    fn len_of(&self, path: &ImagePath) -> io::Result<u64> {
-        Ok(self.state(path)?.len)
-    }
 }

@@ -66,8 +66,21 @@ impl From<vireo_cloud::CloudError> for Failure {
             vireo_cloud::ErrorKind::Denied | vireo_cloud::ErrorKind::Refused => REFUSED,
             _ => FAILED,
         };
-        Self { code, message: error.to_string() }
+        Self { code, message: with_cause(&error) }
     }
+}
+
+/// The error, and what the system said if that is why. What a service said is in the message already.
+#[cfg(feature = "ec2")]
+fn with_cause(error: &vireo_cloud::CloudError) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if let Some(system) = inner.downcast_ref::<io::Error>() {
+            return format!("{error}: {system}");
+        }
+        cause = inner.source();
+    }
+    error.to_string()
 }
 
 impl fmt::Display for Failure {

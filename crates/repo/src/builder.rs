@@ -7,7 +7,7 @@ use std::time::Instant;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
 use vireo_image::{ImageError, PatchOptions, PatchStep, unmounted};
 use vireo_model::{Ignore, Tree};
-use vireo_wire::api::BuildStep;
+use vireo_wire::api::{BuildStep, Grow};
 
 use crate::error::{Detail, RepoError};
 
@@ -20,6 +20,8 @@ pub struct BundleFile<'a> {
     pub path: &'a Path,
     /// The keys that are trusted.
     pub trusted: &'a TrustedKeys,
+    /// Whether the image may be made larger for it.
+    pub grow: Grow,
 }
 
 /// What a repository needs done with disk images.
@@ -69,7 +71,7 @@ impl ImageBuilder for HostImages {
         out: &Path,
         bundle: &BundleFile<'_>,
     ) -> Result<Vec<BuildStep>, RepoError> {
-        self.patch_telling(base, out, bundle.bundle, &mut |_| ())
+        self.patch_telling((base, out), bundle.bundle, bundle.grow, &mut |_| ())
     }
 }
 
@@ -77,9 +79,9 @@ impl HostImages {
     /// As [`ImageBuilder::patch`]; tells the name of each step as it begins.
     pub(crate) fn patch_telling(
         self,
-        base: &Path,
-        out: &Path,
+        (base, out): (&Path, &Path),
         bundle: &Bundle<'_, Verified<'_>>,
+        grow: Grow,
         tell: &mut dyn FnMut(&str),
     ) -> Result<Vec<BuildStep>, RepoError> {
         let mut begun: Vec<(PatchStep, Instant)> = Vec::new();
@@ -87,7 +89,13 @@ impl HostImages {
             begun.push((step, Instant::now()));
             tell(step.name());
         };
-        vireo_image::patch_with(base, out, bundle, &PatchOptions::default(), &mut begin)
+        let grow = match grow {
+            Grow::No => vireo_image::Grow::No,
+            Grow::Auto => vireo_image::Grow::Auto,
+            Grow::To(len) => vireo_image::Grow::To(len),
+        };
+        let options = PatchOptions { grow, ..PatchOptions::default() };
+        vireo_image::patch_with(base, out, bundle, &options, &mut begin)
             .map_err(image_error("build", out))?;
         Ok(steps(&begun, Instant::now()))
     }

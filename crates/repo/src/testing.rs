@@ -9,7 +9,7 @@ use std::sync::Arc;
 use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys};
 use vireo_model::{Change, ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
 use vireo_store::{Durable, Writes};
-use vireo_wire::api::BuildStep;
+use vireo_wire::api::{BuildStep, Grow};
 use vireo_wire::tree_text;
 
 use crate::builder::{BundleFile, ImageBuilder};
@@ -146,7 +146,7 @@ pub fn check_builder(builder: &dyn ImageBuilder, dir: &Path, disk: &dyn Fn(&Tree
     let path = dir.join("update.vireo");
     fs::write(&path, &file).expect("the test's directory is writable");
     let bundle = Bundle::open(&file).and_then(|bundle| bundle.verify(&trusted)).expect("a bundle");
-    let bundle = BundleFile { bundle: &bundle, path: &path, trusted: &trusted };
+    let bundle = BundleFile { bundle: &bundle, path: &path, trusted: &trusted, grow: Grow::No };
     let steps = builder.patch(&base_path, &out, &bundle).expect("it fits");
     assert!(!steps.is_empty(), "it says what it did");
     assert_eq!(read(&out), tree(&target), "the patched image has the target's tree");

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use vireo_delta::{Bundle, PublicKey, TrustedKeys};
 use vireo_model::{Ignore, Tree};
 use vireo_sys::{confine, map_sealed};
-use vireo_wire::api::BuildStep;
+use vireo_wire::api::{BuildStep, Grow};
 use vireo_wire::tree_text;
 
 use crate::builder::{BundleFile, HostImages, ImageBuilder};
@@ -50,7 +50,7 @@ struct Order {
 #[serde(rename_all = "kebab-case")]
 enum Job {
     ReadTree { disk: PathBuf, ignore: Vec<String> },
-    Patch { base: PathBuf, out: PathBuf, bundle: PathBuf, trusted: Vec<PublicKey> },
+    Patch { base: PathBuf, out: PathBuf, bundle: PathBuf, trusted: Vec<PublicKey>, grow: Grow },
     Probe,
 }
 
@@ -209,6 +209,7 @@ impl ImageBuilder for WorkerImages {
             out: absolute(out)?,
             bundle: absolute(bundle.path)?,
             trusted: bundle.trusted.iter().collect(),
+            grow: bundle.grow,
         };
         match self.run(job)? {
             Line::Patched(steps) => Ok(steps),
@@ -264,7 +265,7 @@ fn perform(job: Job, step: &mut dyn FnMut(String) -> io::Result<()>) -> Result<L
             let tree = HostImages.read_tree(&disk, &ignore)?;
             Ok(Line::Tree(tree_text::encode(&tree)))
         }
-        Job::Patch { base, out, bundle: path, trusted } => {
+        Job::Patch { base, out, bundle: path, trusted, grow } => {
             let trusted: TrustedKeys = trusted.into_iter().collect();
             let refused = |error: vireo_delta::DeltaError| Detail::Refused {
                 what: format!("cannot use the bundle {}: {error}", path.display()),
@@ -275,7 +276,7 @@ fn perform(job: Job, step: &mut dyn FnMut(String) -> io::Result<()>) -> Result<L
                 Bundle::open(&map).and_then(|bundle| bundle.verify(&trusted)).map_err(refused)?;
             // The server's end of the pipe is gone when the server is, and so is this process then.
             let mut begun = |name: &str| drop(step(name.to_owned()));
-            let steps = HostImages.patch_telling(&base, &out, &bundle, &mut begun)?;
+            let steps = HostImages.patch_telling((&base, &out), &bundle, grow, &mut begun)?;
             Ok(Line::Patched(steps))
         }
     }

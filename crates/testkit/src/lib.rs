@@ -2,7 +2,8 @@
 //!
 //! Builds a Debian guest root from the distribution's packages, makes disk images of it, makes a
 //! *really* updated copy, and boots images with real systemd in a container ([`Nspawn`]) or with a
-//! real kernel ([`Uml`]), behind one port, [`Guest`]. Everything slow is kept in a [`Cache`] outside
+//! real kernel ([`Uml`]), behind one port, [`Guest`]. Whole disks ([`bootdisk`]) boot by their own boot loader
+//! ([`boot()`]). Everything slow is kept in a [`Cache`] outside
 //! the checkout, by content; everything that runs belongs to a [`Lab`], which leaves nothing behind.
 //!
 //! # Guarantees
@@ -37,6 +38,7 @@
 //! # Ok::<(), vireo_testkit::TestkitError>(())
 //! ```
 
+pub mod bootdisk;
 mod cache;
 mod error;
 pub mod fixture;
@@ -61,7 +63,7 @@ pub mod web;
 
 pub use cache::{Cache, Key};
 pub use error::{ErrorKind, TestkitError};
-pub use guest::{Exit, Guest, Nspawn, Uml};
+pub use guest::{Booted, Exit, Guest, Nspawn, Uml, boot};
 pub use http::Response;
 pub use lab::{HOST_ADDRESS, Lab};
 pub use moto::Moto;

@@ -14,7 +14,7 @@
 //! | `POST /images/{name}/versions/{n}/verify` | admin | → [`VerifyReply`] |
 //! | `POST /frames/missing` | admin | [`FramesQuery`] → [`FramesReply`] |
 //! | `PUT /incoming/{bundle}/frames/{digest}` | admin | the frame's bytes → 204 |
-//! | `POST /images/{name}/versions` | admin | the bundle's head → [`PushReply`] |
+//! | `POST /images/{name}/versions` | admin | the bundle's head, header `vireo-options`: [`PushOptions`] → [`PushReply`] |
 //! | `POST /enroll` | enroll | [`EnrollRequest`] → [`EnrollReply`] |
 //! | `GET /instances/{id}/next?have=..&wait=..` | that instance | → [`Next`] |
 //! | `GET /bundles/{digest}` | admin, instances of that image | → the file; `Range: bytes=N-` |
@@ -37,7 +37,7 @@ use vireo_model::{Digest, ImageName};
 use crate::error::ErrorKind;
 use crate::token::Secret;
 
-/// Header of `POST /images/{name}` that carries a [`CreateImage`] as JSON.
+/// Header that carries a [`CreateImage`] or [`PushOptions`] as JSON; without it all is as by default.
 pub const OPTIONS_HEADER: &str = "vireo-options";
 
 /// Header of a disk download: the raw image's length in bytes, as decimal digits.
@@ -136,6 +136,27 @@ pub struct CreateImage {
     pub ignore: Vec<String>,
     /// Keys whose bundles this image accepts, besides the repository's own.
     pub trusted: Vec<PublicKey>,
+}
+
+/// How to make a version; in the header [`OPTIONS_HEADER`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PushOptions {
+    /// Whether the image is made larger for an update that does not fit.
+    pub grow: Grow,
+}
+
+/// How much an image may grow for an update that does not fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grow {
+    /// Not at all: the update is refused.
+    #[default]
+    No,
+    /// By what the update needs.
+    Auto,
+    /// To this length of the image in bytes.
+    To(u64),
 }
 
 /// What reading a stored image again found.

@@ -2,6 +2,7 @@
 //! left when that process or its server is killed.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
@@ -11,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use vireo_testkit::image::clone_image;
 use vireo_testkit::{Run, fixture, programs};
-use vireo_tests::{Moment, Server, start_vireo, vireo_repo};
+use vireo_tests::{Moment, Server, Snapshot, start_vireo, vireo_repo};
 
 use crate::repository::Site;
 
@@ -207,5 +208,94 @@ fn root_what_a_killed_build_left_attached_is_undone_at_the_next_start() -> anyho
     site.is_tidy()?;
     site.scene.nothing_attached()?;
     site.push(&server, "update.vireo")?.ok()?;
+    site.fsck()
+}
+
+/// A job for a worker of this process.
+fn order(job: serde_json::Value) -> String {
+    serde_json::json!({ "parent": std::process::id(), "job": job }).to_string()
+}
+
+fn start_worker() -> anyhow::Result<Child> {
+    let mut command = std::process::Command::new(programs::find("vireo-repo")?);
+    command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command.spawn()?)
+}
+
+#[test]
+fn root_a_worker_whose_server_stops_listening_or_talking_ends_and_leaves_nothing()
+-> anyhow::Result<()> {
+    let site = Site::new()?;
+    let scene = &site.scene;
+    let text = fs::read_to_string(scene.public())?;
+    let job = serde_json::json!({ "patch": {
+        "base": scene.base(), "out": scene.path("out.img"), "bundle": scene.bundle(),
+        "trusted": [text.trim()], "grow": "no",
+    }});
+    let before = Snapshot::of(scene.dir())?;
+    // Half an order.
+    for part in [0, 1, order(job.clone()).len() - 2] {
+        let mut worker = start_worker()?;
+        let order = order(job.clone());
+        worker.stdin.take().context("piped")?.write_all(&order.as_bytes()[..part])?;
+        let output = worker.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.code() == Some(1) && said.contains("the job of a worker"),
+            "{output:?}"
+        );
+        before.unchanged()?;
+    }
+    // An order, and nobody who hears of it: it may be done, but nothing stays attached or half made.
+    let mut worker = start_worker()?;
+    drop(worker.stdout.take());
+    worker.stdin.take().context("piped")?.write_all(order(job).as_bytes())?;
+    let started = Instant::now();
+    while worker.try_wait()?.is_none() {
+        ensure!(started.elapsed() < DEADLINE, "the worker goes on for nobody");
+        thread::sleep(Duration::from_millis(5));
+    }
+    if scene.path("out.img").exists() {
+        scene.is_target(&scene.path("out.img"))?;
+        fs::remove_file(scene.path("out.img"))?;
+    }
+    before.unchanged()?;
+    scene.nothing_attached()
+}
+
+#[test]
+fn root_an_image_that_disappears_is_named_by_worker_and_server() -> anyhow::Result<()> {
+    let (site, mut server) = Site::with_image()?;
+    let disks = site.scene.path("repo/disks");
+    let disk = fs::read_dir(&disks)?.next().context("a disk")??.path();
+    let away = site.scene.path("away.img");
+    let name = disk.file_name().context("a name")?.to_string_lossy().into_owned();
+    // Gone; a directory; of another kind; empty.
+    fs::rename(&disk, &away)?;
+    let states: [(&str, &[&str]); 4] = [
+        ("true", &["No such file"]),
+        ("mkdir \"$1\"", &["is not a regular file"]),
+        ("head -c 1M /dev/urandom > \"$1\"", &["neither a file system"]),
+        (": > \"$1\"", &["neither a file system"]),
+    ];
+    for (script, says) in states {
+        Run::script("put", script).arg(&disk).text()?;
+        let says = [&[name.as_str()][..], says].concat();
+        for request in
+            [&["image", "verify", "web"][..], &["push", &site.scene.arg("update.vireo"), "web"]]
+        {
+            let ran = site.ask(&server, request)?;
+            let code = ran.output().code;
+            ensure!(code == 1 || code == 5, "{ran:?}");
+            ran.fails(code, &says).with_context(|| script.to_owned())?;
+        }
+        ensure!(server.is_alive()?);
+        site.is_tidy()?;
+        Run::script("remove", "rm -rf \"$1\"").arg(&disk).text()?;
+    }
+    site.scene.nothing_attached()?;
+    fs::rename(&away, &disk)?;
+    site.ask(&server, &["image", "verify", "web"])?.ok()?;
+    site.push(&server, "update.vireo")?.ok()?.says(&["web@2"])?;
     site.fsck()
 }

@@ -122,6 +122,14 @@ fn root_an_update_killed_at_its_calls_leaves_base_or_target() -> anyhow::Result<
 }
 
 #[test]
+fn root_an_update_by_the_agent_killed_at_its_calls_leaves_a_version_and_says_which()
+-> anyhow::Result<()> {
+    let kills = Update::new()?.kill_agent_apply(80)?;
+    eprintln!("apply by the agent: {kills}");
+    kills.all_whole()
+}
+
+#[test]
 fn root_an_undo_killed_at_its_calls_leaves_target_or_base() -> anyhow::Result<()> {
     let kills = Update::new()?.kill_undo(60)?;
     eprintln!("undo: {kills}");

@@ -1,19 +1,52 @@
 //! Images patched by a user who may not mount: the same trees as the mount makes.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use vireo_testkit::image::{Table, clone_image, partitioned};
 use vireo_testkit::{Run, fixture, programs};
-use vireo_tests::{Random, Scene, mutate_tree, require_host, vireo, write_tree};
+use vireo_tests::{Ran, Random, Scene, Snapshot, mutate_tree, require_host, vireo, write_tree};
 
 /// The user `nobody` of every distribution.
 const NOBODY: u32 = 65_534;
 
 /// Pairs of random trees.
 const CASES: u64 = 6;
+
+/// `vireo ARGS` by a user without rights.
+fn nobody(args: &[String]) -> anyhow::Result<Ran> {
+    let uid = NOBODY.to_string();
+    let run = Run::new("setpriv").args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
+    let label = format!("nobody: vireo {}", args.join(" "));
+    Ran::of(run.arg(programs::find("vireo")?).args(args), label)
+}
+
+/// A directory `name` of the scene that belongs to that user, with the scene's base in it.
+fn own_dir(scene: &Scene, name: &str) -> anyhow::Result<PathBuf> {
+    let dir = scene.path(name);
+    fs::create_dir(&dir)?;
+    let own = dir.join("own.img");
+    clone_image(&scene.base(), &own)?;
+    for path in [&dir, &own] {
+        chown(path, Some(NOBODY), Some(NOBODY))?;
+    }
+    for (path, mode) in [(scene.dir(), 0o755), (&scene.path("keys"), 0o755)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    Ok(dir)
+}
+
+/// A scene whose bundle has no names that cannot be told to debugfs.
+fn sayable() -> anyhow::Result<Scene> {
+    let scene = Scene::new()?;
+    for image in [scene.base(), scene.target()] {
+        fixture::edit(&image, 0, NO_LINE_ENDS, &[])?;
+    }
+    scene.capture(&scene.base(), &scene.target(), &scene.path("plain.vireo"))?;
+    Ok(scene)
+}
 
 /// Names with line ends cannot be told to debugfs.
 const NO_LINE_ENDS: &str = r#"find "$1" -depth -name '*
@@ -32,21 +65,10 @@ fn wrap(image: &Path, table: Option<Table>) -> anyhow::Result<()> {
 
 /// Expects that a user without rights makes of `base.img` with the scene's bundle what root makes.
 fn nobody_makes_the_same(scene: &Scene, bundle: &str) -> anyhow::Result<()> {
-    let dir = scene.path("nobody");
-    fs::create_dir(&dir)?;
-    let [own, out] = ["nobody/own.img", "nobody/out.img"].map(|name| scene.path(name));
-    clone_image(&scene.base(), &own)?;
-    for path in [&dir, &own] {
-        chown(path, Some(NOBODY), Some(NOBODY))?;
-    }
-    for (path, mode) in [(scene.dir(), 0o755), (&scene.path("keys"), 0o755)] {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    }
-    let uid = NOBODY.to_string();
-    let run = Run::new("setpriv").args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
-    let run = run.arg(programs::find("vireo")?);
+    let dir = own_dir(scene, "nobody")?;
+    let out = dir.join("out.img");
     let args = scene.apply(bundle, "nobody/own.img", &["-o", &scene.arg("nobody/out.img")]);
-    run.args(args).text().context("nobody cannot patch")?;
+    nobody(&args)?.ok()?;
     let left = fs::read_dir(&dir)?.count();
     ensure!(left == 2, "{left} files instead of the image and the patched one");
 
@@ -115,4 +137,80 @@ fn root_random_trees_become_the_same_without_root() -> anyhow::Result<()> {
         nobody_makes_the_same(&scene, "random.vireo").with_context(|| format!("seed {seed}"))?;
     }
     Ok(())
+}
+
+#[test]
+fn root_nobody_patches_a_read_only_image_and_it_stays_read_only() -> anyhow::Result<()> {
+    let scene = sayable()?;
+    let dir = own_dir(&scene, "nobody")?;
+    let own = dir.join("own.img");
+    for mode in [0o444, 0o640] {
+        fs::set_permissions(&own, fs::Permissions::from_mode(mode))?;
+        let out = scene.arg("nobody/out.img");
+        nobody(&scene.apply("plain.vireo", "nobody/own.img", &["-o", &out]))?.ok()?;
+        scene.is_target(out.as_ref())?;
+        ensure!(fs::metadata(&out)?.mode() & 0o7777 == mode, "other rights than the base's");
+        fs::remove_file(out)?;
+    }
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o400))?;
+    nobody(&scene.apply("plain.vireo", "nobody/own.img", &[]))?.ok()?;
+    scene.is_target(&own)?;
+    let stat = fs::metadata(&own)?;
+    ensure!((stat.mode() & 0o7777, stat.uid()) == (0o400, NOBODY));
+    ensure!(fs::read_dir(&dir)?.count() == 1, "something is left");
+    Ok(())
+}
+
+#[test]
+fn root_nobody_is_told_which_file_or_directory_belongs_to_another() -> anyhow::Result<()> {
+    let scene = sayable()?;
+    own_dir(&scene, "nobody")?;
+    let refused = |to: &str, out: &str, says: &[&str]| -> anyhow::Result<()> {
+        let before = Snapshot::of(scene.dir())?;
+        nobody(&scene.apply("plain.vireo", to, &["-o", &scene.arg(out)]))?.fails(1, says)?;
+        before.unchanged()
+    };
+    let right = "get the right to what is named";
+    // A directory of root's.
+    refused(
+        "nobody/own.img",
+        "out.img",
+        &["cannot make", "out.img.partial", "Permission denied", right],
+    )?;
+    // An image that only root reads.
+    fs::set_permissions(scene.base(), fs::Permissions::from_mode(0o600))?;
+    refused(
+        "base.img",
+        "nobody/out.img",
+        &["cannot open", "base.img", "Permission denied", right],
+    )?;
+    // What another left half made.
+    fs::write(scene.path("nobody/out.img.partial"), "root's")?;
+    refused("nobody/own.img", "nobody/out.img", &["cannot make", "out.img.partial", right])?;
+    fs::remove_file(scene.path("nobody/out.img.partial"))?;
+    fs::create_dir(scene.path("nobody/out.img.files.partial"))?;
+    fs::write(scene.path("nobody/out.img.files.partial/f1"), "root's")?;
+    refused("nobody/own.img", "nobody/out.img", &["cannot make", "out.img.files.partial", right])
+}
+
+#[test]
+fn root_names_that_debugfs_could_take_for_something_else_are_names() -> anyhow::Result<()> {
+    let scene = sayable()?;
+    let edit = r#"cd "$1"; mkdir -- '-d' '"' "quote'd" '#' ' '; echo 1 > './-f'; echo 2 > '"/"a"'; echo 3 > "quote'd/\\"
+      echo 4 > '#/#!rm'; echo 5 > ' / '; ln -s -- '-f' '<2>'; ln -- './-f' '-l'; touch -h -d @5 -- * '#'/* '"'/* ' '/* "quote'd"/*; touch -d @5 ."#;
+    fixture::edit(&scene.target(), 0, edit, &[])?;
+    scene.capture(&scene.base(), &scene.target(), &scene.path("odd.vireo"))?;
+    nobody_makes_the_same(&scene, "odd.vireo")?;
+    // And back again: they go, too.
+    scene.capture(&scene.target(), &scene.base(), &scene.path("back.vireo"))?;
+    let back =
+        scene.apply("back.vireo", "target.img", &["--rootless", "-o", &scene.arg("back.img")]);
+    vireo(back)?.ok()?;
+    vireo(["diff", &scene.arg("back.img"), &scene.arg("base.img")])?.ok()?;
+    // A place that cannot be told to it is refused before anything is written.
+    let place = scene.path("line\nend");
+    fs::create_dir(&place)?;
+    let out = place.join("out.img").display().to_string();
+    let args = scene.apply("odd.vireo", "base.img", &["--rootless", "-o", &out]);
+    scene.refuses(&args, 5, &["has a line end", "as root", "nothing was changed"])
 }

@@ -381,17 +381,8 @@ impl Work<'_> {
     }
 
     fn note(&mut self, unit: &Unit, action: Action, reason: Option<&str>, evidence: Evidence) {
-        let entry = self.units.entry(unit.clone()).or_insert_with(|| UnitPlan {
-            unit: unit.clone(),
-            action,
-            reason: None,
-            because: Vec::new(),
-            validate: None,
-            proof: Vec::new(),
-            ceiling: None,
-            reads: Vec::new(),
-            probes: Vec::new(),
-        });
+        let new = || UnitPlan::new(unit.clone(), action);
+        let entry = self.units.entry(unit.clone()).or_insert_with(new);
         entry.action = entry.action.max(action);
         if entry.reason.is_none() {
             entry.reason = reason.map(str::to_owned);

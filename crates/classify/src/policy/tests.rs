@@ -144,7 +144,7 @@ fn checkers_are_for_paths_and_their_programs_are_wanted() {
         policy.checks_for(&at).map(|check| check.command(&at).join(" ")).collect()
     };
     assert_eq!(commands("/etc/nginx/conf.d/a.conf"), ["/usr/sbin/nginx -t -q"]);
-    assert_eq!(commands("/etc/sudoers.d/a"), ["/usr/sbin/visudo -c -q"]);
+    assert_eq!(commands("/etc/sudoers.d/a"), ["/usr/sbin/visudo -c"]);
     assert_eq!(
         commands("/lib/systemd/system/a.service"),
         ["/usr/bin/systemd-analyze verify --man=no /lib/systemd/system/a.service"]

@@ -3,11 +3,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
-use vireo_image::{Backend, Grow, PatchOptions, patch_with};
+use vireo_image::{Backend, PatchOptions, patch_with};
 use vireo_model::Digest;
 use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
 use vireo_tree::{Root, ScanOptions, scan};
+use vireo_wire::api::Grow;
 
 use super::public_keys;
 use crate::Context;
@@ -37,7 +38,7 @@ pub(crate) struct Args {
     /// Make the image larger if the update does not fit: by what it needs, or to SIZE (20G, 512M)
     ///
     /// The image's file, its last partition, and the ext4 root file system in it.
-    #[arg(long, value_name = "SIZE|auto", value_parser = parse_grow, conflicts_with = "rootless")]
+    #[arg(long, value_name = "SIZE|auto", value_parser = super::grow::parse, conflicts_with = "rootless")]
     grow: Option<Grow>,
     /// Patch the image with debugfs(8) instead of mounting it: needs no rights, and is what is done
     /// anyway where this process may not mount
@@ -45,19 +46,6 @@ pub(crate) struct Args {
     rootless: bool,
     #[command(flatten)]
     partition: RootPartitionArgs,
-}
-
-/// `auto`, or a length: a number of bytes, or one with K, M, G or T for powers of 1024.
-fn parse_grow(text: &str) -> Result<Grow, String> {
-    if text == "auto" {
-        return Ok(Grow::Auto);
-    }
-    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
-    let unit = units.iter().find(|(unit, _)| text.to_ascii_uppercase().ends_with(*unit));
-    let number = unit.map_or(text, |_| &text[..text.len() - 1]);
-    let number: Option<u64> = number.parse().ok();
-    let len = number.and_then(|number| number.checked_mul(1 << unit.map_or(0, |(_, bits)| *bits)));
-    len.map(Grow::To).ok_or_else(|| "neither auto nor a size such as 20G or 512M".to_owned())
 }
 
 #[derive(Debug, Serialize)]
@@ -106,12 +94,12 @@ fn to_image(
     step: &Step,
 ) -> Result<Applied, Failure> {
     let backend = if args.rootless { Backend::Rootless } else { Backend::Auto };
-    let options = PatchOptions {
-        root: args.partition.get(),
-        replace: out == base,
-        backend,
-        grow: args.grow.unwrap_or_default(),
+    let grow = match args.grow.unwrap_or_default() {
+        Grow::No => vireo_image::Grow::No,
+        Grow::Auto => vireo_image::Grow::Auto,
+        Grow::To(len) => vireo_image::Grow::To(len),
     };
+    let options = PatchOptions { root: args.partition.get(), replace: out == base, backend, grow };
     let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;
     let changed = bundle.change_set().changes.len() - patched.already;
     Ok(Applied { to: out.to_owned(), target: patched.tree, already: patched.already, changed })

@@ -15,7 +15,7 @@ use super::{bytes, secret_key};
 use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
-use crate::source::{CacheArgs, CaptureSource, IgnoreArgs, RootPartitionArgs};
+use crate::source::{CacheArgs, CaptureSource, IgnoreArgs, RootPartitionArgs, esp_difference};
 
 /// Capture what turns one image or directory into another, as a signed bundle
 ///
@@ -50,6 +50,10 @@ pub(crate) struct Args {
     /// The read map of `vireo record`, to travel with the bundle
     #[arg(long, value_name = "FILE")]
     read_map: Option<PathBuf>,
+    /// Capture although the images' EFI system partitions differ: no bundle carries what is on vfat,
+    /// images and machines keep what they have there
+    #[arg(long)]
+    without_esp: bool,
     #[command(flatten)]
     ignore: IgnoreArgs,
     #[command(flatten)]
@@ -90,6 +94,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
     let target = CaptureSource::open(&args.target, args.partition)?;
     base.warn(context, &args.base);
     target.warn(context, &args.target);
+    if !args.without_esp {
+        refuse_esp_changes(&args.base, &args.target)?;
+    }
     let captured =
         capture(&base, &target, args, &options, &key).map_err(|error| match error.kind() {
             ErrorKind::NotPermitted => Failure::refused(error.to_string())
@@ -100,6 +107,18 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
         context.warn(&format!("the images' digests cannot be remembered: {error}"));
     }
     Ok(Done::new(args.out.clone(), &captured))
+}
+
+/// A bundle would be without what lies there, and a kernel without its modules or the reverse.
+fn refuse_esp_changes(base: &Path, target: &Path) -> Result<(), Failure> {
+    let found = esp_difference(base, target);
+    let found = found.map_err(|error| {
+        Failure::from(error).hint("repair it, or capture the rest with --without-esp")
+    });
+    let Some(difference) = found? else { return Ok(()) };
+    Err(Failure::refused(format!("cannot capture all of the update: {difference}")).hint(
+        "keep kernels and their entries in /boot on ext4, XFS or btrfs; or capture the rest with --without-esp",
+    ))
 }
 
 fn capture(

@@ -8,7 +8,7 @@ use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, ImagePath};
 use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
-use crate::source::{IgnoreArgs, RootPartitionArgs, TreeSource, UnmountedArgs};
+use crate::source::{IgnoreArgs, RootPartitionArgs, TreeSource, UnmountedArgs, esp_difference};
 
 /// List the paths in which two images or directories differ
 ///
@@ -68,6 +68,11 @@ fn changes(args: &Args, ignore: &Ignore, context: &Context) -> Result<ChangeSet,
     let (base, target) = (open(&args.base)?, open(&args.target)?);
     base.warn(context, &args.base);
     target.warn(context, &args.target);
+    match esp_difference(&args.base, &args.target) {
+        Ok(None) => {}
+        Ok(Some(difference)) => context.warn(&difference),
+        Err(error) => context.warn(&format!("what is on vfat was not compared: {error}")),
+    }
     if let (TreeSource::Unmounted(base), TreeSource::Unmounted(target)) = (&base, &target) {
         return Ok(unmounted::compare(base, target, ignore, args.paranoid)?.changes);
     }

@@ -80,8 +80,11 @@ impl Command {
 /// A directory for a raw copy, where there has to be room for the image itself. Gone when dropped.
 fn beside(file: &Path) -> Result<TempDir, Failure> {
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    TempDir::with_prefix_in(".vireo-raw-", dir)
-        .map_err(|error| Failure::io("make a directory in", dir, error))
+    TempDir::with_prefix_in(".vireo-raw-", dir).map_err(|error| {
+        Failure::io("make a directory for its raw form in", dir, error).hint(
+            "put the qcow2 file into a directory that you may write to, with room for the disk",
+        )
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -133,6 +136,11 @@ fn export(args: &Export, context: &Context) -> Result<Exported, Failure> {
     let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
     let image_bytes = match Format::of_name(&args.out) {
         Format::Qcow2 => {
+            // Before anything is fetched.
+            if args.out.symlink_metadata().is_ok() {
+                let message = format!("{} exists already", args.out.display());
+                return Err(Failure::new(message).hint("choose another name or remove it"));
+            }
             let beside = beside(&args.out)?;
             let raw = beside.path().join("disk.img");
             let len = repo.export(name, version, &raw, &progress)?;

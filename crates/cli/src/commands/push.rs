@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys};
 use vireo_model::ImageName;
-use vireo_wire::api::PushReply;
+use vireo_wire::api::{Grow, PushOptions, PushReply};
 
 use super::bytes;
 use crate::Context;
@@ -23,6 +23,13 @@ pub(crate) struct Args {
     /// Image whose newest version it starts from
     #[arg(value_name = "NAME")]
     name: ImageName,
+    /// Let the repository make the image larger if the update does not fit: by what it needs, or to SIZE
+    /// (20G, 512M)
+    ///
+    /// The image's file, its last partition, and the ext4 root file system in it. Machines that run are
+    /// not made larger.
+    #[arg(long, value_name = "SIZE|auto", value_parser = super::grow::parse)]
+    grow: Option<Grow>,
     #[command(flatten)]
     repo: RepoArgs,
 }
@@ -41,7 +48,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Pushed, Failure> {
     bundle.verify(&signer).and_then(|bundle| bundle.check()).map_err(unusable)?;
     let step = Step::new(context, format!("pushing {} to {}", path.display(), args.name));
     let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
-    Ok(Pushed(args.repo.open()?.push(&args.name, &map, &progress)?))
+    let options = PushOptions { grow: args.grow.unwrap_or_default() };
+    Ok(Pushed(args.repo.open()?.push(&args.name, &map, options, &progress)?))
 }
 
 impl Report for Pushed {

@@ -212,6 +212,9 @@ async fn start_snapshot(State(server): State<Server>, headers: HeaderMap, body: 
         if let Some(fault) = fault(&mut world) {
             return fault;
         }
+        if world.denied.contains("StartSnapshot") {
+            return refusal((403, "AccessDeniedException", "no right to start".into()));
+        }
         let checked = world.ebs.started(&start).and_then(|known| match known {
             Some(known) => Ok(Some(known)),
             None => world.ebs.check_start(&start).map(|()| None),

@@ -7,3 +7,4 @@ mod interrupted;
 mod publish;
 mod refused;
 mod site;
+mod volume;

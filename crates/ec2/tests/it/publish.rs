@@ -1,7 +1,6 @@
 //! Publishing, and all that follows from it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use aws_sdk_ec2::types::{
     InstanceType, RequestLaunchTemplateData, ResourceType, Tag, TagSpecification,
@@ -10,12 +9,7 @@ use vireo_cloud::Cloud as _;
 use vireo_cloud::testing::check_cloud;
 use vireo_ec2::ErrorKind;
 
-use crate::site::{BLOCK, Site, content, listener, tree};
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a thread").block_on(work)
-}
+use crate::site::{BLOCK, Site, block_on, content, listener, tree};
 
 #[test]
 fn ec2_keeps_the_contract_of_clouds() {
@@ -363,20 +357,4 @@ fn a_machine_without_an_agent_gets_another_root_volume() {
         (&launchable.address, "true")
     );
     assert_eq!(site.aws.calls_of("DescribeReplaceRootVolumeTasks").len(), 3, "watched to its end");
-}
-
-#[test]
-fn a_volume_that_was_patched_in_ec2_is_published_without_the_direct_interface() {
-    let site = Site::new();
-    let ec2 = site.ec2();
-    let client = site.client();
-    let volume = client.create_volume().size(3).availability_zone("eu-central-1a").send();
-    let volume = block_on(volume).expect("made").volume_id.expect("an identity");
-    let publish = || ec2.publish_volume(&site.image, 4, tree(4), &volume).expect("published");
-    let launchable = publish();
-    assert_eq!(publish(), launchable, "twice is once");
-    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 1);
-    assert_eq!(site.aws.world().ebs.puts.len(), 0);
-    assert_eq!(ec2.current(&site.image).expect("it answers"), Some(launchable));
-    assert!(Path::new(&site.state()).join("web.lock").exists());
 }

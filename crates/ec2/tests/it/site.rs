@@ -143,6 +143,11 @@ pub(crate) fn sdk() -> SdkConfig {
         .build()
 }
 
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a thread").block_on(work)
+}
+
 pub(crate) fn tree(version: u64) -> Digest {
     Digest::of(version.to_string().as_bytes())
 }

@@ -111,17 +111,64 @@ fn root_an_image_grows_by_what_an_update_needs_however_it_is_laid_out() -> anyho
 
 #[test]
 fn root_a_root_that_others_stand_behind_is_not_grown() -> anyhow::Result<()> {
-    let (place, bytes, keys) = scene("whole")?;
-    fs::rename(place.path("base.img"), place.path("small.img"))?;
-    divide(
-        &place.path("base.img"),
-        20,
-        "label: gpt\\nstart=1MiB, size=12MiB\\nstart=14MiB, size=4MiB\\n",
-    )?;
-    put(&place.path("small.img"), &place.path("base.img"), 1)?;
-    let error = patch(&place, &bytes, &keys, Grow::Auto)?.err().context("grown")?;
-    ensure!(error.kind() == ErrorKind::Unsupported, "{error}: {:?}", error.kind());
-    ensure!(error.to_string().contains("is not the last one"), "{error}");
-    ensure!(!place.path("out.img").exists());
-    place.nothing_attached()
+    // Behind it: a partition, one of a table that knows logical ones, an extended one, and that empty.
+    for (script, says) in [
+        ("label: gpt\\nstart=1MiB, size=12MiB\\nstart=14MiB, size=4MiB\\n", "is not the last one"),
+        (
+            "label: dos\\nstart=1MiB, size=12MiB\\nstart=14MiB, size=4MiB, type=82\\n",
+            "is not the last one",
+        ),
+        (
+            "label: dos\\nstart=1MiB, size=12MiB\\nstart=14MiB, size=5MiB, type=5\\nstart=15MiB, size=2MiB\\n",
+            "is not the last one",
+        ),
+        (
+            "label: dos\\nstart=1MiB, size=12MiB\\nstart=14MiB, size=5MiB, type=5\\n",
+            "has another one behind it",
+        ),
+    ] {
+        let (place, bytes, keys) = scene("whole")?;
+        let base = place.path("base.img");
+        fs::rename(&base, place.path("small.img"))?;
+        divide(&base, 20, script)?;
+        put(&place.path("small.img"), &base, 1)?;
+        let before = digest_of(&base)?;
+        for grow in [Grow::Auto, Grow::To(80 * MIB)] {
+            let error = patch(&place, &bytes, &keys, grow)?.err().context("grown")?;
+            ensure!(error.kind() == ErrorKind::Unsupported, "{error}: {:?}", error.kind());
+            ensure!(error.to_string().contains(says), "{script}: {error}");
+            ensure!(error.to_string().contains("by hand"), "{script}: {error}");
+        }
+        ensure!(!place.path("out.img").exists() && digest_of(&base)? == before);
+        place.nothing_attached()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn root_an_image_of_any_length_grows_wherever_the_copy_of_its_table_is() -> anyhow::Result<()> {
+    // As `qemu-img resize` leaves it: longer, with the copy of the table where the end was. And of a
+    // length that nothing is aligned to.
+    for len in [40 * MIB, 17 * MIB + 700 * 1024, 17 * MIB + 512] {
+        let (place, bytes, keys) = scene("gpt")?;
+        let base = place.path("base.img");
+        fs::File::options().write(true).open(&base)?.set_len(len)?;
+        let before = digest_of(&base)?;
+        for grow in [Grow::Auto, Grow::To(90 * MIB + 1)] {
+            patch(&place, &bytes, &keys, grow)?.with_context(|| format!("{len} bytes"))?;
+            let out = place.path("out.img");
+            same(&mounted(&place.path("next.img"))?, &mounted(&out)?)?;
+            let found = sh("sgdisk -v \"$1\"", &[&place.arg("out.img")])?;
+            ensure!(found.contains("No problems found"), "{found}");
+            fs::remove_file(out)?;
+        }
+        // By so little that it does not help: refused, not cut.
+        if len < 20 * MIB {
+            let error = patch(&place, &bytes, &keys, Grow::To(len + 1))?.err().context("grown")?;
+            ensure!(error.kind() == ErrorKind::NoSpace, "{len}: {error}: {:?}", error.kind());
+        }
+        ensure!(digest_of(&base)? == before && !place.path("out.img").exists());
+        place.nothing_attached()?;
+    }
+    Ok(())
 }

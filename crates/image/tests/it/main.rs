@@ -3,6 +3,7 @@
 
 mod common;
 mod corpus;
+mod esp;
 mod grow;
 mod kernel;
 mod layouts;

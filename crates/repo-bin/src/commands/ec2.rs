@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use vireo_cloud::{Cloud as _, CloudError, Launchable, Machine};
-use vireo_ec2::{Call, Ec2, Settings, Verified};
+use vireo_ec2::{Call, Ec2, Settings, Source, Verified};
 use vireo_model::ImageName;
 
 use super::Data;
@@ -48,6 +48,26 @@ pub(crate) enum Command {
     Publish {
         #[command(flatten)]
         site: Site,
+        /// Print the calls that would change something, and make none of them
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Publish the newest version of an image from a volume, for accounts without the EBS direct interface
+    ///
+    /// Run it on the instance that the volume is attached to: with --device the volume is first made to
+    /// hold the repository's disk image, of which only blocks that differ are written. Keep the volume:
+    /// its next snapshot is as small as the change.
+    PublishVolume {
+        #[command(flatten)]
+        site: Site,
+        /// The image
+        image: ImageName,
+        /// The volume, `vol-...`; nothing else may write to it meanwhile
+        volume: String,
+        /// The block device that the volume is attached as, whole and not mounted; without it the volume
+        /// is taken as it is, and has to hold the newest version already
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
         /// Print the calls that would change something, and make none of them
         #[arg(long)]
         dry_run: bool,
@@ -245,6 +265,9 @@ fn parse(text: &str) -> Result<Settings, toml::de::Error> {
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     match command {
         Command::Publish { site, dry_run } => report::print(&publish(site, *dry_run)?, json),
+        Command::PublishVolume { site, image, volume, device, dry_run } => {
+            report::print(&publish_volume(site, image, volume, device.as_deref(), *dry_run)?, json)
+        }
         Command::Status { site } => {
             let (ec2, _) = site.connect(true)?;
             report::print(&State { images: current(&ec2)?, calls: Vec::new() }, json)
@@ -278,6 +301,29 @@ fn publish(site: &Site, dry_run: bool) -> Result<State, Failure> {
     let repository = site.data.open()?.with_cloud(Arc::clone(&ec2) as _);
     repository.launch_all_current()?;
     Ok(State { images: current(&ec2)?, calls: heard.calls() })
+}
+
+fn publish_volume(
+    site: &Site,
+    image: &ImageName,
+    volume: &str,
+    device: Option<&Path>,
+    dry_run: bool,
+) -> Result<State, Failure> {
+    if !volume.starts_with("vol-") {
+        return Err(Failure::usage(format!("{volume} is no volume's identity (`vol-...`)")));
+    }
+    let (ec2, heard) = site.connect(dry_run)?;
+    let repository = site.data.open()?;
+    let log = repository.log(image)?;
+    let Some(newest) = log.newest() else {
+        return Err(Failure::usage(format!("image {image} has no version")));
+    };
+    let (disk, _) = repository.disk(image, newest.number)?;
+    let source = device.map(|device| Source { device, disk: &disk });
+    let launchable = ec2.publish_volume(image, newest.number, newest.tree, volume, source);
+    let launchable = Some(launchable.map_err(CloudError::from)?);
+    Ok(State { images: vec![Row { image: image.clone(), launchable }], calls: heard.calls() })
 }
 
 fn current(ec2: &Ec2) -> Result<Vec<Row>, Failure> {

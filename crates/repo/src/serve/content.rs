@@ -16,9 +16,9 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio_util::io::ReaderStream;
-use vireo_wire::api::{CreateImage, IMAGE_BYTES_HEADER, OPTIONS_HEADER, VersionEntry};
+use vireo_wire::api::{CreateImage, IMAGE_BYTES_HEADER, VersionEntry};
 use vireo_wire::disk as wire_disk;
-use vireo_wire::limits::{MAX_OPTIONS_LEN, STALL_TIMEOUT};
+use vireo_wire::limits::STALL_TIMEOUT;
 use vireo_wire::pipe::{self, PipeReader, PipeWriter};
 
 use super::auth::Known;
@@ -41,7 +41,7 @@ pub(super) async fn create(
 ) -> Result<Json<VersionEntry>, Failure> {
     known.admin()?;
     let image = reply::image(&name)?;
-    let options = options(&headers)?;
+    let options: CreateImage = reply::options(&headers)?;
     let (sender, receiver) = mpsc::channel(pipe::DEPTH);
     tokio::spawn(receive(body, sender));
     let created = blocking(&app, move |repository| {
@@ -50,17 +50,6 @@ pub(super) async fn create(
     .await;
     app.published.send_modify(|count| *count += 1);
     created.map(Json).inspect_err(|failure| note(&app, &format!("create {name}"), failure))
-}
-
-fn options(headers: &HeaderMap) -> Result<CreateImage, Failure> {
-    let Some(header) = headers.get(OPTIONS_HEADER) else { return Ok(CreateImage::default()) };
-    if header.len() > MAX_OPTIONS_LEN {
-        let message = format!("the header {OPTIONS_HEADER} is longer than {MAX_OPTIONS_LEN} bytes");
-        return Err(Failure::refused(message));
-    }
-    serde_json::from_slice(header.as_bytes()).map_err(|error| {
-        Failure::refused(format!("the header {OPTIONS_HEADER} is not the expected JSON: {error}"))
-    })
 }
 
 /// Hands the body's pieces to a blocking reader, until it stops. A client that stalls is taken for

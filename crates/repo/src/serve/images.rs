@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use vireo_wire::api::{FramesQuery, FramesReply, ImageList, ImageLog, PushReply, VerifyReply};
 use vireo_wire::limits::MAX_FRAMES_ASKED;
 
@@ -14,6 +14,7 @@ use super::auth::Known;
 use super::reply::{self, Failure};
 use super::{App, blocking};
 use crate::event::Event;
+use crate::repository::Repository;
 
 /// Public: it is what tokens pin, and nothing else can be checked before it is known.
 pub(super) async fn ca(State(app): State<Arc<App>>) -> String {
@@ -98,12 +99,15 @@ pub(super) async fn push(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
     known: Known,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<PushReply>, Failure> {
     known.admin()?;
     let image = reply::image(&name)?;
+    let options = reply::options(&headers)?;
     let head = reply::body(body)?;
-    let pushed = blocking(&app, move |repository| repository.push_head(&image, &head)).await;
+    let push = move |repository: &Repository| repository.push_head(&image, &head, options);
+    let pushed = blocking(&app, push).await;
     app.published.send_modify(|count| *count += 1);
     pushed.map(Json).inspect_err(|failure| note(&app, &format!("push to {name}"), failure))
 }

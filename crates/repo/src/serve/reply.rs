@@ -3,12 +3,13 @@
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use vireo_model::{Digest, ImageName};
 use vireo_wire::ErrorKind as Wire;
-use vireo_wire::api::{ErrorReply, InstanceId};
+use vireo_wire::api::{ErrorReply, InstanceId, OPTIONS_HEADER};
+use vireo_wire::limits::MAX_OPTIONS_LEN;
 
 use crate::error::{ErrorKind, RepoError};
 
@@ -89,6 +90,18 @@ pub(super) fn body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Failure
     body.map_err(|rejection| {
         let message = format!("cannot read the request's body: {}", rejection.body_text());
         Failure::new(rejection.status(), Wire::Refused, message)
+    })
+}
+
+/// What a request asks for besides, in its header; all is as by default without it.
+pub(super) fn options<O: DeserializeOwned + Default>(headers: &HeaderMap) -> Result<O, Failure> {
+    let Some(header) = headers.get(OPTIONS_HEADER) else { return Ok(O::default()) };
+    if header.len() > MAX_OPTIONS_LEN {
+        let message = format!("the header {OPTIONS_HEADER} is longer than {MAX_OPTIONS_LEN} bytes");
+        return Err(Failure::refused(message));
+    }
+    serde_json::from_slice(header.as_bytes()).map_err(|error| {
+        Failure::refused(format!("the header {OPTIONS_HEADER} is not the expected JSON: {error}"))
     })
 }
 

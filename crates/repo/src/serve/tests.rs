@@ -296,7 +296,10 @@ async fn a_head_without_its_frames_is_incomplete() {
     let update = site.update();
     let head = head(&update, &site.key);
     let bytes = &update[..usize::try_from(head.head_len).expect("it fits")];
-    let error = site.repository.push_head(&image("web"), bytes).expect_err("no frame came");
+    let error = site
+        .repository
+        .push_head(&image("web"), bytes, Default::default())
+        .expect_err("no frame came");
     assert_eq!(error.kind(), crate::ErrorKind::Incomplete, "{error}");
     site.end().await;
 }

@@ -2,6 +2,7 @@
 
 mod console;
 mod nspawn;
+mod qemu;
 mod uml;
 
 use std::fmt::Debug;
@@ -14,6 +15,7 @@ use crate::lab::Lab;
 use crate::run::Output;
 
 pub use nspawn::Nspawn;
+pub use qemu::{Booted, boot};
 pub use uml::Uml;
 
 /// Longest that a command inside a guest may take, unless the caller says otherwise.

@@ -8,7 +8,7 @@ use vireo_delta::{Bundle, Head, TrustedKeys};
 use vireo_model::{Digest, ImageName};
 
 use super::{Client, Progress, Repeat};
-use crate::api::{FramesQuery, FramesReply, PushReply};
+use crate::api::{FramesQuery, FramesReply, OPTIONS_HEADER, PushOptions, PushReply};
 use crate::error::{ErrorKind, WireError};
 use crate::limits::{BUILD_TIMEOUT, FRAME_TIMEOUT, MAX_FRAMES_ASKED};
 
@@ -36,11 +36,26 @@ impl Client {
         bundle: &[u8],
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<PushReply, WireError> {
+        self.push_bundle_with(image, bundle, PushOptions::default(), progress).await
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::push_bundle`].
+    pub async fn push_bundle_with(
+        &self,
+        image: &ImageName,
+        bundle: &[u8],
+        options: PushOptions,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<PushReply, WireError> {
         let (head, frames) = self.take_apart(bundle)?;
         let mut round = 1;
         loop {
             self.send_frames(&head, &frames, progress).await?;
-            match self.send_head(image, &bundle[..head_len(&head)]).await {
+            match self.send_head(image, &bundle[..head_len(&head)], options).await {
                 Err(error) if error.kind() == ErrorKind::Incomplete && round < ROUNDS_MAX => {
                     round += 1
                 }
@@ -142,12 +157,20 @@ impl Client {
         Ok(bytes.len() as u64)
     }
 
-    async fn send_head(&self, image: &ImageName, head: &[u8]) -> Result<PushReply, WireError> {
+    async fn send_head(
+        &self,
+        image: &ImageName,
+        head: &[u8],
+        options: PushOptions,
+    ) -> Result<PushReply, WireError> {
         let step = "push the bundle";
+        let options = serde_json::to_vec(&options)
+            .map_err(|error| self.protocol(step, "its options are no JSON").caused_by(error))?;
         let path = ["images", image.as_str(), "versions"];
         let request = || {
             self.request(&self.calls, Method::POST, &path)
                 .timeout(BUILD_TIMEOUT)
+                .header(OPTIONS_HEADER, options.as_slice())
                 .body(head.to_vec())
         };
         let response = self.send(step, Repeat::Yes, request).await?;

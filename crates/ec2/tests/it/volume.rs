@@ -1,0 +1,243 @@
+//! The other way to a snapshot: a volume that this host, an instance, writes to.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use vireo_cloud::{Cloud as _, blocks};
+use vireo_ec2::{ErrorKind, Source};
+use vireo_sys::loopdev::{LoopDevice, Window};
+use vireo_testkit::programs;
+
+use crate::site::{BLOCK, DISK_LEN, Site, block_on, content, listener, tree};
+
+impl Site {
+    /// A volume at EC2.
+    fn volume(&self) -> String {
+        let volume = self.client().create_volume().size(3).availability_zone("eu-central-1a");
+        block_on(volume.send()).expect("made").volume_id.expect("an identity")
+    }
+
+    /// The device that a volume of `len` bytes is attached as here.
+    fn attach(&self, len: u64) -> Attached {
+        let path = self.disk("volume");
+        let options = &mut File::options();
+        let file = options.create(true).truncate(false).read(true).write(true).open(&path);
+        let file = file.expect("writable");
+        file.set_len(len).expect("a hole");
+        let window = Window { offset: 0, len: 0, read_only: false };
+        let device = LoopDevice::attach(&file, window).expect("a loop device (root)");
+        Attached { device, file }
+    }
+}
+
+/// A device, and what is behind it.
+struct Attached {
+    device: LoopDevice,
+    file: File,
+}
+
+impl Attached {
+    /// Expects it to have the bytes of `disk`, and zeros behind them.
+    fn assert_holds(&self, disk: &Path) {
+        let disk = File::open(disk).expect("there");
+        let found = blocks::changed(&disk, &self.file).expect("compared");
+        assert_eq!(found.indices, [0_u32; 0], "blocks of the device that differ");
+    }
+}
+
+#[test]
+fn a_volume_that_was_patched_in_ec2_is_published_without_the_direct_interface() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let volume = site.volume();
+    let publish = || ec2.publish_volume(&site.image, 4, tree(4), &volume, None).expect("published");
+    let launchable = publish();
+    assert_eq!(publish(), launchable, "twice is once");
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 1);
+    assert_eq!(site.aws.world().ebs.puts.len(), 0);
+    assert_eq!(ec2.current(&site.image).expect("it answers"), Some(launchable));
+    assert!(site.state().join("web.lock").exists());
+}
+
+#[test]
+fn without_the_direct_interface_the_other_way_is_named() {
+    let site = Site::new();
+    let base = site.make_disk("base.img", 0..2);
+    site.aws.world().denied.insert("StartSnapshot".to_owned());
+    let error = site.publish(&site.ec2(), 1, &base, &[]).expect_err("it may not");
+    assert_eq!(error.kind(), vireo_cloud::ErrorKind::Denied);
+    for word in ["StartSnapshot", "docs/ec2.md", "vireo-repo ec2 publish-volume"] {
+        assert!(error.to_string().contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
+fn root_a_volume_gets_the_blocks_that_differ_and_is_published() {
+    let site = Site::new();
+    let (observer, heard) = listener();
+    let ec2 = site.ec2().with_observer(observer);
+    let volume = site.volume();
+    // Larger than the disk, as volumes are.
+    let attached = site.attach(2 * DISK_LEN / 4096 * 4096);
+    let publish = |version, disk: &Path| {
+        let source = Some(Source { device: attached.device.path(), disk });
+        ec2.publish_volume(&site.image, version, tree(version), &volume, source)
+    };
+    let written = || {
+        let heard = std::mem::take(&mut *heard.lock().expect("not poisoned"));
+        let write = heard.into_iter().find(|call| call.operation == "WriteDevice");
+        write.map(|call| call.what)
+    };
+    let base = site.make_disk("base.img", 0..5);
+    let first = publish(1, &base).expect("published");
+    assert!(written().expect("written").starts_with("5 blocks, 2621440 bytes, to /dev/loop"));
+    attached.assert_holds(&base);
+
+    let zeros = vec![0; BLOCK as usize];
+    let target = site.patch(&base, "target.img", &[(2, zeros), (90, content(90))]);
+    let second = publish(2, &target).expect("published");
+    assert!(written().expect("written").starts_with("2 blocks,"), "zeros are written too");
+    attached.assert_holds(&target);
+    assert_eq!(publish(2, &target).expect("published"), second, "twice is once");
+    assert_eq!(written(), None, "what is published is not written again");
+    assert_ne!(first.address, second.address);
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 2);
+    assert_eq!(ec2.current(&site.image).expect("it answers"), Some(second));
+}
+
+#[test]
+fn root_a_crash_between_device_and_snapshot_is_gone_on_with() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let volume = site.volume();
+    let attached = site.attach(DISK_LEN);
+    let base = site.make_disk("base.img", 0..5);
+    let publish = || {
+        let source = Some(Source { device: attached.device.path(), disk: &base });
+        ec2.publish_volume(&site.image, 1, tree(1), &volume, source)
+    };
+    for step in ["CreateSnapshot", "RegisterImage"] {
+        site.aws.world().denied.insert(step.to_owned());
+        let error = publish().expect_err("it is not allowed");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{step}: {error}");
+        assert_eq!(ec2.current(&site.image).expect("it answers"), None, "{step}");
+        attached.assert_holds(&base);
+        site.aws.world().denied.clear();
+    }
+    publish().expect("published");
+    // The refused one, and one that was made.
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 2);
+}
+
+#[test]
+fn root_a_device_that_cannot_be_the_volume_is_refused_and_not_written() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let base = site.make_disk("base.img", 0..5);
+    let attached = site.attach(DISK_LEN - 4096);
+    let refused = |device: &Path, kind: ErrorKind, words: &[&str]| {
+        let source = Some(Source { device, disk: &base });
+        let error = ec2.publish_volume(&site.image, 1, tree(1), "vol-1", source);
+        let error = error.expect_err("refused");
+        assert_eq!(error.kind(), kind, "{error}");
+        for word in words {
+            assert!(error.to_string().contains(word), "{word}: {error}");
+        }
+    };
+    refused(attached.device.path(), ErrorKind::Refused, &["base.img", "make the volume larger"]);
+    refused(&base, ErrorKind::Refused, &["base.img is no block device", "vol-1"]);
+    refused(Path::new("/dev/no-such"), ErrorKind::Io, &["/dev/no-such"]);
+    // Somebody has it for himself, as a mount has.
+    let exclusive = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL;
+    let path = attached.device.path();
+    let held = rustix::fs::open(path, exclusive, rustix::fs::Mode::empty()).expect("free so far");
+    refused(path, ErrorKind::Unavailable, &["is in use", "unmount it"]);
+    drop(held);
+    assert_eq!(blocks::with_data(&attached.file).expect("read").indices, [0_u32; 0]);
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 0);
+}
+
+/// A repository with version 3 of `web`, as `docs/format/repository.md` has it, and settings.
+fn repository(site: &Site, disk: &Path) -> (PathBuf, PathBuf) {
+    let (data, settings) = (site.disk("repo"), site.disk("ec2.toml"));
+    let init = run(Command::new(program()).arg("init").arg(&data));
+    assert!(init.status.success(), "{init:?}");
+    let versions = data.join("images/web/versions");
+    fs::create_dir_all(&versions).expect("made");
+    for number in 1..=3 {
+        let tree = tree(number);
+        let record = serde_json::json!({
+            "number": number, "tree": tree, "base": null, "bundle": null, "signer": null,
+            "created": "2026-11-23T00:00:00Z", "wire_bytes": 0, "image_bytes": DISK_LEN, "ignore": [],
+        });
+        fs::write(versions.join(format!("{number}.json")), format!("{record}\n")).expect("written");
+    }
+    fs::copy(disk, data.join(format!("disks/{}.img", tree(3)))).expect("copied");
+    let text = format!(
+        "region = \"eu-central-1\"\nendpoint = \"{}\"\nwait-minutes = 1\n[images.web]\nlike = \"ami-like\"\n",
+        site.aws.endpoint()
+    );
+    fs::write(&settings, text).expect("written");
+    (data, settings)
+}
+
+/// The command, which has to be built with its feature: by `cargo xtask test`, or as that does it.
+fn program() -> PathBuf {
+    programs::find("vireo-repo").expect("built with the feature ec2")
+}
+
+fn run(command: &mut Command) -> Output {
+    command.env_clear().env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+    command.output().expect("it runs")
+}
+
+#[test]
+fn root_the_command_plans_then_writes_and_publishes_the_newest_version() {
+    let site = Site::new();
+    let base = site.make_disk("base.img", 0..5);
+    let (data, settings) = repository(&site, &base);
+    let attached = site.attach(DISK_LEN);
+    let volume = site.volume();
+    let publish = |words: &[&str]| {
+        let mut command = Command::new(program());
+        command.args(["ec2", "publish-volume", "--data"]).arg(&data);
+        command.arg("--settings").arg(&settings).args(words);
+        let output = run(&mut command);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let device = attached.device.path().to_str().expect("text").to_owned();
+    let full = ["web", &volume, "--device", &device];
+
+    let (code, planned, error) = publish(&[&full[..], &["--dry-run"]].concat());
+    assert_eq!(code, Some(0), "{error}");
+    let calls =
+        ["WriteDevice: 5 blocks", "CreateSnapshot: web@3 of vol-", "RegisterImage", "CreateTags"];
+    for call in calls {
+        assert!(planned.contains(&format!("would call {call}")), "{call}: {planned}");
+    }
+    assert_eq!(blocks::with_data(&attached.file).expect("read").indices, [0_u32; 0]);
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 0, "a dry run changes nothing");
+
+    let (code, done, error) = publish(&full);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(done.contains("web@3  ami-") && !done.contains("would call"), "{done}");
+    attached.assert_holds(&base);
+    let current = site.ec2().current(&site.image).expect("it answers").expect("published");
+    assert_eq!((current.version, current.tree), (3, tree(3)));
+    let (code, again, _) = publish(&full);
+    assert_eq!((code, again.lines().count()), (Some(0), 1), "nothing to call: {again}");
+
+    let (code, _, error) = publish(&["web", "snap-1"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("snap-1 is no volume's identity"), "{error}");
+    let (code, _, error) = publish(&["mail", &volume]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("no image mail"), "{error}");
+    // Without the device: the volume is taken as it is; one that is not there is named.
+    fs::remove_file(data.join("images/web/versions/3.json")).expect("removed");
+    let (code, _, error) = publish(&["web", "vol-0123456789abcdef0"]);
+    assert_eq!(code, Some(5), "{error}");
+    assert!(error.contains("CreateSnapshot") && error.contains("vol-0123456789abcdef0"), "{error}");
+}

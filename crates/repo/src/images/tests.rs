@@ -1,0 +1,144 @@
+//! Every write can be the last; nothing is lost by it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use vireo_delta::SecretKey;
+use vireo_model::ImageName;
+use vireo_store::testing::StopAfter;
+use vireo_store::{Durable, Writes};
+use vireo_wire::api::CreateImage;
+
+use crate::repository::Repository;
+use crate::testing::{FakeImages, bundle, tree};
+
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
+const BASE: Files<'static> = &[("/a", b"1"), ("/b", b"2")];
+const TARGET: Files<'static> = &[("/a", b"one"), ("/c", b"3")];
+
+fn web() -> ImageName {
+    "web".parse().expect("a name")
+}
+
+fn open(root: &Path, writes: Arc<dyn Writes>) -> Repository {
+    let builder = Box::new(FakeImages::writing_by(Arc::clone(&writes)));
+    let clock = Arc::new(|| Timestamp::UNIX_EPOCH);
+    Repository::open_with(root, builder, clock, writes).expect("it is a repository")
+}
+
+fn made(dir: &Path) -> (PathBuf, PathBuf) {
+    let root = dir.join("repo");
+    Repository::init(&root, &[], Timestamp::UNIX_EPOCH).expect("made");
+    let disk = dir.join("base.img");
+    fs::write(&disk, FakeImages::disk(&tree(BASE))).expect("writable");
+    (root, disk)
+}
+
+/// After a crash and a restart: the newest version is whole, whatever it is.
+fn check_whole(root: &Path, what: &str) -> Repository {
+    let repository = open(root, Arc::new(Durable));
+    assert!(!repository.sweep().expect("sweepable").busy, "{what}");
+    assert_eq!(repository.fsck().expect("readable").findings, [], "{what}");
+    for image in repository.images().expect("readable") {
+        let newest = image.newest.number;
+        let verified = repository.verify(&image.name, newest).expect("readable");
+        assert!(verified.matches(), "{what}: version {newest}");
+    }
+    let leftovers = repository.sweep().expect("sweepable").removed;
+    assert_eq!(leftovers, Vec::<PathBuf>::new(), "{what}: one sweep is enough");
+    repository
+}
+
+#[test]
+fn a_push_stopped_at_any_write_leaves_the_base_or_the_target() {
+    let key = SecretKey::generate().expect("there is a random source");
+    let update = bundle(BASE, TARGET, &key);
+    let [base, target] = [tree(BASE).digest(), tree(TARGET).digest()];
+    for allowed in 0.. {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (root, disk) = made(dir.path());
+        let options = CreateImage { trusted: vec![key.public()], ..CreateImage::default() };
+        open(&root, Arc::new(Durable)).create_image(&web(), &disk, &options).expect("created");
+
+        let outcome = open(&root, Arc::new(StopAfter::new(allowed))).push_bundle(&web(), &update);
+
+        let what = format!("after {allowed} writes");
+        let repository = check_whole(&root, &what);
+        let newest = repository.newest(&web()).expect("there").tree;
+        match &outcome {
+            Ok(_) => assert_eq!(newest, target, "{what}"),
+            Err(_) => assert!(newest == base || newest == target, "{what}"),
+        }
+        let again = repository.push_bundle(&web(), &update).expect("it can be repeated");
+        assert_eq!(again.already, newest == target, "{what}");
+        check_whole(&root, &what);
+        if outcome.is_ok() {
+            assert!(allowed > 8, "only {allowed} writes were visited");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_creation_stopped_at_any_write_leaves_the_image_or_none() {
+    for allowed in 0.. {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (root, disk) = made(dir.path());
+        let options = CreateImage::default();
+        let stopped = open(&root, Arc::new(StopAfter::new(allowed)));
+        let outcome = stopped.create_image(&web(), &disk, &options);
+        let repository = check_whole(&root, &format!("after {allowed} writes"));
+        let there = repository.images().expect("readable").len();
+        assert_eq!(there, usize::from(outcome.is_ok()), "after {allowed} writes");
+        if outcome.is_ok() {
+            return;
+        }
+        repository.create_image(&web(), &disk, &options).expect("it can be repeated");
+    }
+}
+
+#[test]
+fn a_tree_may_come_back() {
+    let key = SecretKey::generate().expect("there is a random source");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let repository = open(&root, Arc::new(Durable));
+    repository.create_image(&web(), &disk, &CreateImage::default()).expect("created");
+    repository.trust(key.public(), None).expect("trusted");
+    let (there, back) = (bundle(BASE, TARGET, &key), bundle(TARGET, BASE, &key));
+    for (number, update) in (2..).zip([&there, &back, &there]) {
+        let reply = repository.push_bundle(&web(), update).expect("pushed");
+        assert_eq!((reply.version.number, reply.already), (number, false));
+    }
+    assert_eq!(repository.fsck().expect("readable").findings, []);
+}
+
+#[test]
+fn damage_is_found_and_named() {
+    let key = SecretKey::generate().expect("there is a random source");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let repository = open(&root, Arc::new(Durable));
+    let options = CreateImage { trusted: vec![key.public()], ..CreateImage::default() };
+    repository.create_image(&web(), &disk, &options).expect("created");
+    let reply = repository.push_bundle(&web(), &bundle(BASE, TARGET, &key)).expect("pushed");
+    let stored = reply.version.bundle.expect("it has one");
+    let victims = [
+        repository.store.bundle_path(stored),
+        root.join("trees").join(reply.version.tree.to_string()),
+        root.join("images/web/versions/2.json"),
+        repository.store.disk_path(reply.version.tree),
+    ];
+    for victim in victims {
+        let whole = fs::read(&victim).expect("readable");
+        fs::write(&victim, &whole[..whole.len() - 3]).expect("writable");
+        let report = open(&root, Arc::new(Durable)).fsck().expect("readable");
+        let named = report.findings.iter().any(|finding| finding.path == victim);
+        assert!(named, "{victim:?}: {report:?}");
+        fs::write(&victim, whole).expect("writable");
+    }
+    assert_eq!(repository.fsck().expect("readable").findings, []);
+}
