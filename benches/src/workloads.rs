@@ -14,7 +14,7 @@ use crate::capture::over_pipe;
 use crate::contest::{Contestant, Sample, hold};
 use crate::measured::argv;
 use crate::report::Section;
-use crate::site;
+use crate::{micro, site};
 
 const SERVER: &str = include_str!("../recipes/server.sh");
 const IMAGE: &str = include_str!("../recipes/server-image.sh");
@@ -101,6 +101,7 @@ fn one(bench: &Bench, workload: Workload) -> anyhow::Result<Vec<Section>> {
         "211 MB"
     );
     let (applied, none) = hold(bench, appliers(bench))?;
+    let decoded = micro::decoding(bench, "The same, decoded", "w.vireo")?;
     Ok(vec![
         Section { name: workload.title(), about, rows: made, left_out },
         Section {
@@ -111,6 +112,7 @@ fn one(bench: &Bench, workload: Workload) -> anyhow::Result<Vec<Section>> {
             rows: applied,
             left_out: none,
         },
+        decoded,
     ])
 }
 

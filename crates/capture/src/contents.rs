@@ -1,10 +1,10 @@
 //! Encoding what the target has and the base has not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 use vireo_delta::merge::{is_mergeable, may_be_mergeable};
-use vireo_delta::{BundleWriter, Pair, Side};
+use vireo_delta::{BundleWriter, Effort, Pair, Side};
 use vireo_model::{Change, ChangeKind, ChangeSet, Digest, ImagePath, Node};
 
 use crate::CaptureError;
@@ -49,14 +49,10 @@ pub(crate) fn encode(
     base: &Snapshot<'_>,
     target: &Snapshot<'_>,
     changes: &ChangeSet,
+    effort: Effort,
     writer: &mut BundleWriter<File>,
 ) -> Result<u64, CaptureError> {
-    let mut in_base: HashMap<Digest, &ImagePath> = HashMap::new();
-    for (path, node) in base.tree.iter() {
-        if let Some((_, digest)) = node.content() {
-            in_base.entry(digest).or_insert(path);
-        }
-    }
+    let in_base = in_base(base, changes);
     let ancestors = Ancestors::new(&base.tree, &changes.changes);
     let mut seen = HashMap::new();
     let (mut pairs, mut large) = (Vec::new(), Vec::new());
@@ -77,7 +73,10 @@ pub(crate) fn encode(
         let pair = Pair { digest, len, sparse, ancestor: ancestors.of(&change.path) };
         if pair.fits() { pairs.push(pair) } else { large.push((pair, &change.path)) }
     }
-    if !large.is_empty() || pairs.iter().any(|pair| pair.ancestor.is_none()) {
+    // Reading all of the base that changes, for files that nothing by their name is like, takes longer
+    // than it is worth to who is in a hurry.
+    let is_thorough = effort != Effort::Fast;
+    if !large.is_empty() || (is_thorough && pairs.iter().any(|pair| pair.ancestor.is_none())) {
         index(base, changes, writer)?;
     }
     let read = |pair: &Pair, side: Side| match (side, &pair.ancestor) {
@@ -95,6 +94,19 @@ pub(crate) fn encode(
             .map_err(|error| CaptureError::delta("read", &place(), error))?;
     }
     Ok(content_len)
+}
+
+/// Where the base has contents that the target needs: of each the first path.
+fn in_base<'a>(base: &'a Snapshot<'_>, changes: &ChangeSet) -> HashMap<Digest, &'a ImagePath> {
+    let new = changes.changes.iter().filter_map(new_content);
+    let wanted: HashSet<Digest> = new.map(|(_, digest)| digest).collect();
+    let mut found = HashMap::new();
+    for (path, node) in base.tree.iter() {
+        if let Some((_, digest)) = node.content().filter(|(_, digest)| wanted.contains(digest)) {
+            found.entry(digest).or_insert(path);
+        }
+    }
+    found
 }
 
 /// The content of the target that the base has not at that path.

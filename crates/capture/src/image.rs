@@ -210,8 +210,10 @@ fn scan(image: &Image, ignore: &Ignore, known: &[Known]) -> Result<Scan, Capture
 }
 
 fn snapshot(image: &Image, scan: Scan) -> Snapshot<'_> {
-    // No path is in two of them.
-    let files: BTreeMap<ImagePath, FileState> = scan.files.into_iter().flatten().collect();
+    // No path is in two of them, and mostly there is one.
+    let mut parts = scan.files.into_iter();
+    let mut files = parts.next().unwrap_or_default();
+    files.extend(parts.flatten());
     let sparse = files.iter().filter(|(_, file)| file.sparse);
     Snapshot {
         sparse: sparse.map(|(path, _)| path.clone()).collect(),
@@ -236,6 +238,15 @@ impl Files for ImageFiles<'_> {
 
     fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>> {
         Ok(Box::new(ContentReader { content: self.content(path)?, at: 0 }))
+    }
+
+    fn read(&self, path: &ImagePath, len: u64) -> io::Result<Vec<u8>> {
+        let content = self.content(path)?;
+        // In one piece, but for a file that grew.
+        let len = content.byte_len().min(len.saturating_add(1));
+        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        content.read_at(0, &mut bytes).map_err(io::Error::other)?;
+        Ok(bytes)
     }
 
     fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

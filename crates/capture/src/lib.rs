@@ -229,7 +229,7 @@ fn write(
         writer.set_dir_time(path, time);
     }
     contents::encode_mergeable(base, target, &changes, &mut writer)?;
-    let content_len = contents::encode(base, target, &changes, &mut writer)?;
+    let content_len = contents::encode(base, target, &changes, options.effort, &mut writer)?;
 
     let (file, finished) = finish(writer, &changes, base_paths, options, key, out)?;
     base.files.check_settled()?;

@@ -123,37 +123,65 @@ fn cut(bytes: &[u8], sizes: Chunker, masks: (u64, u64), gear: &Gear) -> usize {
 fn find(bytes: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option<usize> {
     let mut at = 0;
     while let Some(block) = bytes.get(at..at + BLOCK_LEN) {
-        let Some(behind) = without(block, *hash, mask, gear) else { break };
-        *hash = behind;
+        if let Some(within) = find_in_block(block, hash, mask, gear) {
+            return Some(at + within);
+        }
         at += BLOCK_LEN;
     }
-    for (index, byte) in bytes.iter().enumerate().skip(at) {
-        *hash = (*hash << 1).wrapping_add(gear[usize::from(*byte)]);
-        if *hash & mask == 0 {
-            return Some(index);
+    find_in_lane(&bytes[at..], hash, mask, gear).map(|within| at + within)
+}
+
+fn next(hash: u64, byte: u8, gear: &Gear) -> u64 {
+    (hash << 1).wrapping_add(gear[usize::from(byte)])
+}
+
+/// As [`find`], byte by byte.
+fn find_in_lane(bytes: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option<usize> {
+    bytes.iter().position(|byte| {
+        *hash = next(*hash, *byte, gear);
+        *hash & mask == 0
+    })
+}
+
+/// As [`find`], in all four places of a block at once.
+fn find_in_block(block: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option<usize> {
+    let ([a, b, c, d], _) = block.as_chunks::<LANE_LEN>() else { return None };
+    let behind = |lane: &[u8; LANE_LEN]| {
+        lane[LANE_LEN - HASHED_LEN..].iter().fold(0, |hash, byte| next(hash, *byte, gear))
+    };
+    let (mut w, mut x, mut y, mut z) = (*hash, behind(a), behind(b), behind(c));
+    for at in 0..LANE_LEN {
+        (w, x) = (next(w, a[at], gear), next(x, b[at], gear));
+        (y, z) = (next(y, c[at], gear), next(z, d[at], gear));
+        if w & mask == 0 || x & mask == 0 || y & mask == 0 || z & mask == 0 {
+            return first_of([a, b, c, d], at, [w, x, y, z], mask, gear);
         }
     }
+    *hash = z;
     None
 }
 
-/// The hash behind a block; `None` if there is a cut in it, somewhere.
-fn without(block: &[u8], hash: u64, mask: u64, gear: &Gear) -> Option<u64> {
-    let next = |hash: u64, byte: u8| (hash << 1).wrapping_add(gear[usize::from(byte)]);
-    let (a, rest) = block.split_first_chunk::<LANE_LEN>()?;
-    let (b, rest) = rest.split_first_chunk::<LANE_LEN>()?;
-    let (c, rest) = rest.split_first_chunk::<LANE_LEN>()?;
-    let d = rest.first_chunk::<LANE_LEN>()?;
-    let behind = |lane: &[u8; LANE_LEN]| {
-        lane[LANE_LEN - HASHED_LEN..].iter().fold(0, |hash, byte| next(hash, *byte))
-    };
-    let (mut w, mut x, mut y, mut z) = (hash, behind(a), behind(b), behind(c));
-    for at in 0..LANE_LEN {
-        (w, x, y, z) = (next(w, a[at]), next(x, b[at]), next(y, c[at]), next(z, d[at]));
-        if w & mask == 0 || x & mask == 0 || y & mask == 0 || z & mask == 0 {
-            return None;
+/// The first place in a block, one of whose lanes has one at `at`, where the hashes are `hashes`: what is
+/// left of the lanes before it comes first. Apart from the loop that calls it, which needs every register.
+#[cold]
+#[inline(never)]
+fn first_of(
+    lanes: [&[u8; LANE_LEN]; 4],
+    at: usize,
+    hashes: [u64; 4],
+    mask: u64,
+    gear: &Gear,
+) -> Option<usize> {
+    for (number, (lane, mut hash)) in lanes.into_iter().zip(hashes).enumerate() {
+        let start = number * LANE_LEN + at;
+        if hash & mask == 0 {
+            return Some(start);
+        }
+        if let Some(more) = find_in_lane(&lane[at + 1..], &mut hash, mask, gear) {
+            return Some(start + 1 + more);
         }
     }
-    Some(z)
+    None
 }
 
 /// The chunks of bytes that are in memory.

@@ -443,8 +443,8 @@ impl file::Streams for Parties<'_> {
         self.refs.number()
     }
 
-    fn diff(&mut self) -> Option<u8> {
-        self.diff.byte()
+    fn diff(&mut self, bytes: &mut [u8]) -> Option<()> {
+        self.diff.add_to(bytes)
     }
 
     fn extra(&mut self, len: u64, sink: &mut dyn FnMut(&[u8]) -> Option<()>) -> Option<()> {

@@ -69,8 +69,8 @@ impl Effort {
     /// How places of the base are looked for.
     pub(crate) fn search(self, class: Class) -> Search {
         match (self, class) {
-            (Self::Fast, Class::Program) => Search { depth: 2, step: 16, stride: 2, good_run: 12 },
-            (Self::Fast, _) => Search { depth: 2, step: 4, stride: 1, good_run: 16 },
+            (Self::Fast, Class::Program) => Search { depth: 0, step: 8, stride: 2, good_run: 12 },
+            (Self::Fast, _) => Search { depth: 0, step: 4, stride: 1, good_run: 16 },
             (Self::Default, _) => Search { depth: 32, step: 1, stride: 1, good_run: 24 },
             (Self::Max, _) => Search { depth: 256, step: 1, stride: 1, good_run: 24 },
         }
@@ -293,27 +293,22 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         pairs: &[Pair],
         read: impl Fn(&Pair, Side) -> io::Result<Vec<u8>> + Sync,
     ) -> Result<(), DeltaError> {
-        let effort = self.effort;
-        let one = |pair: &Pair| {
-            let read_step = io_step("read a file that changed");
-            let target = read(pair, Side::Target).map_err(&read_step)?;
-            let base = match &pair.ancestor {
-                Some(_) => Some(read(pair, Side::Base).map_err(&read_step)?),
-                None => None,
-            };
-            pair::encode(pair, base, target, effort)
-        };
+        let (effort, failed) = (self.effort, io_step("read a file that changed"));
         for batch in batches(pairs) {
             let indexed = &self.indexed;
+            let one = |pair: &Pair| {
+                let target = read(pair, Side::Target).map_err(&failed)?;
+                let pair = with_ancestor(pair, indexed, &target);
+                let base = match &pair.ancestor {
+                    Some(_) => Some(read(&pair, Side::Base).map_err(&failed)?),
+                    None => None,
+                };
+                let encoded = pair::encode(&pair, base, target, effort)?;
+                Ok((pair, encoded))
+            };
             let todo: Vec<&Pair> = batch.iter().filter(|pair| !self.has(pair.digest)).collect();
-            let encoded: Vec<Result<(Pair, Encoded), DeltaError>> = todo
-                .into_par_iter()
-                .map(|pair| {
-                    let pair = with_ancestor(pair, indexed, &read)?;
-                    let encoded = one(&pair)?;
-                    Ok((pair, encoded))
-                })
-                .collect();
+            let encoded: Vec<Result<(Pair, Encoded), DeltaError>> =
+                todo.into_par_iter().map(one).collect();
             for encoded in encoded {
                 let (pair, encoded) = encoded?;
                 self.add(&pair, encoded)?;
@@ -540,21 +535,16 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
     }
 }
 
-/// The pair, with the file of the base that is most like the target's if no other is known.
-fn with_ancestor(
-    pair: &Pair,
-    indexed: &Indexed,
-    read: &impl Fn(&Pair, Side) -> io::Result<Vec<u8>>,
-) -> Result<Pair, DeltaError> {
+/// The pair, with the file of the base that is most like `target` if no other is known.
+fn with_ancestor(pair: &Pair, indexed: &Indexed, target: &[u8]) -> Pair {
     let mut pair = pair.clone();
     if pair.ancestor.is_none() && !indexed.is_empty() {
-        let content = read(&pair, Side::Target).map_err(io_step("read a file that changed"))?;
-        pair.ancestor = indexed.most_alike(&content);
+        pair.ancestor = indexed.most_alike(target);
         if !pair.fits() {
             pair.ancestor = None;
         }
     }
-    Ok(pair)
+    pair
 }
 
 /// Leaves out the base's files that no content is made of.

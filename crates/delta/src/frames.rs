@@ -287,6 +287,20 @@ impl Cursor<'_> {
         varint::read(|| self.byte())
     }
 
+    /// Adds the next bytes to `bytes`, modulo 256; `None` if there are fewer.
+    pub(crate) fn add_to(&mut self, bytes: &mut [u8]) -> Option<()> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            let rest = self.rest()?;
+            let step = rest.len().min(left.len());
+            let (now, later) = left.split_at_mut(step);
+            now.iter_mut().zip(rest).for_each(|(byte, more)| *byte = byte.wrapping_add(*more));
+            self.at += step as u64;
+            left = later;
+        }
+        Some(())
+    }
+
     /// Hands the next `len` bytes to `sink`; `None` if there are fewer, or `sink` failed.
     pub(crate) fn bytes(
         &mut self,

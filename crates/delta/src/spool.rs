@@ -21,6 +21,9 @@ const TRIED_LEN: usize = 32 << 10;
 /// The level that frames are tried at: some hundred times as fast as the one of everyday use.
 const TRIED_LEVEL: i32 = 1;
 
+/// Levels from here on take so long that trying first costs nothing beside them.
+const SLOW_LEVEL: i32 = 10;
+
 /// What trying makes less shorter than one byte in so many is noise (pictures, archives, keys), of which
 /// no level makes less: all they could do is to try for long.
 const NOISE: usize = 64;
@@ -28,7 +31,7 @@ const NOISE: usize = 64;
 /// A frame of `stream`.
 fn compressed(stream: StreamId, plain: &[u8], level: i32) -> io::Result<Vec<u8>> {
     let dictionary = Dictionary::of(stream);
-    if level > TRIED_LEVEL && plain.len() >= TRIED_LEN {
+    if level >= SLOW_LEVEL && plain.len() >= TRIED_LEN {
         let tried = dictionary.compress(plain, TRIED_LEVEL)?;
         if tried.len() >= plain.len() - plain.len() / NOISE {
             return Ok(tried);

@@ -215,11 +215,9 @@ fn write_block(
             Token::Byte(byte) => literals.put(usize::from(byte), bits),
             Token::Reference(len, distance) => {
                 let (symbol, extra, width) = trees::length_code(len);
-                literals.put(symbol, bits);
-                bits.put(extra, width);
+                literals.put_with(symbol, extra, width, bits);
                 let (symbol, extra, width) = trees::distance_code(distance);
-                distances.put(symbol, bits);
-                bits.put(extra, width);
+                distances.put_with(symbol, extra, width, bits);
             }
         }
         rest = behind;

@@ -62,21 +62,15 @@ pub(crate) fn trusted_until(base: &Identity, target: &Identity) -> Result<i64, D
 #[derive(Clone, Debug)]
 pub struct Known {
     identity: Identity,
-    by_inode: HashMap<u32, (FileState, Digest)>,
+    /// By inode number, each once.
+    files: Vec<(FileState, Digest)>,
 }
 
 impl Known {
     /// What an earlier scan read.
     #[must_use]
     pub fn from_scan(scan: &Scan) -> Self {
-        // Both are in path order.
-        let mut nodes = scan.tree.iter();
-        let file = |(path, state): (&ImagePath, &FileState)| {
-            let (_, node) = nodes.find(|(found, _)| *found == path)?;
-            let (_, digest) = node.content()?;
-            Some((state.ino, (*state, digest)))
-        };
-        Self { identity: scan.identity, by_inode: scan.files.iter().filter_map(file).collect() }
+        Self::of_part(scan.identity, &scan.files, &scan.tree)
     }
 
     /// What a scan read of one of the file systems of `tree`: of the files `files`, the states of
@@ -87,11 +81,15 @@ impl Known {
         files: &std::collections::BTreeMap<ImagePath, FileState>,
         tree: &Tree,
     ) -> Self {
+        // Both are in path order.
+        let mut nodes = tree.iter().peekable();
         let file = |(path, state): (&ImagePath, &FileState)| {
-            let (_, digest) = tree.get(path)?.content()?;
-            Some((state.ino, (*state, digest)))
+            while nodes.next_if(|(found, _)| *found < path).is_some() {}
+            let (_, node) = nodes.next_if(|(found, _)| *found == path)?;
+            let (_, digest) = node.content()?;
+            Some((*state, digest))
         };
-        Self { identity, by_inode: files.iter().filter_map(file).collect() }
+        Self::of_parts(identity, files.iter().filter_map(file).collect())
     }
 
     /// What `tree` says of the files in `reader`, whose tree it is. No content is read: that the
@@ -126,10 +124,10 @@ impl Known {
         let file = |entry: &Entry| {
             let node = tree.get(&entry.path)?;
             let (_, digest) = node.content().filter(|_| fits(entry, node))?;
-            Some((entry.state.ino, (entry.state, digest)))
+            Some((entry.state, digest))
         };
         let files = entries.iter().filter(|entry| entry.kind == InodeKind::File);
-        Ok(Self { identity: reader.identity(), by_inode: files.filter_map(file).collect() })
+        Ok(Self::of_parts(reader.identity(), files.filter_map(file).collect()))
     }
 
     /// Which file system it is about, and in which state.
@@ -144,15 +142,17 @@ impl Known {
         trusted_until(&self.identity, identity) != Err(Distrust::OtherFileSystem)
     }
 
-    pub(crate) fn parts(&self) -> (&Identity, &HashMap<u32, (FileState, Digest)>) {
-        (&self.identity, &self.by_inode)
+    pub(crate) fn parts(&self) -> (&Identity, &[(FileState, Digest)]) {
+        (&self.identity, &self.files)
     }
 
-    pub(crate) fn of_parts(
-        identity: Identity,
-        by_inode: HashMap<u32, (FileState, Digest)>,
-    ) -> Self {
-        Self { identity, by_inode }
+    pub(crate) fn of_parts(identity: Identity, mut files: Vec<(FileState, Digest)>) -> Self {
+        // Mostly what was written in this order before.
+        if !files.is_sorted_by(|(a, _), (b, _)| a.ino < b.ino) {
+            files.sort_by_cached_key(|(state, _)| state.ino);
+            files.dedup_by_key(|(state, _)| state.ino);
+        }
+        Self { identity, files }
     }
 
     /// Prepares for a file system with this identity.
@@ -172,7 +172,9 @@ impl Usable<'_> {
     /// The digest of the file in this state.
     pub(crate) fn digest(&self, state: &FileState) -> Option<Digest> {
         let until = self.until?;
-        let (known, digest) = self.known.by_inode.get(&state.ino)?;
+        let files = &self.known.files;
+        let at = files.binary_search_by_key(&state.ino, |(known, _)| known.ino).ok()?;
+        let (known, digest) = files.get(at)?;
         (known == state && state.ctime.secs < until).then_some(*digest)
     }
 }

@@ -1,5 +1,7 @@
 //! What a file, a directory or a symbolic link contains.
 
+use std::ops::Range;
+
 use vireo_model::{Digest, Hasher};
 
 use crate::Ext4Error;
@@ -75,10 +77,10 @@ impl<'a> Content<'a> {
         let left = self.len.saturating_sub(offset);
         let len = to_usize(left).min(buffer.len());
         let buffer = buffer.get_mut(..len).unwrap_or(&mut []);
-        buffer.fill(0);
         match &self.place {
             Place::Inline(bytes) => {
                 let from = bytes.get(to_usize(offset)..).unwrap_or(&[]);
+                buffer.fill(0);
                 buffer.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
             }
             Place::Blocks(extents) => self.read_blocks(extents, offset, buffer)?,
@@ -94,6 +96,7 @@ impl<'a> Content<'a> {
     ) -> Result<(), Ext4Error> {
         let end = offset.saturating_add(u64::try_from(buffer.len()).unwrap_or(u64::MAX));
         let first = extents.partition_point(|extent| self.span(extent).1 <= offset);
+        let mut done = 0;
         for extent in extents.iter().skip(first) {
             let (start, extent_end) = self.span(extent);
             if start >= end {
@@ -104,12 +107,16 @@ impl<'a> Content<'a> {
             }
             let (from, until) = (start.max(offset), extent_end.min(end));
             let (low, high) = (from.saturating_sub(offset), until.saturating_sub(offset));
+            // What lies before is a hole.
+            zero(buffer, done..to_usize(low));
             let Some(part) = buffer.get_mut(to_usize(low)..to_usize(high)) else {
                 continue;
             };
             let physical = extent.physical.saturating_mul(self.volume.block_len());
             self.volume.read(physical.saturating_add(from.saturating_sub(start)), part)?;
+            done = to_usize(high);
         }
+        zero(buffer, done..buffer.len());
         Ok(())
     }
 
@@ -151,6 +158,12 @@ impl<'a> Content<'a> {
             }
         }
         Ok(hasher.finish())
+    }
+}
+
+fn zero(buffer: &mut [u8], range: Range<usize>) {
+    if let Some(part) = buffer.get_mut(range) {
+        part.fill(0);
     }
 }
 

@@ -11,8 +11,6 @@
 //! Numbers are little-endian. It is a cache's form, not one for exchange: another version of it
 //! counts as absent.
 
-use std::collections::HashMap;
-
 use vireo_model::{Digest, Timestamp};
 
 use crate::compare::Known;
@@ -29,8 +27,6 @@ impl Known {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let (identity, files) = self.parts();
-        let mut files: Vec<&(FileState, Digest)> = files.values().collect();
-        files.sort_unstable_by_key(|(state, _)| state.ino);
         let mut out = Vec::with_capacity(files.len().saturating_mul(FILE_LEN).saturating_add(256));
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&identity.uuid);
@@ -78,11 +74,7 @@ impl Known {
         if count.checked_mul(FILE_LEN)? != rest.len() {
             return None;
         }
-        let mut files = HashMap::with_capacity(count);
-        for _ in 0..count {
-            let (state, digest) = take_file(&mut rest)?;
-            files.insert(state.ino, (state, digest));
-        }
+        let files = (0..count).map(|_| take_file(&mut rest)).collect::<Option<_>>()?;
         Some(Self::of_parts(identity, files))
     }
 }
@@ -146,7 +138,7 @@ mod tests {
                 map: Digest::of(&ino.to_le_bytes()),
                 sparse: ino.is_multiple_of(2),
             };
-            (ino, (state, Digest::of(b"content")))
+            (state, Digest::of(b"content"))
         };
         Known::of_parts(identity, (12..40).map(file).collect())
     }

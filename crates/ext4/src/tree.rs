@@ -146,10 +146,14 @@ impl Reader {
         };
         let at = options.at.cloned().unwrap_or_else(ImagePath::root);
         let root = self.node(&walk.root, budget).map_err(|error| error.within(&at))?;
-        let mut drafts = vec![Draft { path: at, node: root, file: None }];
-        let below: Vec<Draft> =
-            items.into_par_iter().zip(leaders).map(draft).collect::<Result<_, _>>()?;
-        drafts.extend(below);
+        let mut drafts = Vec::with_capacity(items.len().saturating_add(1));
+        drafts.push(Draft { path: at, node: root, file: None });
+        // Errors are looked for afterwards: so every draft is written once, where it stays.
+        let below: Vec<Result<Draft, Ext4Error>> =
+            items.into_par_iter().zip(leaders).map(draft).collect();
+        for draft in below {
+            drafts.push(draft?);
+        }
         Ok(drafts)
     }
 

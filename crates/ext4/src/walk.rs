@@ -30,6 +30,9 @@ const MAX_INODE_GAP: u32 = 32;
 /// Longest run of inodes read at a time.
 const MAX_INODE_RUN: u32 = 2048;
 
+/// What most files' maps of blocks take as bytes: flags and one or two extents.
+const USUAL_MAP_LEN: usize = 4 + 2 * 4 * 8;
+
 /// What the root directory of a further file system of a tree has of its own, as `vireo-tree`
 /// leaves it out of mounted ones: what fsck(8) puts lost files into, and the state of updates.
 const MOUNT_OWN: [&[u8]; 2] = [b"lost+found", b".vireo"];
@@ -431,7 +434,8 @@ impl FileState {
         inode: &Inode,
         budget: &Budget,
     ) -> Result<(Self, u64), Ext4Error> {
-        let mut map = inode.storage_flags().to_le_bytes().to_vec();
+        let mut map = Vec::with_capacity(USUAL_MAP_LEN);
+        map.extend_from_slice(&inode.storage_flags().to_le_bytes());
         let (mut first, mut sparse) = (0, false);
         if inode.kind == InodeKind::File && !inode.has_inline_data() {
             let content = reader.content_within(inode, budget)?;

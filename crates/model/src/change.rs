@@ -92,7 +92,8 @@ impl ChangeSet {
                 changes.extend(is_listed(path, nodes.0, nodes.1));
             }
         }
-        Self { base: base.digest(), target: target.digest(), changes }
+        let (base, target) = Tree::digests(base, target);
+        Self { base, target, changes }
     }
 
     /// Makes the changes to `tree`, whatever it held at those paths.

@@ -70,6 +70,8 @@ pub const DEFAULT_IGNORE: &[&str] = &[
 pub struct Ignore {
     patterns: Vec<String>,
     set: GlobSet,
+    /// What paths begin with that may match; sorted, none the beginning of another.
+    beginnings: Vec<String>,
 }
 
 /// A pattern that cannot be used.
@@ -138,19 +140,30 @@ impl Ignore {
             pattern: patterns.join(" "),
             why: why.kind().to_string(),
         })?;
-        Ok(Self { patterns, set })
+        let beginnings = beginnings(&patterns);
+        Ok(Self { patterns, set, beginnings })
     }
 
     /// Leaves nothing out.
     #[must_use]
     pub fn nothing() -> Self {
-        Self { patterns: Vec::new(), set: GlobSet::empty() }
+        Self { patterns: Vec::new(), set: GlobSet::empty(), beginnings: Vec::new() }
     }
 
     /// Whether `path`, met on the way down from the root, is to be left out with all below it.
     #[must_use]
     pub fn matches(&self, path: &ImagePath) -> bool {
-        self.set.is_match(Path::new(OsStr::from_bytes(path.as_bytes())))
+        // Most paths match nothing, and are told by their beginning in a tenth of the time.
+        self.may_match(path.as_bytes())
+            && self.set.is_match(Path::new(OsStr::from_bytes(path.as_bytes())))
+    }
+
+    /// Whether `path` begins as some pattern does.
+    fn may_match(&self, path: &[u8]) -> bool {
+        // What lies between a beginning and the path in order begins so, too, and there is only one.
+        let before = self.beginnings.partition_point(|text| text.as_bytes() <= path);
+        let last = before.checked_sub(1).and_then(|at| self.beginnings.get(at));
+        last.is_some_and(|text| path.starts_with(text.as_bytes()))
     }
 
     /// Whether `path` or a directory above it is left out.
@@ -171,6 +184,17 @@ impl Ignore {
     pub fn patterns(&self) -> &[String] {
         &self.patterns
     }
+}
+
+/// What the patterns begin with before their first character that is none. `patterns` are sorted.
+fn beginnings(patterns: &[String]) -> Vec<String> {
+    let end = |pattern: &str| pattern.find(['*', '?', '[', '{', '\\']).unwrap_or(pattern.len());
+    let mut beginnings: Vec<String> =
+        patterns.iter().map(|pattern| pattern[..end(pattern)].to_owned()).collect();
+    beginnings.sort_unstable();
+    // What has another's beginning comes right behind it, or behind others that have.
+    beginnings.dedup_by(|text, before| text.starts_with(before.as_str()));
+    beginnings
 }
 
 impl Default for Ignore {
@@ -212,6 +236,52 @@ mod tests {
         }
         for path in ["/etc/ssh/sshd_config", "/var/log", "/usr/bin/vireo-agent", "/etc/passwd"] {
             assert!(!ignored(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_begins_as_no_pattern_matches_none() {
+        let lists: [&[&str]; 5] = [
+            DEFAULT_IGNORE,
+            &["/**/x"],
+            &["/a", "/a/b*", "/a.b", "/a-?", "/b[cd]e", "/b{x,yz}", "/b\\*"],
+            &["/?", "/zz"],
+            &[],
+        ];
+        let paths = [
+            "/",
+            "/a",
+            "/a/b",
+            "/a/bc",
+            "/a/b/c",
+            "/a.b",
+            "/a.bc",
+            "/a-x",
+            "/b",
+            "/bce",
+            "/byz",
+            "/b*",
+            "/zz",
+            "/zzz",
+            "/x",
+            "/q/x",
+            "/etc/hostname",
+            "/etc/hostnames",
+            "/dev",
+            "/dev/null",
+            "/devices",
+            "/etc/ssh/ssh_host_rsa_key",
+            "/var/log/x",
+            "/var/lo",
+            "/0",
+        ];
+        for list in lists {
+            let ignore = Ignore::new(list.iter().copied()).expect("valid patterns");
+            for path in paths {
+                let path = ImagePath::parse(path.as_bytes()).expect("a valid path");
+                let slow = ignore.set.is_match(Path::new(OsStr::from_bytes(path.as_bytes())));
+                assert_eq!(ignore.matches(&path), slow, "{path} by {list:?}");
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Hasher, ImagePath};
+use crate::{Digest, ImagePath};
 
 /// Extended attributes by name (`user.*`, `security.capability`, `system.posix_acl_access`, ...);
 /// values are bytes as the kernel hands them out.
@@ -114,32 +114,48 @@ impl Node {
         }
     }
 
-    /// Adds everything about the node to `hasher`, unambiguously.
-    pub(crate) fn hash_into(&self, hasher: &mut Hasher) {
+    /// Appends everything about the node, unambiguously: what its digest is taken of.
+    pub(crate) fn write_into(&self, out: &mut Vec<u8>) {
         match &self.kind {
             NodeKind::File { len, content } => {
-                hasher.update(b"f").update(&len.to_le_bytes()).update(content.as_bytes())
+                out.push(b'f');
+                out.extend_from_slice(&len.to_le_bytes());
+                out.extend_from_slice(content.as_bytes());
             }
-            NodeKind::Dir => hasher.update(b"d"),
-            NodeKind::Symlink { target } => hasher.update(b"l").field(target),
+            NodeKind::Dir => out.push(b'd'),
+            NodeKind::Symlink { target } => {
+                out.push(b'l');
+                write_field(out, target);
+            }
             NodeKind::Device { kind, major, minor } => {
-                let letter = match kind {
-                    DeviceKind::Char => b"c",
-                    DeviceKind::Block => b"b",
-                };
-                hasher.update(letter).update(&major.to_le_bytes()).update(&minor.to_le_bytes())
+                out.push(match kind {
+                    DeviceKind::Char => b'c',
+                    DeviceKind::Block => b'b',
+                });
+                out.extend_from_slice(&major.to_le_bytes());
+                out.extend_from_slice(&minor.to_le_bytes());
             }
-            NodeKind::Fifo => hasher.update(b"p"),
-            NodeKind::Socket => hasher.update(b"s"),
-            NodeKind::HardLink { leader } => hasher.update(b"h").field(leader.as_bytes()),
-        };
-        for number in [self.mode, self.uid, self.gid, self.mtime.nanos] {
-            hasher.update(&number.to_le_bytes());
+            NodeKind::Fifo => out.push(b'p'),
+            NodeKind::Socket => out.push(b's'),
+            NodeKind::HardLink { leader } => {
+                out.push(b'h');
+                write_field(out, leader.as_bytes());
+            }
         }
-        hasher.update(&self.mtime.secs.to_le_bytes());
-        hasher.update(&(self.xattrs.len() as u64).to_le_bytes());
+        for number in [self.mode, self.uid, self.gid, self.mtime.nanos] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.mtime.secs.to_le_bytes());
+        out.extend_from_slice(&(self.xattrs.len() as u64).to_le_bytes());
         for (name, value) in &self.xattrs {
-            hasher.field(name).field(value);
+            write_field(out, name);
+            write_field(out, value);
         }
     }
+}
+
+/// Appends `bytes` with their length before them, as [`Hasher::field`](crate::Hasher::field) adds them.
+pub(crate) fn write_field(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    out.extend_from_slice(bytes);
 }

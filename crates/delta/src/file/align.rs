@@ -19,16 +19,22 @@ const ENOUGH: usize = 4096;
 /// One wrong byte in so many is not worth looking for a better place.
 const FEW: usize = 200;
 
+/// That many more wrong bytes than right ones, and a copy does not go on backwards.
+const GIVE_UP: i64 = 256;
+
 const NOWHERE: u32 = u32::MAX;
 
 /// Places of the base by what stands there.
 #[derive(Debug)]
 struct Index<'a> {
     base: &'a [u8],
+    /// By short keys; empty if these are not looked for.
     heads: Vec<u32>,
     /// For each indexed place the one before it with the same hash.
     chain: Vec<u32>,
-    long_heads: Vec<u32>,
+    /// By long keys: a place, and above it more of the hash. Most of what is looked for is nowhere, and
+    /// is told so without a look at the base, which takes longer than all else.
+    long_heads: Vec<u64>,
     bits: u32,
     search: Search,
 }
@@ -36,7 +42,7 @@ struct Index<'a> {
 /// How hard places are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Search {
-    /// Places that are tried for each key.
+    /// Places that are tried for each short key; with none only long matches are found.
     pub(crate) depth: usize,
     /// Every how many bytes of the base are indexed; a match that long more is always found.
     pub(crate) step: usize,
@@ -49,11 +55,12 @@ pub(crate) struct Search {
 impl<'a> Index<'a> {
     fn new(base: &'a [u8], search: Search) -> Self {
         let bits = (base.len() / search.step).max(256).ilog2().clamp(10, 22);
+        let has_short = search.depth > 0;
         let mut index = Self {
             base,
-            heads: vec![NOWHERE; 1 << bits],
-            chain: vec![NOWHERE; base.len() / search.step + 1],
-            long_heads: vec![NOWHERE; 1 << bits],
+            heads: vec![NOWHERE; if has_short { 1 << bits } else { 0 }],
+            chain: vec![NOWHERE; if has_short { base.len() / search.step + 1 } else { 0 }],
+            long_heads: vec![u64::from(NOWHERE); 1 << bits],
             bits,
             search,
         };
@@ -65,12 +72,14 @@ impl<'a> Index<'a> {
                 continue;
             }
             last = Some(key);
-            let hash = index.hash(key);
-            index.chain[at / search.step] = index.heads[hash];
-            index.heads[hash] = at as u32;
+            if has_short {
+                let hash = index.hash(key);
+                index.chain[at / search.step] = index.heads[hash];
+                index.heads[hash] = at as u32;
+            }
             if at + LONG_KEY_LEN <= base.len() {
-                let hash = index.long_hash(base, at);
-                index.long_heads[hash] = at as u32;
+                let (hash, more) = index.long_hash(base, at);
+                index.long_heads[hash] = more | at as u64;
             }
         }
         index
@@ -80,11 +89,21 @@ impl<'a> Index<'a> {
         (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - self.bits)) as usize
     }
 
-    fn long_hash(&self, bytes: &[u8], at: usize) -> usize {
+    /// Where the long key stands in the table, and more of its hash in the upper half.
+    #[inline]
+    fn long_hash(&self, bytes: &[u8], at: usize) -> (usize, u64) {
         let mix =
             |sum: u64, key: u64| (sum ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         let sum = mix(mix(key(bytes, at), key(bytes, at + 8)), key(bytes, at + 16));
-        self.hash(sum)
+        (self.hash(sum), sum << 32)
+    }
+
+    /// The last place of the long key, most likely.
+    fn long_place(&self, target: &[u8], at: usize) -> Option<usize> {
+        let (hash, more) = self.long_hash(target, at);
+        let found = self.long_heads[hash];
+        let place = found as u32;
+        (found ^ u64::from(place) == more && place != NOWHERE).then_some(place as usize)
     }
 
     /// The longest match found for `target[at..]`: length and place.
@@ -104,11 +123,14 @@ impl<'a> Index<'a> {
             }
             best.0
         };
-        if at + LONG_KEY_LEN <= target.len() {
-            let place = self.long_heads[self.long_hash(target, at)];
-            if place != NOWHERE && consider(place as usize) >= ENOUGH {
-                return best;
-            }
+        if at + LONG_KEY_LEN <= target.len()
+            && let Some(place) = self.long_place(target, at)
+            && consider(place) >= ENOUGH
+        {
+            return best;
+        }
+        if self.search.depth == 0 {
+            return best;
         }
         let mut place = self.heads[self.hash(key(target, at))];
         for _ in 0..self.search.depth {
@@ -237,7 +259,7 @@ impl Copy {
             if score > best {
                 (best, back) = (score, count);
             }
-            if score + (most - count) as i64 <= best {
+            if score + (most - count) as i64 <= best || score + GIVE_UP < best {
                 break;
             }
         }

@@ -169,7 +169,10 @@ fn mark(blank: &[u8], shape: &Shape, address: u64) -> u32 {
     }
     let offset = (segment.offset + within) as usize;
     let bytes = blank.get(offset..).unwrap_or_default();
-    let bytes = &bytes[..bytes.len().min(LABEL_LEN)];
-    // FNV-1a: short, and only this encoder sees it.
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+    // Any hash would do: only this encoder sees it.
+    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let (words, rest) = bytes[..bytes.len().min(LABEL_LEN)].as_chunks::<4>();
+    let words = words.iter().map(|word| u64::from(u32::from_le_bytes(*word)));
+    let hash = words.fold(1, |hash, word| mix(hash, word).rotate_left(29));
+    (rest.iter().fold(hash, |hash, byte| mix(hash, u64::from(*byte))) >> 32) as u32
 }

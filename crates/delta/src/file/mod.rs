@@ -178,7 +178,8 @@ impl Patch {
             }
             let mut end = at + 1;
             while end < copied.len() {
-                let next = equal_len(&copied[end..], &wanted[end..]);
+                let ahead = copied.len().min(end + BRIDGED + 1);
+                let next = equal_len(&copied[end..ahead], &wanted[end..ahead]);
                 if next > BRIDGED || end + next == copied.len() {
                     break;
                 }
@@ -194,7 +195,9 @@ impl Patch {
 }
 
 fn equal_len(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+    let (a_words, b_words) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
+    let start = 8 * a_words.iter().zip(b_words).take_while(|(a, b)| a == b).count();
+    start + a[start..].iter().zip(&b[start..]).take_while(|(a, b)| a == b).count()
 }
 
 /// The script of a delta, read and checked.
@@ -240,8 +243,8 @@ pub(crate) trait Streams {
     fn patch(&mut self) -> Option<u64>;
     /// The next number of the reference stream; `None` at its end.
     fn refs(&mut self) -> Option<u64>;
-    /// The next difference; `None` at the end.
-    fn diff(&mut self) -> Option<u8>;
+    /// Adds the next differences to `bytes`, modulo 256; `None` if there are fewer.
+    fn diff(&mut self, bytes: &mut [u8]) -> Option<()>;
     /// Hands `len` added bytes to `sink`; `None` if there are fewer, or `sink` failed.
     fn extra(&mut self, len: u64, sink: &mut dyn FnMut(&[u8]) -> Option<()>) -> Option<()>;
     /// Fills `buffer` from the base.
@@ -252,7 +255,7 @@ pub(crate) trait Streams {
 /// parties failed.
 pub(crate) fn decode(
     script: &Script,
-    streams: &mut dyn Streams,
+    streams: &mut impl Streams,
     sink: &mut dyn FnMut(&[u8]) -> Option<()>,
 ) -> Option<()> {
     let mut decoder = Decoder {
@@ -291,7 +294,7 @@ impl Decoder<'_> {
         &mut self,
         op: &Op,
         target_at: u64,
-        streams: &mut dyn Streams,
+        streams: &mut impl Streams,
         sink: &mut dyn FnMut(&[u8]) -> Option<()>,
     ) -> Option<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -322,7 +325,7 @@ impl Decoder<'_> {
         at: u64,
         buffer: &mut [u8],
         last: bool,
-        streams: &mut dyn Streams,
+        streams: &mut impl Streams,
     ) -> Option<usize> {
         if self.layout.regions.is_empty() {
             return Some(buffer.len());
@@ -350,17 +353,18 @@ impl Decoder<'_> {
         Some(done)
     }
 
-    fn patch(&mut self, bytes: &mut [u8], streams: &mut dyn Streams) -> Option<()> {
+    fn patch(&mut self, bytes: &mut [u8], streams: &mut impl Streams) -> Option<()> {
         let mut at = 0;
         while at < bytes.len() {
+            let room = (bytes.len() - at) as u64;
             if self.wrong_bytes > 0 {
-                bytes[at] = bytes[at].wrapping_add(streams.diff()?);
-                at += 1;
-                self.wrong_bytes -= 1;
+                let step = self.wrong_bytes.min(room);
+                streams.diff(&mut bytes[at..at + step as usize])?;
+                at += step as usize;
+                self.wrong_bytes -= step;
                 continue;
             }
             let Some(right) = self.right_bytes else { break };
-            let room = (bytes.len() - at) as u64;
             if right >= room {
                 self.right_bytes = Some(right - room);
                 break;

@@ -64,6 +64,7 @@ impl Ranges {
     }
 
     /// Where byte `offset` of the base went; what was not copied goes with what lies before it.
+    #[inline]
     fn place(&self, offset: u64) -> Option<u64> {
         let last = self.table.len().checked_sub(2)?;
         let bucket = ((offset >> self.shift) as usize).min(last);
@@ -101,6 +102,7 @@ impl<'a> Moves<'a> {
 
     /// What the number of `reference` is in the target, where it stands at `target_at`; `None` if
     /// that cannot be told.
+    #[inline]
     pub(crate) fn predict(&self, reference: &Reference, target_at: u64) -> Option<u64> {
         let mut points_at = self.address(reference.points_at)?;
         let (word, bit) = filter_place(reference.points_at);
@@ -138,6 +140,7 @@ impl<'a> Moves<'a> {
     }
 
     /// Where what the base has at `address` lies in the target.
+    #[inline]
     fn address(&self, address: u64) -> Option<u64> {
         let holds = |s: &Segment| address >= s.address && address - s.address < s.file_len;
         let last = self.last.as_ref().map(|(base, _)| base);

@@ -239,27 +239,20 @@ pub(crate) fn scan(
     done
 }
 
-/// How many bytes of these are of class [`NONE`] before the first that is not. Eight are looked at together;
-/// of the last ones fewer may be told than there are.
+/// The highest bit of each of these eight bytes that is of another class than [`NONE`].
 #[inline]
-fn plain_len(code: &[u8]) -> usize {
+fn marks(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
-    // The highest bit of each byte that is zero; above the lowest of them others may be wrong.
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & (ONES * 0x80);
-    let mut at = 0;
-    while let Some(word) = code[at..].first_chunk::<8>() {
-        let word = u64::from_le_bytes(*word);
-        let operands = zeros((word & (ONES * 0xc7)) ^ (ONES * 0x05));
-        let calls = zeros((word & (ONES * 0xfe)) ^ (ONES * 0xe8));
-        let escapes = zeros(word ^ (ONES * 0x0f));
-        let found = operands | calls | escapes;
-        if found != 0 {
-            return at + (found.trailing_zeros() / 8) as usize;
-        }
-        at += 8;
-    }
-    at
+    // Without the highest bit of each byte that is zero. No byte's sum runs into the next.
+    let others = |word: u64| (word & (ONES * 0x7f)).wrapping_add(ONES * 0x7f) | word;
+    let operands = others((word & (ONES * 0xc7)) ^ (ONES * 0x05));
+    let calls = others((word & (ONES * 0xfe)) ^ (ONES * 0xe8));
+    let escapes = others(word ^ (ONES * 0x0f));
+    !(operands & calls & escapes) & (ONES * 0x80)
 }
+
+/// The longest pattern is two bytes and an operand of four.
+const LONGEST: usize = 6;
 
 /// Returns the first byte from which a reference could start that needs bytes behind `code`.
 fn scan_code(
@@ -269,48 +262,59 @@ fn scan_code(
     found: &mut impl FnMut(Reference),
 ) -> usize {
     let Some(address) = layout.base_address(offset) else { return code.len() };
-    // Most of what looks like an operand is none and would point anywhere.
-    let (first, last) = layout.loaded_within();
+    let loaded = layout.loaded_within();
     let mut at = 0;
-    // The longest pattern is two bytes and an operand of four.
-    while at + 6 <= code.len() {
-        at += plain_len(&code[at..]);
-        if at + 6 > code.len() {
-            break;
-        }
-        let (operand, is_jump) = match CLASS[code[at] as usize] {
-            NONE => {
-                at += 1;
-                continue;
-            }
-            CALL => (at + 1, true),
-            ESCAPE if code[at + 1] & 0xf0 == 0x80 => (at + 2, true),
-            OPERAND => (at + 1, false),
-            _ => {
-                at += 1;
-                continue;
-            }
+    'words: while at + LONGEST <= code.len() {
+        // Eight bytes are looked at together; the last ones may all begin a reference.
+        let (mut marks, len) = match code[at..].first_chunk::<8>() {
+            Some(word) => (marks(u64::from_le_bytes(*word)), 8),
+            None => (0x80, 1),
         };
-        let number = i32::from_le_bytes([
-            code[operand],
-            code[operand + 1],
-            code[operand + 2],
-            code[operand + 3],
-        ]);
-        let next = address + operand as u64 + 4;
-        let points_at = next.wrapping_add_signed(i64::from(number));
-        let good = if is_jump {
-            layout.is_code(points_at)
-        } else {
-            points_at >= first && points_at <= last && layout.is_loaded(points_at)
-        };
-        if good {
-            let at = offset + operand as u64;
-            found(Reference { at, len: 4, points_at, from: From::Itself(4) });
+        while marks != 0 {
+            let place = at + (marks.trailing_zeros() / 8) as usize;
+            if place + LONGEST > code.len() {
+                return place;
+            }
+            let reference = code_reference(layout, loaded, address, code, place);
+            if let Some((operand, points_at)) = reference {
+                let stands_at = offset + operand as u64;
+                found(Reference { at: stands_at, len: 4, points_at, from: From::Itself(4) });
+                at = operand + 4;
+                continue 'words;
+            }
+            marks &= marks - 1;
         }
-        at = if good { operand + 4 } else { at + 1 };
+        at += len;
     }
     at
+}
+
+/// Where the operand of the reference that begins at `place` stands, and the address it points at; `None`
+/// if none does. `address` is that of `code`, `loaded` the first and the last address that may be loaded.
+#[inline(always)]
+fn code_reference(
+    layout: &Layout,
+    loaded: (u64, u64),
+    address: u64,
+    code: &[u8],
+    place: usize,
+) -> Option<(usize, u64)> {
+    let (operand, is_jump) = match CLASS[usize::from(code[place])] {
+        CALL => (place + 1, true),
+        ESCAPE if code[place + 1] & 0xf0 == 0x80 => (place + 2, true),
+        OPERAND => (place + 1, false),
+        _ => return None,
+    };
+    let number = i32::from_le_bytes(*code.get(operand..)?.first_chunk()?);
+    let next = address + operand as u64 + 4;
+    let points_at = next.wrapping_add_signed(i64::from(number));
+    let good = if is_jump {
+        layout.is_code(points_at)
+    } else {
+        // Most of what looks like an operand is none and would point anywhere.
+        points_at >= loaded.0 && points_at <= loaded.1 && layout.is_loaded(points_at)
+    };
+    good.then_some((operand, points_at))
 }
 
 fn scan_words(

@@ -22,8 +22,11 @@ impl Streams for InMemory<'_> {
         varint::read(|| self.refs.next())
     }
 
-    fn diff(&mut self) -> Option<u8> {
-        self.diff.next()
+    fn diff(&mut self, bytes: &mut [u8]) -> Option<()> {
+        bytes.iter_mut().try_for_each(|byte| {
+            *byte = byte.wrapping_add(self.diff.next()?);
+            Some(())
+        })
     }
 
     fn extra(&mut self, len: u64, sink: &mut dyn FnMut(&[u8]) -> Option<()>) -> Option<()> {

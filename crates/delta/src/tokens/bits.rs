@@ -15,7 +15,8 @@ impl<'a> BitReader<'a> {
         Self { bytes, at: 0, held: 0, count: 0 }
     }
 
-    #[inline]
+    // Called for every third token or so; what calls it is small without it.
+    #[inline(never)]
     fn fill(&mut self) {
         if let Some(word) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<8>()) {
             self.held |= u64::from_le_bytes(*word) << self.count;
@@ -95,16 +96,20 @@ impl BitWriter {
         Self { bytes: Vec::with_capacity(room), held: 0, count: 0 }
     }
 
-    /// Appends the lowest `width` bits, at most 16; the others are zero.
+    /// Appends the lowest `width` bits, at most 32; the others are zero.
     #[inline]
     pub(super) fn put(&mut self, bits: u32, width: u32) {
         self.held |= u64::from(bits) << self.count;
         self.count += width;
         if self.count >= 32 {
-            self.bytes.extend_from_slice(&(self.held as u32).to_le_bytes());
-            self.held >>= 32;
-            self.count -= 32;
+            self.write_word();
         }
+    }
+
+    fn write_word(&mut self) {
+        self.bytes.extend_from_slice(&(self.held as u32).to_le_bytes());
+        self.held >>= 32;
+        self.count -= 32;
     }
 
     /// A stored block behind its kind; `None` if it is too long for one.

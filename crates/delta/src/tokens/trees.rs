@@ -74,12 +74,21 @@ pub(super) fn distance_of(symbol: usize) -> Option<(u32, u32)> {
     }
 }
 
+/// Bits that are looked up at once: longer codes are rare, and a table for all would take longer to make
+/// than most files to read.
+const SHORT_BITS: u32 = 9;
+
 /// Finds symbols by their code.
 #[derive(Debug)]
 pub(super) struct Decoder {
     bits: u32,
-    /// By the next bits: the symbol, and the length of its code in the lowest four; 0 for none.
-    table: Vec<u16>,
+    /// How many of them are looked up in `short`.
+    short_bits: u32,
+    /// By the next bits: the symbol, and the length of its code in the lowest four; 0 for none. For longer
+    /// codes the number of a part of `long`, counted from 1, and no length.
+    short: Vec<u16>,
+    /// The same by the bits that follow.
+    long: Vec<u16>,
 }
 
 impl Decoder {
@@ -91,29 +100,50 @@ impl Decoder {
         if taken > 1 << bits {
             return None;
         }
-        let mut table = vec![0; 1 << bits];
+        let short_bits = bits.min(SHORT_BITS);
+        let more = bits - short_bits;
+        let (mut short, mut long) = (vec![0; 1 << short_bits], Vec::new());
         for ((symbol, len), code) in lens.iter().enumerate().zip(codes(lens)) {
-            if *len > 0 {
-                let entry = (symbol as u16) << 4 | u16::from(*len);
-                table
-                    .iter_mut()
-                    .skip(usize::from(code))
-                    .step_by(1 << *len)
-                    .for_each(|at| *at = entry);
+            let (entry, len, code) = ((symbol as u16) << 4, u32::from(*len), usize::from(code));
+            let entry = entry | len as u16;
+            if len == 0 {
+                continue;
             }
+            if len <= short_bits {
+                fill(&mut short, code, len, entry);
+                continue;
+            }
+            let link = &mut short[code & ((1 << short_bits) - 1)];
+            if *link == 0 {
+                long.resize(long.len() + (1 << more), 0);
+                *link = ((long.len() >> more) as u16) << 4;
+            }
+            let part = (usize::from(*link >> 4) - 1) << more;
+            fill(&mut long[part..part + (1 << more)], code >> short_bits, len - short_bits, entry);
         }
-        Some(Self { bits, table })
+        Some(Self { bits, short_bits, short, long })
     }
 
     #[inline]
     pub(super) fn next(&self, bits: &mut BitReader<'_>) -> Option<usize> {
-        let entry = self.table[bits.peek(self.bits) as usize];
-        if entry == 0 {
-            return None;
+        let code = bits.peek(self.bits) as usize;
+        let mut entry = self.short[code & ((1 << self.short_bits) - 1)];
+        if entry & 15 == 0 {
+            let part = usize::from(entry >> 4).checked_sub(1)?;
+            let more = self.bits - self.short_bits;
+            entry = self.long[part << more | code >> self.short_bits];
+            if entry == 0 {
+                return None;
+            }
         }
         bits.skip(u32::from(entry & 15))?;
         Some(usize::from(entry >> 4))
     }
+}
+
+/// Puts `entry` wherever the lowest `len` bits are `code`.
+fn fill(table: &mut [u16], code: usize, len: u32, entry: u16) {
+    table.iter_mut().skip(code).step_by(1 << len).for_each(|at| *at = entry);
 }
 
 /// The codes for symbols of these lengths, the first bit lowest (RFC 1951, 3.2.2).
@@ -204,8 +234,15 @@ impl Tree {
 
     #[inline]
     pub(super) fn put(&self, symbol: usize, bits: &mut BitWriter) {
+        self.put_with(symbol, 0, 0, bits);
+    }
+
+    /// A symbol, then the lowest `width` bits of `extra`.
+    #[inline]
+    pub(super) fn put_with(&self, symbol: usize, extra: u32, width: u32, bits: &mut BitWriter) {
         let code = self.codes[symbol];
-        bits.put(code & 0xffff, code >> 16);
+        let len = code >> 16;
+        bits.put(extra << len | code & 0xffff, len + width);
     }
 
     /// The lengths up to the last symbol that is used.
@@ -430,6 +467,30 @@ mod tests {
         assert_eq!(lens_of(&[5, 0, 0], 15), [1, 1, 0]);
         assert_eq!(lens_of(&[0, 5, 0], 15), [0, 1, 1]);
         assert_eq!(lens_of(&[0, 0, 0, 5], 15), [1, 0, 0, 1]);
+    }
+
+    #[test]
+    fn symbols_are_found_by_codes_of_every_length() {
+        for lens in [
+            vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15],
+            vec![15, 1, 13, 10, 14, 12, 9, 2, 11, 15, 3, 8, 7, 6, 5, 4],
+            // Every other code of eleven bits, so that parts of the second table alternate.
+            [vec![11, 10].repeat(400), vec![2, 0, 12]].concat(),
+            vec![0, 3, 0, 15, 12],
+        ] {
+            let decoder = Decoder::new(&lens).expect("a code");
+            let tree = Tree::new(lens.clone());
+            let used = || (0..lens.len()).filter(|symbol| lens[*symbol] > 0);
+            let mut bits = BitWriter::new(0);
+            used().for_each(|symbol| tree.put(symbol, &mut bits));
+            let stream = bits.finish();
+            let mut bits = BitReader::new(&stream);
+            assert!(used().all(|symbol| decoder.next(&mut bits) == Some(symbol)), "{lens:?}");
+        }
+        let decoder = Decoder::new(&[1, 0, 12, 15]).expect("a code, if not all of one");
+        for stream in [[0xff, 0xff], [0x01, 0x02]] {
+            assert_eq!(decoder.next(&mut BitReader::new(&stream)), None, "{stream:?}");
+        }
     }
 
     #[test]
