@@ -475,7 +475,7 @@ mod tests {
             vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15],
             vec![15, 1, 13, 10, 14, 12, 9, 2, 11, 15, 3, 8, 7, 6, 5, 4],
             // Every other code of eleven bits, so that parts of the second table alternate.
-            [vec![11, 10].repeat(400), vec![2, 0, 12]].concat(),
+            [[11, 10].repeat(400), vec![2, 0, 12]].concat(),
             vec![0, 3, 0, 15, 12],
         ] {
             let decoder = Decoder::new(&lens).expect("a code");

@@ -88,6 +88,7 @@ pub(super) fn standing(root: &Root, change: &Change) -> Result<Standing, TreeErr
     let is_target = equals(change.after.as_ref(), true)?;
     let is_base = equals(change.before.as_ref(), false)?;
     let stamp = Some(Stamp::of(&stat));
+    #[allow(clippy::useless_conversion, reason = "on other processors it has 32 bits")]
     let links = u64::from(stat.st_nlink);
     Ok(Standing { stamp, links, found: Some(found), is_base, is_target })
 }
