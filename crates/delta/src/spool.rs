@@ -14,6 +14,11 @@ use crate::frames::{Frame, Span, StreamId};
 /// not a matter of the machine, so that the output is the same everywhere.
 const WAITING_FRAMES: usize = 8;
 
+/// Length of a full frame before compression, in bytes. Readers keep a frame of each stream at hand, so
+/// this is what applying takes in memory; shorter ones compress worse.
+const FRAME_PLAIN_LEN: usize = 512 << 10;
+const _: () = assert!(FRAME_PLAIN_LEN as u64 <= limits::MAX_FRAME_PLAIN_LEN);
+
 /// Frames of this length or more are tried before they are compressed well, in bytes. What is shorter
 /// takes milliseconds at most.
 const TRIED_LEN: usize = 32 << 10;
@@ -87,11 +92,11 @@ impl<S: Write> Spool<S> {
         self.lens[stream.index()] += span.len;
         while !bytes.is_empty() {
             let pending = &mut self.pending[stream.index()];
-            let room = limits::MAX_FRAME_PLAIN_LEN as usize - pending.len();
+            let room = FRAME_PLAIN_LEN - pending.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             pending.extend_from_slice(now);
             bytes = later;
-            if pending.len() == limits::MAX_FRAME_PLAIN_LEN as usize {
+            if pending.len() == FRAME_PLAIN_LEN {
                 let full = std::mem::take(pending);
                 self.waiting.push((stream, full));
                 if self.waiting.len() == WAITING_FRAMES {
@@ -116,7 +121,7 @@ impl<S: Write> Spool<S> {
         self.waiting.clear();
         for (stream, plain_len, digest, packed) in packed {
             self.out.write_all(&packed).map_err(io_step("write to the spool"))?;
-            // Both fit: a frame is at most 1 MiB plain, and zstd adds less than 1 % to what it
+            // Both fit: a frame is at most 512 KiB plain, and zstd adds less than 1 % to what it
             // cannot compress.
             let (len, plain_len) = (packed.len() as u32, plain_len as u32);
             self.frames.push(Frame { digest, stream, len, plain_len });

@@ -25,9 +25,10 @@ const BUFFER_LEN: usize = 256 << 10;
 /// How long the thread waits for events before it looks whether it shall end.
 const WAIT: Duration = Duration::from_millis(10);
 
-/// How long it leaves events alone after it took some. The first event of a process wakes it at
-/// once, so this is what a process may live without being seen; a machine that opens thousands of
-/// files a second is disturbed no more often than that.
+/// How long it leaves events alone after it took some, while everybody is watched: a machine that
+/// opens thousands of files a second is disturbed no more often than that, and a process that lives
+/// for less may not be seen. Where some units alone are watched it takes every event at once, because
+/// what they were not seen to read then counts as not read.
 const NAP: Duration = Duration::from_millis(4);
 
 /// How much more urgent than other work the thread is, as nice(1) counts.
@@ -275,7 +276,7 @@ impl Loop {
             return Ok(());
         }
         let shared = Arc::clone(&self.shared);
-        loop {
+        let at_once = loop {
             let events = self.watch.read(buffer)?;
             let now = now();
             let mut state = shared.lock();
@@ -285,10 +286,12 @@ impl Loop {
                 note(&mut self.places, &mut self.processes, self.own, &mut state, event, now);
             }
             if !any {
-                break;
+                break matches!(state.scope, Scope::These(..));
             }
+        };
+        if !at_once {
+            thread::sleep(NAP);
         }
-        thread::sleep(NAP);
         Ok(())
     }
 }

@@ -217,20 +217,30 @@ fn killed_at_any_step_it_is_the_base_or_the_target() {
     }
 }
 
-/// Kills `work` at step `at`, then recovery at each of its steps.
-fn kill_recovery(tester: &Tester<'_>, work: Work, at: usize, tally: &mut Tally) {
+/// Kills `work` at step `at`, then has `fault` happen to recovery at each of its steps.
+fn break_recovery(
+    tester: &Tester<'_>,
+    work: Work,
+    at: usize,
+    fault: impl Fn(usize) -> Fault,
+    tally: &mut Tally,
+) {
     for recovery_at in 0.. {
         let (machine, ..) = tester.faulty(work, Which::Changes, Fault::Kill, at, true);
-        let (_, count) =
-            tester.interrupt(&machine, Which::Changes, Fault::Kill, recovery_at, true, |tree| {
+        let fault = fault(recovery_at);
+        let (is_done, count) =
+            tester.interrupt(&machine, Which::Changes, fault, recovery_at, true, |tree| {
                 recover_all(tree).is_ok()
             });
         if count <= recovery_at {
             break;
         }
         let mixed = tester.is_mixed(&machine);
-        let verdict = tester.judge(&machine).map(drop);
-        tally.add(|| format!("{work:?} {at}, recovery {recovery_at}"), mixed, verdict);
+        let verdict = match fault {
+            Fault::Fail(_) if is_done && mixed => Err("success with a mixture".to_owned()),
+            _ => tester.judge(&machine).map(drop),
+        };
+        tally.add(|| format!("{work:?} {at}, recovery {recovery_at}, {fault:?}"), mixed, verdict);
     }
 }
 
@@ -241,7 +251,28 @@ fn recovery_killed_at_any_step_is_completed_by_the_next() {
         let points: Vec<usize> = (0..world.steps(work, Which::Changes)).collect();
         let name = format!("kill -9 at every step of recovery from a kill at every step, {work:?}");
         let tally = world.campaign(&name, &points, |tester, at, tally| {
-            kill_recovery(tester, work, *at, tally);
+            break_recovery(tester, work, *at, |_| Fault::Kill, tally);
+        });
+        tally.assert_good();
+    }
+}
+
+/// Every so manieth step of an update or undo is where recoveries that fail begin.
+const RECOVERY_STRIDE: usize = 4;
+
+#[test]
+fn recovery_that_fails_or_loses_power_at_any_step_is_completed_by_the_next() {
+    let world = World::new();
+    for work in [Work::Apply, Work::Undo] {
+        let steps = (0..world.steps(work, Which::Changes)).step_by(RECOVERY_STRIDE);
+        let points: Vec<usize> = steps.collect();
+        let name = format!("an error or a power cut at every step of recovery, {work:?}");
+        let tally = world.campaign(&name, &points, |tester, at, tally| {
+            for error in [Errno::NOSPC, Errno::IO, Errno::ROFS] {
+                break_recovery(tester, work, *at, |_| Fault::Fail(error), tally);
+            }
+            let cut = |recovery_at| Fault::PowerCut((*at as u64) << 16 | recovery_at as u64);
+            break_recovery(tester, work, *at, cut, tally);
         });
         tally.assert_good();
     }
