@@ -219,7 +219,7 @@ fn the_head_lists_the_frames_of_the_file() {
     let head_len = Head::peek_len(&file[..HEADER_LEN]).expect("a header");
     let head = Head::read(&file[..head_len as usize], &trusted()).expect("signed");
     assert_eq!(head.file_len, file.len() as u64);
-    assert_eq!(head.frames.len(), 9, "one of a MiB each");
+    assert_eq!(head.frames.len(), 18, "one of 512 KiB each");
     let mut at = head.head_len as usize;
     for frame in &head.frames {
         let end = at + frame.len as usize;
