@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use vireo_model::{Digest, Ignore};
+use vireo_delta::{Bundle, TrustedKeys};
+use vireo_model::{Digest, Ignore, ImagePath};
 use vireo_testkit::{Run, fixture, programs};
+use vireo_tree::apply::{ApplyOptions, stage};
 
 use crate::disk::FileSystem;
 use crate::errors::{Errors, fail_everywhere};
@@ -18,7 +20,7 @@ use crate::kills::{Kills, kill_everywhere};
 use crate::package::{Edition, debian_package, dpkg, empty_database, write_package};
 use crate::power::{Neighbour, Place, Recording};
 use crate::program::vireo;
-use crate::recovery::{recover_tree, recovers_to, tree_digest};
+use crate::recovery::{recover_root, recovers_to, tree_digest};
 use crate::scene::capture_args;
 
 /// Bytes of the file system that the two trees are kept in.
@@ -117,6 +119,47 @@ impl Update {
         let prepare = |place: &Place| self.copy_base(&place.tree);
         let update = |place: &Place| run(&self.apply(&place.tree)?, neighbour);
         Recording::make(system, Ignore::default(), neighbour, &prepare, &update)
+    }
+
+    /// Records the update of a tree whose directories `parts` are on disks of their own, made as
+    /// `vireo apply` makes it, by the library.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recording::make`].
+    pub fn record_parts(
+        &self,
+        system: FileSystem,
+        parts: &[&str],
+        neighbour: Neighbour,
+    ) -> anyhow::Result<Recording> {
+        let paths = parts.iter().map(|part| ImagePath::parse(format!("/{part}").as_bytes()));
+        let paths = paths.collect::<Result<Vec<_>, _>>()?;
+        let prepare = |place: &Place| {
+            self.copy_base(&place.tree)?;
+            for ((_, disk), part) in place.parts.iter().zip(parts) {
+                let of_tree = place.tree.join(part);
+                run(&copy(&of_tree, disk), Neighbour::None)?;
+                // What a mount would hide.
+                fs::remove_dir_all(&of_tree)?;
+                fs::create_dir(&of_tree)?;
+            }
+            Ok(())
+        };
+        let trusted = self.trusted()?;
+        let update = |place: &Place| {
+            let bytes = fs::read(self.arg("update.vireo"))?;
+            let bundle = Bundle::open(&bytes)?.verify(&trusted)?;
+            let root = place.root()?;
+            stage(&root, &bundle, &ApplyOptions::default())?.commit()?.finish()?;
+            Ok(())
+        };
+        Recording::of_parts(system, Ignore::default(), &paths, neighbour, &prepare, &update)
+    }
+
+    fn trusted(&self) -> anyhow::Result<TrustedKeys> {
+        let key = fs::read_to_string(self.arg("keys/vireo.pub"))?;
+        Ok(TrustedKeys::from_iter([key.trim().parse()?]))
     }
 
     /// `vireo-agent apply` of the bundle to the tree `to`, with the agent's records in `state`: an
@@ -427,7 +470,7 @@ fn recovery(tree: &Path) -> anyhow::Result<Vec<String>> {
 ///
 /// Recovery failed.
 pub fn recover_vireo(place: &Place) -> anyhow::Result<()> {
-    recover_tree(&place.tree).map(drop)
+    recover_root(&place.root()?).map(drop)
 }
 
 /// Nothing: for updates that have no recovery.
