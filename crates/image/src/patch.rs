@@ -132,8 +132,10 @@ pub fn patch(
 /// Works on a clone, named `out` with `.partial` added, and renames it to `out` when its tree has
 /// the bundle's target digest, as the kernel shows it and, for ext file systems, as our own reader finds
 /// it, every file system's own checker finds nothing, and its bytes are on the disk. What is qcow2 is
-/// expanded to be patched, and packed again. After an error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
-/// next patch to the same `out` replaces.
+/// expanded to be patched, and packed again. After an error or a crash `base` and `out` are what they were;
+/// a crash may leave files named `out` with `.partial`, `.packed.partial`, `.claim.partial` or
+/// `.files.partial` added, which the next patch to the same `out` replaces. While one process makes
+/// `out`, no other does.
 ///
 /// Cost: a reflink or sparse copy of the image, one read of the whole tree, and the changed
 /// files.
