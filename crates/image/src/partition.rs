@@ -51,7 +51,7 @@ const ROOT_TYPES: &[&str] = &[
 ];
 
 const MBR_EXTENDED: [u8; 3] = [0x05, 0x0F, 0x85];
-const MBR_PROTECTIVE: u8 = 0xEE;
+pub(crate) const MBR_PROTECTIVE: u8 = 0xEE;
 
 /// How an image is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
