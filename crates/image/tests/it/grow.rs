@@ -58,8 +58,7 @@ fn root_an_image_grows_by_what_an_update_needs_however_it_is_laid_out() -> anyho
         let (place, bytes, keys) = scene(label)?;
         let base = place.path("base.img");
         let before = digest_of(&base)?;
-        let parts =
-            |image: &Path| sh("sfdisk -d \"$1\" 2>&1 || true", &[&image.display().to_string()]);
+        let parts = |image: &Path| sh("sfdisk -d \"$1\"", &[&image.display().to_string()]);
 
         let error = patch(&place, &bytes, &keys, Grow::No)?.err().context("it does not fit")?;
         ensure!(error.kind() == ErrorKind::NoSpace, "{error}: {:?}", error.kind());
@@ -75,24 +74,19 @@ fn root_an_image_grows_by_what_an_update_needs_however_it_is_laid_out() -> anyho
             // Both copies of the table agree, and every partition kept its number and identity.
             let found = sh("sgdisk -v \"$1\"", &[&place.arg("out.img")])?;
             ensure!(found.contains("No problems found"), "{found}");
-            let ids = |text: String| -> Vec<String> {
-                let lines = text.lines().filter(|line| line.contains("uuid="));
-                lines
-                    .map(|line| {
-                        [line.split(" :").next(), line.split("uuid=").nth(1)]
-                            .map(|p| {
-                                p.unwrap_or("")
-                                    .rsplit('/')
-                                    .next()
-                                    .unwrap_or("")
-                                    .replace("base.img", "")
-                                    .replace("out.img", "")
-                            })
-                            .join(" ")
-                    })
-                    .collect()
+            // `NAME1 : ..., uuid=U`: the number and the identity.
+            let ids = |image: &Path| -> anyhow::Result<Vec<String>> {
+                let (text, name) = (parts(image)?, image.display().to_string());
+                let lines = text.lines().filter_map(|line| line.strip_prefix(&name));
+                let id = |line: &str| {
+                    let number = line.split(" :").next().unwrap_or_default();
+                    let uuid = line.split("uuid=").nth(1);
+                    uuid.map(|uuid| format!("{number} {uuid}"))
+                };
+                lines.map(|line| id(line).context(text.clone())).collect()
             };
-            ensure!(ids(parts(&base)?) == ids(parts(&out)?), "{}\n{}", parts(&base)?, parts(&out)?);
+            let (before, after) = (ids(&base)?, ids(&out)?);
+            ensure!(before.len() == 2 && before == after, "{before:?}\n{after:?}");
         }
         ensure!(digest_of(&base)? == before, "the base was changed");
 
