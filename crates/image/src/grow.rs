@@ -11,6 +11,7 @@ use std::path::Path;
 
 use vireo_model::ChangeSet;
 use vireo_sys::loopdev::{LoopDevice, Window};
+use vireo_tree::Shortage;
 
 use crate::disk::DiskImage;
 use crate::fsck::{excerpt, run_on, said};
@@ -82,8 +83,17 @@ impl Growth {
         Self { grow, needed: needed(changes), tries: 0 }
     }
 
-    /// What to try next; twice as much each time. None if nothing is left to be tried.
-    pub(crate) fn next(&mut self) -> Option<Len> {
+    /// What to try next; twice as much each time. None if nothing is left to be tried, or growing would
+    /// not help: `shortage` is what was seen to lack.
+    pub(crate) fn next(&mut self, shortage: Option<&Shortage>) -> Option<Len> {
+        if let Some(shortage) = shortage {
+            if !shortage.at.is_root() {
+                return None;
+            }
+            // ext4 makes inodes with the groups of blocks that a longer file system has.
+            let inodes = shortage.inodes.saturating_mul(shortage.len_per_inode);
+            self.needed = self.needed.max(inodes.saturating_add(inodes / 8));
+        }
         self.tries += 1;
         match self.grow {
             Grow::To(len) if self.tries == 1 => Some(Len::To(len)),

@@ -199,7 +199,7 @@ fn growing(
         let image = DiskImage::open(&partial.path, options.root)?;
         match by_mount(image, (base, host), bundle, options.root, step) {
             Err(error) if error.kind() == ErrorKind::NoSpace && !is_full(&partial.path) => {
-                let Some(len) = growth.next() else {
+                let Some(len) = growth.next(error.shortage()) else {
                     return Err(ImageError::full(base, options.grow, error));
                 };
                 // What was staged is given up with the clone that it is in.

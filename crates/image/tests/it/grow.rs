@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use vireo_image::{ErrorKind, Grow, ImageError, PatchOptions, Patched, patch_with};
+use vireo_image::{ErrorKind, Grow, ImageError, PatchOptions, PatchStep, Patched, patch_with};
 
 use crate::common::{
     MIB, Place, bundle, digest_of, divide, edit, ext, mounted, open, put, read, same, sh,
@@ -101,6 +101,61 @@ fn root_an_image_grows_by_what_an_update_needs_however_it_is_laid_out() -> anyho
         place.nothing_attached()?;
     }
     Ok(())
+}
+
+#[test]
+fn root_an_image_grows_for_inodes_too() -> anyhow::Result<()> {
+    let place = Place::new()?;
+    let content = place.dir("content", "mkdir etc; echo base > etc/x")?;
+    // Few inodes, as file systems for large files have: 2000 files would never fit by their length.
+    ext(&place.path("base.img"), 24, "-t ext4 -b 4096 -N 64", &content)?;
+    ext(&place.path("wide.img"), 48, "-t ext4 -b 4096 -N 4096", &content)?;
+    place.copy("wide.img", "next.img")?;
+    edit(
+        &place.path("next.img"),
+        &[(0, 0, "/")],
+        "mkdir d; for n in $(seq 2000); do echo $n > d/$n; done",
+    )?;
+    let (bytes, keys) = bundle(&place.path("wide.img"), &place.path("next.img"))?;
+    patch(&place, &bytes, &keys, Grow::Auto)??;
+    same(&mounted(&place.path("next.img"))?, &mounted(&place.path("out.img"))?)?;
+    place.nothing_attached()
+}
+
+#[test]
+fn root_an_image_does_not_grow_for_a_file_system_that_is_not_its_root() -> anyhow::Result<()> {
+    let place = Place::new()?;
+    let root = place.dir(
+        "root",
+        "mkdir etc boot; printf 'LABEL=boot /boot ext4 defaults 0 2\\n' > etc/fstab",
+    )?;
+    let boot = place.dir("boot", "echo kernel > vmlinuz")?;
+    ext(&place.path("root.ext4"), 24, "-t ext4 -L root", &root)?;
+    for (name, len) in [("base.img", 8), ("wide.img", 40)] {
+        ext(&place.path("boot.ext4"), len, "-t ext4 -b 4096 -L boot", &boot)?;
+        let script = "label: gpt\\nstart=1MiB, size=40MiB\\nstart=41MiB, size=24MiB\\n";
+        divide(&place.path(name), 70, script)?;
+        put(&place.path("boot.ext4"), &place.path(name), 1)?;
+        put(&place.path("root.ext4"), &place.path(name), 41)?;
+        fs::remove_file(place.path("boot.ext4"))?;
+    }
+    place.copy("wide.img", "next.img")?;
+    let parts = [(41, 24, "/"), (1, 40, "/boot")];
+    edit(&place.path("next.img"), &parts, "head -c 12M /dev/urandom > boot/vmlinuz")?;
+    let (bytes, keys) = bundle(&place.path("wide.img"), &place.path("next.img"))?;
+    for grow in [Grow::No, Grow::Auto, Grow::To(400 * MIB)] {
+        let update = open(&bytes, &keys)?;
+        let options = PatchOptions { grow, ..PatchOptions::default() };
+        let mut clones = 0;
+        let mut count = |step| clones += usize::from(step == PatchStep::Clone);
+        let out = place.path("out.img");
+        let outcome = patch_with(&place.path("base.img"), &out, &update, &options, &mut count);
+        let error = outcome.err().context("it does not fit")?;
+        ensure!(error.kind() == ErrorKind::NoSpace, "{error}: {:?}", error.kind());
+        ensure!(error.to_string().contains("the file system at /boot is too full"), "{error}");
+        ensure!(clones == 1, "{clones} tries with {grow:?}");
+    }
+    place.nothing_attached()
 }
 
 #[test]
