@@ -81,7 +81,7 @@ impl Partial {
         let kind = match bytes.qcow2() {
             None => clone(&from, &self.file).map_err(failed)?,
             Some(qcow2) => {
-                qcow2.refuse_snapshots(base)?;
+                qcow2.refuse_kept(base)?;
                 qcow2.expand(&self.file).map_err(failed)?;
                 CloneKind::Sparse
             }
