@@ -55,7 +55,7 @@ pub struct PatchOptions<'a> {
     pub replace: bool,
     /// Who writes.
     pub backend: Backend<'a>,
-    /// Whether the image is made larger for an update that does not fit; not without a mount.
+    /// Whether the image is made larger for an update that does not fit; refused without a mount.
     pub grow: Grow,
 }
 
@@ -142,7 +142,7 @@ pub fn patch(
 ///
 /// # Errors
 ///
-/// `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is
+/// `NoRoot` or `Unsupported` if it may grow and cannot be mounted; `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is
 /// not its target although every touched path was right, `Busy` if `out` is being made by another
 /// process, `NoSpace` (with [`PatchOptions::grow`] only if growing does not help), `Damaged`, and all that [`DiskImage::open`] and [`DiskImage::mount`] say.
 pub fn patch_with(
@@ -157,6 +157,7 @@ pub fn patch_with(
         steps.begin(next);
         step(next);
     };
+    let host = mounting_host(base, options)?;
     // Says early and by the base's own name what is wrong with it.
     DiskImage::open(base, options.root)?;
     refuse_existing(out, options.replace)?;
@@ -165,12 +166,9 @@ pub fn patch_with(
     let mut partial = Partial::new(base, out)?;
     let kind = partial.fill(base)?;
 
-    let done = match options.backend {
-        Backend::Mount(host) => growing(&mut partial, base, host, bundle, options, &mut step),
-        Backend::Auto if can_mount() => {
-            growing(&mut partial, base, &DetachedHost, bundle, options, &mut step)
-        }
-        Backend::Auto | Backend::Rootless => {
+    let done = match host {
+        Some(host) => growing(&mut partial, base, host, bundle, options, &mut step),
+        None => {
             let volume = unmounted::only_volume(&partial.path, base, options.root)?;
             rootless::patch((&partial.path, &volume.partition), out, bundle, &mut step)
         }
@@ -182,6 +180,25 @@ pub fn patch_with(
     partial.publish(out, options.replace)?;
     let Outcome { tree, already } = done;
     Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+}
+
+/// Who mounts; `None` if debugfs writes, which cannot make an image larger.
+fn mounting_host<'a>(
+    base: &Path,
+    options: &PatchOptions<'a>,
+) -> Result<Option<&'a dyn MountHost>, ImageError> {
+    let (kind, remedy) = match options.backend {
+        Backend::Mount(host) => return Ok(Some(host)),
+        Backend::Auto if can_mount() => return Ok(Some(&DetachedHost)),
+        _ if options.grow == Grow::No => return Ok(None),
+        Backend::Auto => (ErrorKind::NoRoot, "run it as root"),
+        Backend::Rootless => (ErrorKind::Unsupported, "patch it with a mount"),
+    };
+    let message = format!(
+        "{} cannot be made larger without mounting it: {remedy}, or do not let it grow (--grow)",
+        base.display()
+    );
+    Err(ImageError::new(kind, message))
 }
 
 /// Patches the clone `partial` of `base`, larger and larger ones while the update does not fit and

@@ -70,6 +70,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
     bundle.check().map_err(unusable)?;
     let metadata = fs::metadata(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
     let step = Step::new(context, format!("applying to {}", args.to.display()));
+    if metadata.is_dir() && args.grow.is_some_and(|grow| grow != Grow::No) {
+        let message = format!("{} is a directory; --grow is for images", args.to.display());
+        let hint = "leave --grow out; make room in the file system that the directory is in";
+        return Err(Failure::refused(message).hint(hint));
+    }
     match (&args.out, metadata.is_dir()) {
         (Some(_), true) => {
             Err(Failure::refused(format!("{} is a directory; -o is for images", args.to.display()))

@@ -46,7 +46,7 @@ impl Partial {
     pub(super) fn new(base: &Path, out: &Path) -> Result<Self, ImageError> {
         let [path, packed, claimed] = journal::left_of(out);
         let claim = journal::claim(&claimed)
-            .map_err(|error| ImageError::io("lock", &claimed, error))?
+            .map_err(|error| ImageError::io("make", &claimed, error))?
             .ok_or_else(|| journal::being_made(out))?;
         let (file, lock) =
             make(&path).map_err(|error: io::Error| ImageError::io("make", &path, error))?;
