@@ -38,7 +38,7 @@ const MIN_SLACK: u64 = 32 << 20;
 /// Length of a block that every file's content is rounded up to, in bytes.
 const BLOCK: u64 = 4096;
 /// Longest image that one is grown to, in bytes: a bundle can claim any length.
-const MAX_LEN: u64 = 16 << 40;
+pub const MAX_GROWN_LEN: u64 = 16 << 40;
 
 /// How often an image is grown anew because an update still does not fit.
 const MAX_TRIES: u32 = 3;
@@ -108,7 +108,8 @@ impl Growth {
 /// Why something is not grown.
 type Refusal = (ErrorKind, String);
 
-/// Grows the raw image `image`, which nobody uses and which messages call `name`.
+/// Grows the raw image `image`, which nobody uses and which messages call `name`, to at most `most`
+/// bytes.
 ///
 /// # Errors
 ///
@@ -116,10 +117,10 @@ type Refusal = (ErrorKind, String);
 /// it, `Damaged` if its file system or its table is, `NoSpace` if it is that long already or would
 /// become too long.
 pub(crate) fn grow(
-    image: &Path,
-    name: &Path,
+    (image, name): (&Path, &Path),
     root: RootPartition,
     by: Len,
+    most: u64,
 ) -> Result<(), ImageError> {
     let failed = |error: io::Error| ImageError::io("grow", name, error);
     let refused = |(kind, why): Refusal| {
@@ -133,7 +134,7 @@ pub(crate) fn grow(
         Len::By(more) => len.saturating_add(more),
     };
     let to = to.div_ceil(ALIGNMENT).saturating_mul(ALIGNMENT);
-    check(&disk, len, to).map_err(refused)?;
+    check(&disk, len, to, most).map_err(refused)?;
     file.set_len(to).map_err(failed)?;
     let partition = disk.partition();
     let grown = grow_partition(&file, partition, to).map_err(failed)?.map_err(refused)?;
@@ -142,7 +143,7 @@ pub(crate) fn grow(
     resize((image, name), &file, window)
 }
 
-fn check(disk: &DiskImage, len: u64, to: u64) -> Result<(), Refusal> {
+fn check(disk: &DiskImage, len: u64, to: u64, most: u64) -> Result<(), Refusal> {
     let (partition, kind) = (disk.partition(), disk.kind());
     if kind != FileSystemKind::Ext {
         let why = format!("its root is {}, and only ext4 is grown; grow it by hand", kind.name());
@@ -159,8 +160,8 @@ fn check(disk: &DiskImage, len: u64, to: u64) -> Result<(), Refusal> {
         let why = format!("it has {len} bytes already, and should have {to}; ask for more");
         return Err((ErrorKind::NoSpace, why));
     }
-    if to > MAX_LEN {
-        let why = format!("it would have {to} bytes, and the most is {MAX_LEN}; make room in it");
+    if to > most {
+        let why = format!("it would have {to} bytes, and the most is {most}; make room in it");
         return Err((ErrorKind::NoSpace, why));
     }
     Ok(())

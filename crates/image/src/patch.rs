@@ -20,7 +20,7 @@ use vireo_tree::{ScanOptions, apply, scan};
 use crate::bytes::Format;
 use crate::disk::{Access, DiskImage, busy};
 use crate::fsck::fsck_all;
-use crate::grow::{self, Grow, Growth};
+use crate::grow::{self, Grow, Growth, MAX_GROWN_LEN};
 use crate::host::{DetachedHost, MountHost};
 use crate::partition::RootPartition;
 use crate::probe::FileSystemKind;
@@ -57,6 +57,8 @@ pub struct PatchOptions<'a> {
     pub backend: Backend<'a>,
     /// Whether the image is made larger for an update that does not fit; refused without a mount.
     pub grow: Grow,
+    /// Length in bytes that no image grows beyond; without it [`MAX_GROWN_LEN`](crate::MAX_GROWN_LEN).
+    pub max_grown_len: Option<u64>,
 }
 
 /// The steps of [`patch_with`], in order, reported when each begins. Without a mount there is no
@@ -212,6 +214,7 @@ fn growing(
     step: &mut dyn FnMut(PatchStep),
 ) -> Result<Outcome, ImageError> {
     let mut growth = Growth::new(options.grow, bundle.change_set());
+    let most = options.max_grown_len.unwrap_or(MAX_GROWN_LEN).min(MAX_GROWN_LEN);
     loop {
         let image = DiskImage::open(&partial.path, options.root)?;
         match by_mount(image, (base, host), bundle, options.root, step) {
@@ -222,7 +225,7 @@ fn growing(
                 // What was staged is given up with the clone that it is in.
                 step(PatchStep::Clone);
                 partial.fill_again(base)?;
-                grow::grow(&partial.path, base, options.root, len)?;
+                grow::grow((&partial.path, base), options.root, len, most)?;
             }
             outcome => return outcome,
         }

@@ -104,7 +104,8 @@ fn to_image(
         Grow::Auto => vireo_image::Grow::Auto,
         Grow::To(len) => vireo_image::Grow::To(len),
     };
-    let options = PatchOptions { root: args.partition.get(), replace: out == base, backend, grow };
+    let (root, replace) = (args.partition.get(), out == base);
+    let options = PatchOptions { root, replace, backend, grow, ..PatchOptions::default() };
     let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;
     let changed = bundle.change_set().changes.len() - patched.already;
     Ok(Applied { to: out.to_owned(), target: patched.tree, already: patched.already, changed })
