@@ -93,6 +93,9 @@ pub struct Source<'a> {
     pub device: &'a Path,
     /// The version's disk image.
     pub disk: &'a Path,
+    /// Whether a device is taken that does not say which volume it is, as on instances of the Xen
+    /// generation. One that says that it is something else never is.
+    pub unidentified: bool,
 }
 
 /// EC2 in one account and region.
@@ -269,8 +272,8 @@ impl Ec2 {
     ///
     /// # Errors
     ///
-    /// As [`Cloud::publish`], in this crate's words; `Refused` if the device is not the whole volume or
-    /// too small for the disk, `Unavailable` if something uses it.
+    /// As [`Cloud::publish`], in this crate's words; `Refused` if the device is not certainly the
+    /// whole volume or too small for the disk, `Unavailable` if something uses it.
     pub fn publish_volume(
         &self,
         image: &ImageName,
@@ -288,9 +291,9 @@ impl Ec2 {
                 None => {
                     // Held until EC2 has taken the volume's state.
                     let _device = match source {
-                        Some(Source { device, disk }) => {
-                            let disk = Disk::open(disk)?;
-                            let device = Device::open(device, volume, !calls.dry)?;
+                        Some(source) => {
+                            let disk = Disk::open(source.disk)?;
+                            let device = Device::open(&source, volume, !calls.dry)?;
                             Some(device.fill(calls, &disk).await?)
                         }
                         None => None,

@@ -81,7 +81,7 @@ fn root_a_volume_gets_the_blocks_that_differ_and_is_published() {
     // Larger than the disk, as volumes are.
     let attached = site.attach(2 * DISK_LEN / 4096 * 4096);
     let publish = |version, disk: &Path| {
-        let source = Some(Source { device: attached.device.path(), disk });
+        let source = Some(Source { device: attached.device.path(), disk, unidentified: true });
         ec2.publish_volume(&site.image, version, tree(version), &volume, source)
     };
     let written = || {
@@ -114,7 +114,8 @@ fn root_a_crash_between_device_and_snapshot_is_gone_on_with() {
     let attached = site.attach(DISK_LEN);
     let base = site.make_disk("base.img", 0..5);
     let publish = || {
-        let source = Some(Source { device: attached.device.path(), disk: &base });
+        let source =
+            Some(Source { device: attached.device.path(), disk: &base, unidentified: true });
         ec2.publish_volume(&site.image, 1, tree(1), &volume, source)
     };
     for step in ["CreateSnapshot", "RegisterImage"] {
@@ -136,8 +137,8 @@ fn root_a_device_that_cannot_be_the_volume_is_refused_and_not_written() {
     let ec2 = site.ec2();
     let base = site.make_disk("base.img", 0..5);
     let attached = site.attach(DISK_LEN - 4096);
-    let refused = |device: &Path, kind: ErrorKind, words: &[&str]| {
-        let source = Some(Source { device, disk: &base });
+    let check = |(device, unidentified): (&Path, bool), kind: ErrorKind, words: &[&str]| {
+        let source = Some(Source { device, disk: &base, unidentified });
         let error = ec2.publish_volume(&site.image, 1, tree(1), "vol-1", source);
         let error = error.expect_err("refused");
         assert_eq!(error.kind(), kind, "{error}");
@@ -145,6 +146,10 @@ fn root_a_device_that_cannot_be_the_volume_is_refused_and_not_written() {
             assert!(error.to_string().contains(word), "{word}: {error}");
         }
     };
+    let refused = |device: &Path, kind, words: &[&str]| check((device, true), kind, words);
+    // A loop device does not say which volume it is.
+    let says = ["does not say which volume it is", "vol-1", "--unidentified"];
+    check((attached.device.path(), false), ErrorKind::Refused, &says);
     refused(attached.device.path(), ErrorKind::Refused, &["base.img", "make the volume larger"]);
     refused(&base, ErrorKind::Refused, &["base.img is no block device", "vol-1"]);
     refused(Path::new("/dev/no-such"), ErrorKind::Io, &["/dev/no-such"]);
@@ -155,6 +160,35 @@ fn root_a_device_that_cannot_be_the_volume_is_refused_and_not_written() {
     refused(path, ErrorKind::Unavailable, &["is in use", "unmount it"]);
     drop(held);
     assert_eq!(blocks::with_data(&attached.file).expect("read").indices, [0_u32; 0]);
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 0);
+}
+
+#[test]
+fn root_a_partition_is_no_volume() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let base = site.make_disk("base.img", 0..5);
+    let attached = site.attach(DISK_LEN / 4096 * 4096);
+    let device = attached.device.path().to_str().expect("text").to_owned();
+    let sh = |script: &str| {
+        let mut command = Command::new("bash");
+        let output = command.args(["-euc", script, "script", &device]).output();
+        let output = output.expect("bash runs");
+        assert!(output.status.success(), "{script}: {output:?}");
+    };
+    sh(
+        "printf 'label: gpt\\nstart=1MiB, size=4MiB\\n' | sfdisk -q --no-reread \"$1\"; partx --add \"$1\"",
+    );
+    let partition = format!("{device}p1");
+    let refused = |device: &Path, says: &str| {
+        let source = Some(Source { device, disk: &base, unidentified: true });
+        let error = ec2.publish_volume(&site.image, 1, tree(1), "vol-1", source);
+        let error = error.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    refused(Path::new(&partition), "is a partition");
+    sh("partx --delete \"$1\"");
     assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 0);
 }
 
@@ -208,7 +242,10 @@ fn root_the_command_plans_then_writes_and_publishes_the_newest_version() {
         (output.status.code(), text(&output.stdout), text(&output.stderr))
     };
     let device = attached.device.path().to_str().expect("text").to_owned();
-    let full = ["web", &volume, "--device", &device];
+    let full = ["web", &volume, "--device", &device, "--unidentified"];
+    let (code, _, error) = publish(&full[..4]);
+    assert_eq!(code, Some(5), "{error}");
+    assert!(error.contains("--unidentified"), "{error}");
 
     let (code, planned, error) = publish(&[&full[..], &["--dry-run"]].concat());
     assert_eq!(code, Some(0), "{error}");
