@@ -31,6 +31,11 @@ pub(crate) fn filter(name: impl Into<String>, value: impl Into<String>) -> Filte
     Filter::builder().name(name).values(value).build()
 }
 
+/// Snapshots that are complete, or will be; not those that failed.
+pub(crate) fn filter_usable() -> Filter {
+    Filter::builder().name("status").values("pending").values("completed").build()
+}
+
 /// Things of `image`.
 pub(crate) fn filter_image(image: &ImageName) -> Filter {
     filter(format!("tag:{IMAGE}"), image.as_str())

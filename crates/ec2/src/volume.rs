@@ -24,6 +24,7 @@ impl Calls {
             tags::filter(format!("tag:{}", tags::VERSION), version.to_string()),
             tags::filter(format!("tag:{}", tags::TREE), tree.to_string()),
             tags::filter("volume-id", volume),
+            tags::filter_usable(),
         ];
         let Some(snapshot) = self.snapshots(&filters).await?.pop() else { return Ok(None) };
         let id = snapshot.snapshot_id.unwrap_or_default();

@@ -61,6 +61,28 @@ fn a_volume_that_was_patched_in_ec2_is_published_without_the_direct_interface() 
 }
 
 #[test]
+fn a_snapshot_that_failed_is_not_waited_for_again() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let volume = site.volume();
+    let publish = || ec2.publish_volume(&site.image, 4, tree(4), &volume, None);
+    // Complete, but nothing comes of it: and then it fails.
+    site.aws.world().denied.insert("RegisterImage".to_owned());
+    publish().expect_err("it is not allowed");
+    site.aws.world().denied.clear();
+    let filter =
+        aws_sdk_ec2::types::Filter::builder().name("tag:vireo:image").values("web").build();
+    let made = site.client().describe_snapshots().filters(filter).send();
+    let made = block_on(made).expect("listed").snapshots.unwrap_or_default();
+    let failed = made[0].snapshot_id.clone().expect("an identity");
+    site.aws.world().failed.insert(failed.clone());
+
+    publish().expect("another one is made");
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 2);
+    assert_ne!(site.snapshot_of(1), failed);
+}
+
+#[test]
 fn without_the_direct_interface_the_other_way_is_named() {
     let site = Site::new();
     let base = site.make_disk("base.img", 0..2);
