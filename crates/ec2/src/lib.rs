@@ -98,6 +98,17 @@ pub struct Source<'a> {
     pub unidentified: bool,
 }
 
+/// Who wrote what a version's snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// This program, through the EBS direct interface.
+    Uploaded,
+    /// This program, to the volume's device.
+    Here,
+    /// Somebody else, who answers for it.
+    Elsewhere,
+}
+
 /// EC2 in one account and region.
 ///
 /// Its methods block, and must not be called on a thread of an asynchronous runtime.
@@ -207,28 +218,36 @@ impl Ec2 {
             disk: &disk,
             parallel: self.settings.parallel,
         };
-        self.block_on(self.publish_as(image, version, tree, upload.run()))
+        self.block_on(self.publish_as((image, version, tree), Written::Uploaded, upload.run()))
     }
 
     /// Registers the snapshot that `snapshot` gives and has machines start from it; what of that was done
     /// before is not done again, and `snapshot` not asked for then.
     async fn publish_as(
         &self,
-        image: &ImageName,
-        version: u64,
-        tree: Digest,
+        (image, version, tree): (&ImageName, u64, Digest),
+        written: Written,
         snapshot: impl Future<Output = Result<Held, Ec2Error>>,
     ) -> Result<Launchable, Ec2Error> {
         let settings = self.settings.image(image)?;
         let published = self.calls.published(image).await?;
         let same = |ami: &&Published| ami.version == version && ami.tree == tree;
         let ami = match published.iter().find(same) {
+            Some(ami) if written == Written::Here && !ami.from_disk => {
+                let (id, snapshots) = (&ami.id, ami.snapshots.join(", "));
+                return Err(Ec2Error::refused(format!(
+                    "{image}@{version} is published as {id}, which was made of a volume as it was, without \
+                     --device; if that was not meant, remove it (`aws ec2 deregister-image --image-id {id}`) \
+                     and its snapshot ({snapshots}), and run this again"
+                )));
+            }
             Some(ami) => ami.clone(),
             None => {
                 // Before the snapshot: what cannot be registered need not be made.
                 let like = self.attributes(settings, &published).await?;
                 let held = snapshot.await?;
-                self.calls.register(image, &held, &like).await?
+                let from_disk = written != Written::Elsewhere;
+                self.calls.register(image, &held, from_disk, &like).await?
             }
         };
         self.launch(image, settings, &ami).await
@@ -272,7 +291,8 @@ impl Ec2 {
     ///
     /// # Errors
     ///
-    /// As [`Cloud::publish`], in this crate's words; `Refused` if the device is not certainly the
+    /// As [`Cloud::publish`], in this crate's words; `Refused` if there is a source and the
+    /// version was published without, or if the device is not certainly the
     /// whole volume or too small for the disk, `Unavailable` if something uses it.
     pub fn publish_volume(
         &self,
@@ -284,9 +304,12 @@ impl Ec2 {
     ) -> Result<Launchable, Ec2Error> {
         self.settings.image(image)?;
         let _lock = self.journal(image)?;
-        self.block_on(self.publish_as(image, version, tree, async {
+        let written = if source.is_some() { Written::Here } else { Written::Elsewhere };
+        let from_disk = source.is_some();
+        self.block_on(self.publish_as((image, version, tree), written, async {
             let calls = &self.calls;
-            let made = match calls.snapshot_of_volume(image, version, tree, volume).await? {
+            let found = calls.snapshot_of_volume(image, version, tree, volume, from_disk).await?;
+            let made = match found {
                 Some(made) => made,
                 None => {
                     // Held until EC2 has taken the volume's state.
@@ -298,7 +321,7 @@ impl Ec2 {
                         }
                         None => None,
                     };
-                    calls.snapshot_volume(image, version, tree, volume).await?
+                    calls.snapshot_volume(image, version, tree, volume, from_disk).await?
                 }
             };
             Ok(Held::of_volume(made, version, tree))

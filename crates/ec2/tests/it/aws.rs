@@ -450,8 +450,10 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
     let of = |key: &str| asked.get(key).cloned().unwrap_or_default();
     match action {
         "RegisterImage" => {
-            world.names.insert(of("Name"), String::new());
+            let id = text.split("<imageId>").nth(1).and_then(|rest| rest.split('<').next());
+            world.names.insert(of("Name"), id.unwrap_or_default().to_owned());
         }
+        "DeregisterImage" => world.names.retain(|_, id| *id != of("ImageId")),
         "DeleteSnapshot" => {
             world.ebs.snapshots.remove(&of("SnapshotId"));
         }

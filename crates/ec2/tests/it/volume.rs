@@ -214,6 +214,42 @@ fn root_a_partition_is_no_volume() {
     assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 0);
 }
 
+#[test]
+fn root_what_was_made_without_the_device_does_not_pass_for_what_is_written_to_it() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let volume = site.volume();
+    let attached = site.attach(DISK_LEN);
+    let base = site.make_disk("base.img", 0..5);
+    let source = Source { device: attached.device.path(), disk: &base, unidentified: true };
+    let publish = |source| ec2.publish_volume(&site.image, 1, tree(1), &volume, source);
+    let refused = |words: &[&str]| {
+        let error = publish(Some(source)).expect_err("it is another one");
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        for word in words {
+            assert!(error.to_string().contains(word), "{word}: {error}");
+        }
+    };
+    // Forgotten once, at first without a machine image.
+    site.aws.world().denied.insert("RegisterImage".to_owned());
+    publish(None).expect_err("it is not allowed");
+    refused(&["snapshot snap-", "without --device", "delete-snapshot"]);
+    site.aws.world().denied.clear();
+    let mistaken = publish(None).expect("published");
+    refused(&[&mistaken.address, "without --device", "deregister-image", "snap-"]);
+    assert_eq!(blocks::with_data(&attached.file).expect("read").indices, [0_u32; 0]);
+
+    let client = site.client();
+    block_on(client.deregister_image().image_id(&mistaken.address).send()).expect("removed");
+    let snapshot = site.snapshot_of(1);
+    block_on(client.delete_snapshot().snapshot_id(snapshot).send()).expect("removed");
+    let written = publish(Some(source)).expect("published");
+    assert_ne!(written.address, mistaken.address);
+    attached.assert_holds(&base);
+    assert_eq!(publish(Some(source)).expect("published"), written, "twice is once");
+    assert_eq!(publish(None).expect("published"), written, "and serves as it is");
+}
+
 /// A repository with version 3 of `web`, as `docs/format/repository.md` has it, and settings.
 fn repository(site: &Site, disk: &Path) -> (PathBuf, PathBuf) {
     let (data, settings) = (site.disk("repo"), site.disk("ec2.toml"));
