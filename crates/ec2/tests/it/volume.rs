@@ -3,13 +3,15 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
 
 use vireo_cloud::{Cloud as _, blocks};
-use vireo_ec2::{ErrorKind, Source};
+use vireo_ec2::{Ec2, ErrorKind, Source};
 use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_testkit::programs;
 
-use crate::site::{BLOCK, DISK_LEN, Site, block_on, content, listener, tree};
+use crate::site::{BLOCK, DISK_LEN, Site, block_on, content, listener, sdk, tree};
 
 impl Site {
     /// A volume at EC2.
@@ -51,7 +53,11 @@ fn a_volume_that_was_patched_in_ec2_is_published_without_the_direct_interface() 
     let site = Site::new();
     let ec2 = site.ec2();
     let volume = site.volume();
-    let publish = || ec2.publish_volume(&site.image, 4, tree(4), &volume, None).expect("published");
+    let publish = || {
+        ec2.hold(&site.image)
+            .and_then(|hold| hold.publish_volume(4, tree(4), &volume, None))
+            .expect("published")
+    };
     let launchable = publish();
     assert_eq!(publish(), launchable, "twice is once");
     assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 1);
@@ -65,7 +71,8 @@ fn a_snapshot_that_failed_is_not_waited_for_again() {
     let site = Site::new();
     let ec2 = site.ec2();
     let volume = site.volume();
-    let publish = || ec2.publish_volume(&site.image, 4, tree(4), &volume, None);
+    let publish =
+        || ec2.hold(&site.image).and_then(|hold| hold.publish_volume(4, tree(4), &volume, None));
     // Complete, but nothing comes of it: and then it fails.
     site.aws.world().denied.insert("RegisterImage".to_owned());
     publish().expect_err("it is not allowed");
@@ -104,7 +111,8 @@ fn root_a_volume_gets_the_blocks_that_differ_and_is_published() {
     let attached = site.attach(2 * DISK_LEN / 4096 * 4096);
     let publish = |version, disk: &Path| {
         let source = Some(Source { device: attached.device.path(), disk, unidentified: true });
-        ec2.publish_volume(&site.image, version, tree(version), &volume, source)
+        ec2.hold(&site.image)
+            .and_then(|hold| hold.publish_volume(version, tree(version), &volume, source))
     };
     let written = || {
         let heard = std::mem::take(&mut *heard.lock().expect("not poisoned"));
@@ -138,7 +146,7 @@ fn root_a_crash_between_device_and_snapshot_is_gone_on_with() {
     let publish = || {
         let source =
             Some(Source { device: attached.device.path(), disk: &base, unidentified: true });
-        ec2.publish_volume(&site.image, 1, tree(1), &volume, source)
+        ec2.hold(&site.image).and_then(|hold| hold.publish_volume(1, tree(1), &volume, source))
     };
     for step in ["CreateSnapshot", "RegisterImage"] {
         site.aws.world().denied.insert(step.to_owned());
@@ -161,7 +169,8 @@ fn root_a_device_that_cannot_be_the_volume_is_refused_and_not_written() {
     let attached = site.attach(DISK_LEN - 4096);
     let check = |(device, unidentified): (&Path, bool), kind: ErrorKind, words: &[&str]| {
         let source = Some(Source { device, disk: &base, unidentified });
-        let error = ec2.publish_volume(&site.image, 1, tree(1), "vol-1", source);
+        let error =
+            ec2.hold(&site.image).and_then(|hold| hold.publish_volume(1, tree(1), "vol-1", source));
         let error = error.expect_err("refused");
         assert_eq!(error.kind(), kind, "{error}");
         for word in words {
@@ -204,7 +213,8 @@ fn root_a_partition_is_no_volume() {
     let partition = format!("{device}p1");
     let refused = |device: &Path, says: &str| {
         let source = Some(Source { device, disk: &base, unidentified: true });
-        let error = ec2.publish_volume(&site.image, 1, tree(1), "vol-1", source);
+        let error =
+            ec2.hold(&site.image).and_then(|hold| hold.publish_volume(1, tree(1), "vol-1", source));
         let error = error.expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
         assert!(error.to_string().contains(says), "{error}");
@@ -222,7 +232,9 @@ fn root_what_was_made_without_the_device_does_not_pass_for_what_is_written_to_it
     let attached = site.attach(DISK_LEN);
     let base = site.make_disk("base.img", 0..5);
     let source = Source { device: attached.device.path(), disk: &base, unidentified: true };
-    let publish = |source| ec2.publish_volume(&site.image, 1, tree(1), &volume, source);
+    let publish = |source| {
+        ec2.hold(&site.image).and_then(|hold| hold.publish_volume(1, tree(1), &volume, source))
+    };
     let refused = |words: &[&str]| {
         let error = publish(Some(source)).expect_err("it is another one");
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
@@ -282,6 +294,32 @@ fn program() -> PathBuf {
 fn run(command: &mut Command) -> Output {
     command.env_clear().env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
     command.output().expect("it runs")
+}
+
+#[test]
+fn root_a_version_that_was_made_while_another_was_published_is_not_passed_over() {
+    let site = Site::new();
+    let base = site.make_disk("base.img", 0..5);
+    let (data, settings) = repository(&site, &base);
+    let volume = site.volume();
+    let ec2 = Ec2::with_sdk(&sdk(), site.settings(|_| ()), &data.join("ec2")).expect("settings");
+    let other = ec2.hold(&site.image).expect("nobody has it");
+    let mut command = Command::new(program());
+    command.args(["ec2", "publish-volume", "--data"]).arg(&data);
+    command.arg("--settings").arg(&settings).args(["web", &volume]);
+    let waiting = thread::spawn(move || run(&mut command));
+    // It is at the lock then, or will be.
+    thread::sleep(Duration::from_secs(2));
+    let record = |number| data.join(format!("images/web/versions/{number}.json"));
+    let fourth =
+        fs::read_to_string(record(3)).expect("there").replace("\"number\":3", "\"number\":4");
+    fs::copy(&base, data.join(format!("disks/{}.img", tree(4)))).expect("copied");
+    let fourth = fourth.replace(&tree(3).to_string(), &tree(4).to_string());
+    fs::write(record(4), fourth).expect("written");
+    drop(other);
+    let output = waiting.join().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("web@4"), "{output:?}");
 }
 
 #[test]

@@ -320,13 +320,16 @@ fn publish_volume(
     }
     let (ec2, heard) = site.connect(dry_run)?;
     let repository = site.data.open()?;
+    repository.log(image)?;
+    // Which is newest is asked once nobody else publishes: that can have been waited for.
+    let hold = ec2.hold(image).map_err(CloudError::from)?;
     let log = repository.log(image)?;
     let Some(newest) = log.newest() else {
         return Err(Failure::usage(format!("image {image} has no version")));
     };
     let (disk, _) = repository.disk(image, newest.number)?;
     let source = device.map(|(device, unidentified)| Source { device, disk: &disk, unidentified });
-    let launchable = ec2.publish_volume(image, newest.number, newest.tree, volume, source);
+    let launchable = hold.publish_volume(newest.number, newest.tree, volume, source);
     let launchable = Some(launchable.map_err(CloudError::from)?);
     Ok(State { images: vec![Row { image: image.clone(), launchable }], calls: heard.calls() })
 }
