@@ -7,10 +7,8 @@ use std::path::Path;
 
 use vireo_delta::DeltaError;
 use vireo_ext4::Ext4Error;
-use vireo_model::ImagePath;
+use vireo_model::{Grow, ImagePath};
 use vireo_tree::{Shortage, TreeError};
-
-use crate::grow::Grow;
 
 /// Why an image could not be read or patched. The image named is unchanged.
 #[derive(Debug)]

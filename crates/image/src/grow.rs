@@ -9,27 +9,18 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use vireo_model::ChangeSet;
+use vireo_model::{ChangeSet, Grow};
 use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_tree::Shortage;
 
 use crate::disk::DiskImage;
 use crate::fsck::{excerpt, run_on, said};
-use crate::partition::{Layout, MBR_PROTECTIVE, Partition, RootPartition};
+use crate::partition::{
+    GPT_ENTRY_LEN, GPT_HEADER_LEN, Layout, MAX_GPT_ENTRIES, MBR_ENTRIES, MBR_ENTRY_LEN, MBR_FIRST,
+    MBR_KIND, MBR_PROTECTIVE, MBR_SECTORS, Partition, RootPartition, SECTOR,
+};
 use crate::probe::FileSystemKind;
 use crate::{ErrorKind, ImageError};
-
-/// How much an image may grow for an update that needs more space than its root file system has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Grow {
-    /// Not at all: the update is refused.
-    #[default]
-    No,
-    /// By what the update needs.
-    Auto,
-    /// To this length of the image in bytes.
-    To(u64),
-}
 
 /// Lengths of images are multiples of this, in bytes, as tools align partitions.
 const ALIGNMENT: u64 = 1 << 20;
@@ -43,11 +34,10 @@ pub const MAX_GROWN_LEN: u64 = 16 << 40;
 /// How often an image is grown anew because an update still does not fit.
 const MAX_TRIES: u32 = 3;
 
-const SECTOR: u64 = 512;
-const HEADER_LEN: usize = 92;
-const ENTRY_LEN: usize = 128;
-/// Most entries of a table; those with more are not read at all.
-const MAX_ENTRIES: usize = 1024;
+/// Length of an entry of a GUID partition table, for counting in memory.
+const ENTRY_LEN: usize = GPT_ENTRY_LEN as usize;
+/// Length of the four entries of an MBR, in bytes.
+const MBR_TABLE_LEN: usize = 4 * MBR_ENTRY_LEN;
 
 /// How many bytes of space staging `changes` takes, at most: what is replaced stays until the end.
 fn needed(changes: &ChangeSet) -> u64 {
@@ -248,24 +238,28 @@ fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<Result<u
 }
 
 /// The first header of a table and its entries; `None` if they are not as they should be.
-fn read_gpt(file: &File) -> io::Result<Option<([u8; HEADER_LEN], Vec<u8>)>> {
-    let mut header = [0; HEADER_LEN];
+fn read_gpt(file: &File) -> io::Result<Option<([u8; GPT_HEADER_LEN], Vec<u8>)>> {
+    let mut header = [0; GPT_HEADER_LEN];
     file.read_exact_at(&mut header, SECTOR)?;
-    let count = usize::try_from(u32_at(&header, 80)).unwrap_or(usize::MAX);
+    let count = u32_at(&header, 80);
     let plain = header.starts_with(b"EFI PART")
-        && u32_at(&header, 12) == HEADER_LEN as u32
-        && u32_at(&header, 84) == ENTRY_LEN as u32
-        && (1..=MAX_ENTRIES).contains(&count);
+        && u32_at(&header, 12) == GPT_HEADER_LEN as u32
+        && u32_at(&header, 84) == GPT_ENTRY_LEN
+        && (1..=MAX_GPT_ENTRIES).contains(&count);
     let first = u64_at(&header, 72).checked_mul(SECTOR);
     let Some(first) = first.filter(|_| plain) else { return Ok(None) };
-    let mut entries = vec![0; count * ENTRY_LEN];
+    let mut entries = vec![0; count as usize * ENTRY_LEN];
     file.read_exact_at(&mut entries, first)?;
     let is_whole = crc32fast::hash(&entries) == u32_at(&header, 88);
     Ok(is_whole.then_some((header, entries)))
 }
 
 /// The header of one of two copies, with where it, the other one and its entries are.
-fn head(mut head: [u8; HEADER_LEN], (own, other): (u64, u64), entries_at: u64) -> [u8; HEADER_LEN] {
+fn head(
+    mut head: [u8; GPT_HEADER_LEN],
+    (own, other): (u64, u64),
+    entries_at: u64,
+) -> [u8; GPT_HEADER_LEN] {
     head[24..32].copy_from_slice(&own.to_le_bytes());
     head[32..40].copy_from_slice(&other.to_le_bytes());
     head[72..80].copy_from_slice(&entries_at.to_le_bytes());
@@ -278,18 +272,23 @@ fn head(mut head: [u8; HEADER_LEN], (own, other): (u64, u64), entries_at: u64) -
 /// Has the protective entry of the MBR cover the disk up to the sector `last`, as far as it can say. In
 /// a hybrid MBR it need not be the first; where partitions begin behind it, it ends before them, and stays.
 fn protect(file: &File, last: u64) -> io::Result<()> {
-    let mut table = [0; 64];
-    file.read_exact_at(&mut table, 446)?;
-    let entries = || table.chunks_exact(16).filter(|entry| entry[4] != 0);
-    let Some(begins) = entries().map(|entry| u32_at(entry, 8)).max() else { return Ok(()) };
-    for (index, entry) in table.chunks_exact(16).enumerate() {
-        if entry[4] == MBR_PROTECTIVE && u32_at(entry, 8) == begins {
+    let mut table = [0; MBR_TABLE_LEN];
+    file.read_exact_at(&mut table, MBR_ENTRIES as u64)?;
+    let entries = || table.chunks_exact(MBR_ENTRY_LEN).filter(|entry| entry[MBR_KIND] != 0);
+    let Some(begins) = entries().map(|entry| u32_at(entry, MBR_FIRST)).max() else { return Ok(()) };
+    for (index, entry) in table.chunks_exact(MBR_ENTRY_LEN).enumerate() {
+        if entry[MBR_KIND] == MBR_PROTECTIVE && u32_at(entry, MBR_FIRST) == begins {
             let covers = (last + 1).saturating_sub(begins.into());
             let covers = u32::try_from(covers).unwrap_or(u32::MAX);
-            file.write_all_at(&covers.to_le_bytes(), 446 + 16 * index as u64 + 12)?;
+            file.write_all_at(&covers.to_le_bytes(), in_entry(index, MBR_SECTORS))?;
         }
     }
     Ok(())
+}
+
+/// Where the entry of that number of an MBR has `field`, in the file.
+fn in_entry(index: usize, field: usize) -> u64 {
+    (MBR_ENTRIES + index * MBR_ENTRY_LEN + field) as u64
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -306,19 +305,18 @@ fn grow_mbr(file: &File, partition: &Partition, len: u64) -> io::Result<Option<u
     let (1..=4, Ok(sectors)) = (partition.number, u32::try_from(new_len / SECTOR)) else {
         return Ok(None);
     };
-    let mut table = [0; 64];
-    file.read_exact_at(&mut table, 446)?;
+    let mut table = [0; MBR_TABLE_LEN];
+    file.read_exact_at(&mut table, MBR_ENTRIES as u64)?;
     let first = u32::try_from(partition.offset / SECTOR).unwrap_or(u32::MAX);
     // An extended partition can be empty: it is among no partitions then, and has its place all the same.
-    let is_behind = table.chunks_exact(16).any(|entry| {
-        let begins = u32::from_le_bytes([entry[8], entry[9], entry[10], entry[11]]);
-        entry[4] != 0 && begins > first
-    });
+    let is_behind = table
+        .chunks_exact(MBR_ENTRY_LEN)
+        .any(|entry| entry[MBR_KIND] != 0 && u32_at(entry, MBR_FIRST) > first);
     if is_behind {
         return Ok(None);
     }
-    let entry = 446 + 16 * u64::from(partition.number - 1);
-    file.write_all_at(&sectors.to_le_bytes(), entry + 12)?;
+    let index = (partition.number - 1) as usize;
+    file.write_all_at(&sectors.to_le_bytes(), in_entry(index, MBR_SECTORS))?;
     Ok(Some(u64::from(sectors) * SECTOR))
 }
 
@@ -334,9 +332,9 @@ mod tests {
         let mut entries = vec![0; 128 * ENTRY_LEN];
         entries[32..40].copy_from_slice(&first.to_le_bytes());
         entries[40..48].copy_from_slice(&end.to_le_bytes());
-        let mut header = [0; HEADER_LEN];
+        let mut header = [0; GPT_HEADER_LEN];
         header[..8].copy_from_slice(b"EFI PART");
-        header[12] = HEADER_LEN as u8;
+        header[12] = GPT_HEADER_LEN as u8;
         header[80] = 128;
         header[84] = ENTRY_LEN as u8;
         header[88..92].copy_from_slice(&crc32fast::hash(&entries).to_le_bytes());
@@ -395,10 +393,10 @@ mod tests {
             (first, first),
         ] {
             let file = tempfile::tempfile().expect("a temporary file");
-            file.write_all_at(table.as_flattened(), 446).expect("written");
+            file.write_all_at(table.as_flattened(), MBR_ENTRIES as u64).expect("written");
             protect(&file, 199).expect("there");
-            let mut found = [0; 64];
-            file.read_exact_at(&mut found, 446).expect("there");
+            let mut found = [0; MBR_TABLE_LEN];
+            file.read_exact_at(&mut found, MBR_ENTRIES as u64).expect("there");
             assert_eq!(found, expected.as_flattened());
         }
     }

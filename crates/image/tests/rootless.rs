@@ -14,9 +14,9 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys};
 use vireo_image::unmounted::{self, Unfinished};
 use vireo_image::{
-    Backend, ErrorKind, Grow, ImageError, PatchOptions, Patched, RootPartition, fsck, patch_with,
+    Backend, ErrorKind, ImageError, PatchOptions, Patched, RootPartition, fsck, patch_with,
 };
-use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
+use vireo_model::{ChangeSet, Digest, Grow, Ignore, ImagePath, Node, NodeKind, Tree};
 use vireo_testkit::Random;
 
 /// Pairs of random trees.

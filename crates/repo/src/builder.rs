@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use vireo_delta::{Bundle, TrustedKeys, Verified};
 use vireo_image::{ImageError, PatchOptions, PatchStep, unmounted};
-use vireo_model::{Ignore, Tree};
-use vireo_wire::api::{BuildStep, Grow};
+use vireo_model::{Grow, Ignore, Tree};
+use vireo_wire::api::BuildStep;
 use vireo_wire::limits;
 
 use crate::error::{Detail, RepoError};
@@ -89,11 +89,6 @@ impl HostImages {
         let mut begin = |step: PatchStep| {
             begun.push((step, Instant::now()));
             tell(step.name());
-        };
-        let grow = match grow {
-            Grow::No => vireo_image::Grow::No,
-            Grow::Auto => vireo_image::Grow::Auto,
-            Grow::To(len) => vireo_image::Grow::To(len),
         };
         // What could not be fetched again is not made.
         let max_grown_len = Some(limits::MAX_IMAGE_LEN);

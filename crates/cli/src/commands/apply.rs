@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
 use vireo_image::{Backend, PatchOptions, patch_with};
-use vireo_model::Digest;
+use vireo_model::{Digest, Grow};
 use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
 use vireo_tree::{Root, ScanOptions, scan};
-use vireo_wire::api::Grow;
 
 use super::public_keys;
 use crate::Context;
@@ -99,11 +98,7 @@ fn to_image(
     step: &Step,
 ) -> Result<Applied, Failure> {
     let backend = if args.rootless { Backend::Rootless } else { Backend::Auto };
-    let grow = match args.grow.unwrap_or_default() {
-        Grow::No => vireo_image::Grow::No,
-        Grow::Auto => vireo_image::Grow::Auto,
-        Grow::To(len) => vireo_image::Grow::To(len),
-    };
+    let grow = args.grow.unwrap_or_default();
     let (root, replace) = (args.partition.get(), out == base);
     let options = PatchOptions { root, replace, backend, grow, ..PatchOptions::default() };
     let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;

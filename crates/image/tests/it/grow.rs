@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use vireo_image::{ErrorKind, Grow, ImageError, PatchOptions, PatchStep, Patched, patch_with};
+use vireo_image::{ErrorKind, ImageError, PatchOptions, PatchStep, Patched, patch_with};
+use vireo_model::Grow;
 
 use crate::common::{
     MIB, Place, bundle, digest_of, divide, edit, ext, mounted, open, put, read, same, sh,

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use vireo_delta::{Bundle, Head, TrustedKeys};
 use vireo_image::journal::Work;
-use vireo_model::{Digest, ImageName};
+use vireo_model::{Digest, Grow, ImageName};
 use vireo_store::VersionRecord;
-use vireo_wire::api::{BuildStep, Grow, PushOptions, PushReply};
+use vireo_wire::api::{BuildStep, PushOptions, PushReply};
 use vireo_wire::{limits, tree_text};
 
 use super::entry;

@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use vireo_cloud::testing::FakeCloud;
 use vireo_cloud::{Cloud, CloudError, Launchable, Machine, Publication};
 use vireo_delta::SecretKey;
-use vireo_model::ImageName;
+use vireo_model::{Grow, ImageName};
 use vireo_store::testing::StopAfter;
 use vireo_store::{Durable, Writes};
-use vireo_wire::api::{CreateImage, Grow, PushOptions};
+use vireo_wire::api::{CreateImage, PushOptions};
 use vireo_wire::limits::MAX_IMAGE_LEN;
 
 use crate::ErrorKind;
