@@ -93,6 +93,20 @@ pub struct Source<'a> {
     pub device: &'a Path,
     /// The version's disk image.
     pub disk: &'a Path,
+    /// Whether a device is taken that does not say which volume it is, as on instances of the Xen
+    /// generation. One that says that it is something else never is.
+    pub unidentified: bool,
+}
+
+/// Who wrote what a version's snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// This program, through the EBS direct interface.
+    Uploaded,
+    /// This program, to the volume's device.
+    Here,
+    /// Somebody else, who answers for it.
+    Elsewhere,
 }
 
 /// EC2 in one account and region.
@@ -106,6 +120,15 @@ pub struct Ec2 {
     dir: PathBuf,
     /// None only while it is dropped.
     runtime: Option<Runtime>,
+}
+
+/// The exclusive right to publish an image from this host.
+#[derive(Debug)]
+#[must_use = "dropping it lets others publish"]
+pub struct Hold<'a> {
+    ec2: &'a Ec2,
+    image: ImageName,
+    _journal: Journal,
 }
 
 impl Drop for Ec2 {
@@ -204,28 +227,36 @@ impl Ec2 {
             disk: &disk,
             parallel: self.settings.parallel,
         };
-        self.block_on(self.publish_as(image, version, tree, upload.run()))
+        self.block_on(self.publish_as((image, version, tree), Written::Uploaded, upload.run()))
     }
 
     /// Registers the snapshot that `snapshot` gives and has machines start from it; what of that was done
     /// before is not done again, and `snapshot` not asked for then.
     async fn publish_as(
         &self,
-        image: &ImageName,
-        version: u64,
-        tree: Digest,
+        (image, version, tree): (&ImageName, u64, Digest),
+        written: Written,
         snapshot: impl Future<Output = Result<Held, Ec2Error>>,
     ) -> Result<Launchable, Ec2Error> {
         let settings = self.settings.image(image)?;
         let published = self.calls.published(image).await?;
         let same = |ami: &&Published| ami.version == version && ami.tree == tree;
         let ami = match published.iter().find(same) {
+            Some(ami) if written == Written::Here && !ami.from_disk => {
+                let (id, snapshots) = (&ami.id, ami.snapshots.join(", "));
+                return Err(Ec2Error::refused(format!(
+                    "{image}@{version} is published as {id}, which was made of a volume as it was, without \
+                     --device; if that was not meant, remove it (`aws ec2 deregister-image --image-id {id}`) \
+                     and its snapshot ({snapshots}), and run this again"
+                )));
+            }
             Some(ami) => ami.clone(),
             None => {
                 // Before the snapshot: what cannot be registered need not be made.
                 let like = self.attributes(settings, &published).await?;
                 let held = snapshot.await?;
-                self.calls.register(image, &held, &like).await?
+                let from_disk = written != Written::Elsewhere;
+                self.calls.register(image, &held, from_disk, &like).await?
             }
         };
         self.launch(image, settings, &ami).await
@@ -263,43 +294,16 @@ impl Ec2 {
         Ok(ami.launchable(image))
     }
 
-    /// Publishes a version from a volume in EC2, without the EBS direct interface. Nobody may write to
-    /// the volume meanwhile. With `source`, this process is on the instance that the volume is attached
-    /// to, and first makes it hold the version's disk image; without, it holds it already.
+    /// The exclusive right to publish `image` from this host, waited for. Ask what is newest once you have
+    /// it: others may have published meanwhile.
     ///
     /// # Errors
     ///
-    /// As [`Cloud::publish`], in this crate's words; `Refused` if the device is not the whole volume or
-    /// too small for the disk, `Unavailable` if something uses it.
-    pub fn publish_volume(
-        &self,
-        image: &ImageName,
-        version: u64,
-        tree: Digest,
-        volume: &str,
-        source: Option<Source<'_>>,
-    ) -> Result<Launchable, Ec2Error> {
+    /// `Settings` if the image is not published, `Unavailable` if another has the right for an hour; `Damaged`,
+    /// `Io`.
+    pub fn hold(&self, image: &ImageName) -> Result<Hold<'_>, Ec2Error> {
         self.settings.image(image)?;
-        let _lock = self.journal(image)?;
-        self.block_on(self.publish_as(image, version, tree, async {
-            let calls = &self.calls;
-            let made = match calls.snapshot_of_volume(image, version, tree, volume).await? {
-                Some(made) => made,
-                None => {
-                    // Held until EC2 has taken the volume's state.
-                    let _device = match source {
-                        Some(Source { device, disk }) => {
-                            let disk = Disk::open(disk)?;
-                            let device = Device::open(device, volume, !calls.dry)?;
-                            Some(device.fill(calls, &disk).await?)
-                        }
-                        None => None,
-                    };
-                    calls.snapshot_volume(image, version, tree, volume).await?
-                }
-            };
-            Ok(Held::of_volume(made, version, tree))
-        }))
+        Ok(Hold { ec2: self, image: image.clone(), _journal: self.journal(image)? })
     }
 
     /// Reads the current machine image's snapshot back and compares it with the disk image.
@@ -345,6 +349,49 @@ impl Ec2 {
             let what = format!("no version of {image} is published at {}", self.calls.place);
             Ec2Error::plain(ErrorKind::NotFound, what)
         })
+    }
+}
+
+impl Hold<'_> {
+    /// Publishes a version from a volume in EC2, without the EBS direct interface. Nobody may write to
+    /// the volume meanwhile. With `source`, this process is on the instance that the volume is attached
+    /// to, and first makes it hold the version's disk image; without, it holds it already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cloud::publish`], in this crate's words; `Refused` if there is a source and the
+    /// version was published without, or if the device is not certainly the
+    /// whole volume or too small for the disk, `Unavailable` if something uses it.
+    pub fn publish_volume(
+        &self,
+        version: u64,
+        tree: Digest,
+        volume: &str,
+        source: Option<Source<'_>>,
+    ) -> Result<Launchable, Ec2Error> {
+        let (ec2, image) = (self.ec2, &self.image);
+        let written = if source.is_some() { Written::Here } else { Written::Elsewhere };
+        let from_disk = source.is_some();
+        ec2.block_on(ec2.publish_as((image, version, tree), written, async {
+            let calls = &ec2.calls;
+            let found = calls.snapshot_of_volume(image, version, tree, volume, from_disk).await?;
+            let made = match found {
+                Some(made) => made,
+                None => {
+                    // Held until EC2 has taken the volume's state.
+                    let _device = match source {
+                        Some(source) => {
+                            let disk = Disk::open(source.disk)?;
+                            let device = Device::open(&source, volume, !calls.dry)?;
+                            Some(device.fill(calls, &disk).await?)
+                        }
+                        None => None,
+                    };
+                    calls.snapshot_volume(image, version, tree, volume, from_disk).await?
+                }
+            };
+            Ok(Held::of_volume(made, version, tree))
+        }))
     }
 }
 
