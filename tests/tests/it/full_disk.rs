@@ -33,18 +33,23 @@ const SLACK_BLOCKS: u64 = 4;
 struct Small {
     disk: Disk,
     update: Update,
+    system: FileSystem,
     _dir: tempfile::TempDir,
 }
 
 impl Small {
-    fn new() -> anyhow::Result<Self> {
+    fn new(system: FileSystem) -> anyhow::Result<Self> {
         let update = Update::new()?;
         let dir = scratch()?;
         let image = dir.path().join("small.img");
-        File::create_new(&image)?.set_len(IMAGE_BYTES)?;
-        Run::new("mkfs.ext4").args(["-q", "-m0", INODES]).arg(&image).text()?;
-        let disk = Disk::open(&image, FileSystem::Ext4)?;
-        Ok(Self { disk, update, _dir: dir })
+        if system == FileSystem::Ext4 {
+            File::create_new(&image)?.set_len(IMAGE_BYTES)?;
+            Run::new("mkfs.ext4").args(["-q", "-m0", INODES]).arg(&image).text()?;
+        } else {
+            system.make(&image)?;
+        }
+        let disk = Disk::open(&image, system)?;
+        Ok(Self { disk, update, system, _dir: dir })
     }
 
     /// Puts the base there and fills the disk up by `fill`, which is given a directory; then the
@@ -68,8 +73,12 @@ impl Small {
             // What was staged is given back.
             self.disk.sync()?;
             let after = room(&tree)?;
+            // The others give blocks back when they see fit, and have inodes where they have blocks.
             let given_back = after[0] + SLACK_BLOCKS >= before[0] && after[1] + 1 >= before[1];
-            ensure!(given_back, "blocks and inodes free before: {before:?}, after: {after:?}");
+            ensure!(
+                given_back || self.system != FileSystem::Ext4,
+                "blocks and inodes free before: {before:?}, after: {after:?}"
+            );
         }
         Ok(done)
     }
@@ -97,16 +106,24 @@ fn room(path: &Path) -> anyhow::Result<[u64; 2]> {
 }
 
 /// Tries it with every amount of room; both outcomes have to come.
-fn check(levels: &[u64], fill: &dyn Fn(&Path, u64) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let small = Small::new()?;
+fn check(
+    system: FileSystem,
+    levels: &[u64],
+    fill: &dyn Fn(&Path, u64) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let small = Small::new(system)?;
     let mut done = Vec::new();
     for level in levels {
         let outcome = small.attempt(&|dir| fill(dir, *level));
         done.push(outcome.with_context(|| format!("{level} left free"))?);
     }
-    eprintln!("{levels:?}: {done:?}");
+    eprintln!("{}, {levels:?}: {done:?}", system.name());
     ensure!(done.contains(&true) && done.contains(&false), "one outcome never came: {done:?}");
-    ensure!(done.is_sorted(), "more room was too little: {levels:?} {done:?}");
+    // What a file system keeps for itself differs from time to time, but on ext4.
+    ensure!(
+        done.is_sorted() || system != FileSystem::Ext4,
+        "more room was too little: {levels:?} {done:?}"
+    );
     Ok(())
 }
 
@@ -144,10 +161,20 @@ fn use_inodes(dir: &Path, free: u64) -> anyhow::Result<()> {
 
 #[test]
 fn root_a_disk_without_blocks_keeps_its_base() -> anyhow::Result<()> {
-    check(FREE_LENS, &use_blocks)
+    check(FileSystem::Ext4, FREE_LENS, &use_blocks)
 }
 
 #[test]
 fn root_a_disk_without_inodes_keeps_its_base() -> anyhow::Result<()> {
-    check(FREE_INODES, &use_inodes)
+    check(FileSystem::Ext4, FREE_INODES, &use_inodes)
+}
+
+#[test]
+fn root_a_full_xfs_keeps_its_base() -> anyhow::Result<()> {
+    check(FileSystem::Xfs, FREE_LENS, &use_blocks)
+}
+
+#[test]
+fn root_a_full_btrfs_keeps_its_base() -> anyhow::Result<()> {
+    check(FileSystem::Btrfs, FREE_LENS, &use_blocks)
 }

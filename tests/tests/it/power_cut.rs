@@ -172,6 +172,14 @@ fn root_an_update_whose_calls_fail_leaves_base_or_target() -> anyhow::Result<()>
 }
 
 #[test]
+fn root_an_update_by_the_agent_whose_calls_fail_leaves_a_version_and_says_which()
+-> anyhow::Result<()> {
+    let errors = Update::new()?.fail_agent_apply(100)?;
+    eprintln!("errors in an update by the agent: {errors}");
+    errors.all_whole()
+}
+
+#[test]
 fn root_a_recovery_killed_at_its_calls_is_completed_by_the_next() -> anyhow::Result<()> {
     let kills = Update::new()?.kill_recovery(100)?;
     eprintln!("recovery: {kills}");
