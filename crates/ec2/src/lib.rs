@@ -47,6 +47,7 @@ mod calls;
 mod client;
 mod device;
 mod error;
+mod hold;
 mod instances;
 mod journal;
 mod launch;
@@ -70,12 +71,12 @@ use vireo_model::{Digest, ImageName};
 pub use aws_config::SdkConfig;
 pub use calls::{Call, Observer};
 pub use error::{Ec2Error, ErrorKind};
+pub use hold::{Hold, Source};
 pub use settings::{ImageSettings, Settings};
 pub use verify::Verified;
 
 use ami::Published;
 use calls::Calls;
-use device::Device;
 use error::io_error;
 use journal::{Disk, Held, Journal};
 use upload::Upload;
@@ -85,18 +86,6 @@ const THREADS: usize = 2;
 
 /// Time that calls under way get when an adapter is dropped.
 const DROP_WAIT: Duration = Duration::from_millis(200);
-
-/// How a volume comes to hold a version: this host writes it.
-#[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
-    /// The block device that the volume is attached as.
-    pub device: &'a Path,
-    /// The version's disk image.
-    pub disk: &'a Path,
-    /// Whether a device is taken that does not say which volume it is, as on instances of the Xen
-    /// generation. One that says that it is something else never is.
-    pub unidentified: bool,
-}
 
 /// Who wrote what a version's snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,15 +109,6 @@ pub struct Ec2 {
     dir: PathBuf,
     /// None only while it is dropped.
     runtime: Option<Runtime>,
-}
-
-/// The exclusive right to publish an image from this host.
-#[derive(Debug)]
-#[must_use = "dropping it lets others publish"]
-pub struct Hold<'a> {
-    ec2: &'a Ec2,
-    image: ImageName,
-    _journal: Journal,
 }
 
 impl Drop for Ec2 {
@@ -294,18 +274,6 @@ impl Ec2 {
         Ok(ami.launchable(image))
     }
 
-    /// The exclusive right to publish `image` from this host, waited for. Ask what is newest once you have
-    /// it: others may have published meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// `Settings` if the image is not published, `Unavailable` if another has the right for an hour; `Damaged`,
-    /// `Io`.
-    pub fn hold(&self, image: &ImageName) -> Result<Hold<'_>, Ec2Error> {
-        self.settings.image(image)?;
-        Ok(Hold { ec2: self, image: image.clone(), _journal: self.journal(image)? })
-    }
-
     /// Reads the current machine image's snapshot back and compares it with the disk image.
     ///
     /// # Errors
@@ -349,49 +317,6 @@ impl Ec2 {
             let what = format!("no version of {image} is published at {}", self.calls.place);
             Ec2Error::plain(ErrorKind::NotFound, what)
         })
-    }
-}
-
-impl Hold<'_> {
-    /// Publishes a version from a volume in EC2, without the EBS direct interface. Nobody may write to
-    /// the volume meanwhile. With `source`, this process is on the instance that the volume is attached
-    /// to, and first makes it hold the version's disk image; without, it holds it already.
-    ///
-    /// # Errors
-    ///
-    /// As [`Cloud::publish`], in this crate's words; `Refused` if there is a source and the
-    /// version was published without, or if the device is not certainly the
-    /// whole volume or too small for the disk, `Unavailable` if something uses it.
-    pub fn publish_volume(
-        &self,
-        version: u64,
-        tree: Digest,
-        volume: &str,
-        source: Option<Source<'_>>,
-    ) -> Result<Launchable, Ec2Error> {
-        let (ec2, image) = (self.ec2, &self.image);
-        let written = if source.is_some() { Written::Here } else { Written::Elsewhere };
-        let from_disk = source.is_some();
-        ec2.block_on(ec2.publish_as((image, version, tree), written, async {
-            let calls = &ec2.calls;
-            let found = calls.snapshot_of_volume(image, version, tree, volume, from_disk).await?;
-            let made = match found {
-                Some(made) => made,
-                None => {
-                    // Held until EC2 has taken the volume's state.
-                    let _device = match source {
-                        Some(source) => {
-                            let disk = Disk::open(source.disk)?;
-                            let device = Device::open(&source, volume, !calls.dry)?;
-                            Some(device.fill(calls, &disk).await?)
-                        }
-                        None => None,
-                    };
-                    calls.snapshot_volume(image, version, tree, volume, from_disk).await?
-                }
-            };
-            Ok(Held::of_volume(made, version, tree))
-        }))
     }
 }
 
