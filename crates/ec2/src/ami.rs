@@ -6,7 +6,7 @@ use aws_sdk_ec2::operation::create_tags::CreateTagsOutput;
 use aws_sdk_ec2::operation::disable_image_deprecation::DisableImageDeprecationOutput;
 use aws_sdk_ec2::operation::enable_image_deprecation::EnableImageDeprecationOutput;
 use aws_sdk_ec2::operation::register_image::RegisterImageOutput;
-use aws_sdk_ec2::types::{Filter, Image, ImageState, Tag};
+use aws_sdk_ec2::types::{Filter, Image, ImageState, Snapshot, Tag};
 use aws_smithy_types::DateTime;
 use vireo_cloud::Launchable;
 use vireo_model::{Digest, ImageName};
@@ -189,8 +189,8 @@ impl Calls {
         answer.image_id.ok_or_else(|| Ec2Error::refused("RegisterImage gave no identity"))
     }
 
-    /// The machine image that has the name: made from that snapshot, or, if a run before a crash made it
-    /// from another one, from one that this program wrote too.
+    /// The machine image that has the name, from whichever snapshot a run before a crash made it; but not
+    /// from one of a volume as it was, if this program was to write it.
     async fn named(&self, name: &str, own: &str, from_disk: bool) -> Result<String, Ec2Error> {
         let found = self.images(vec![tags::filter("name", name)], true).await?.pop();
         let Some((id, image)) = found.and_then(|image| Some((image.image_id.clone()?, image)))
@@ -202,8 +202,11 @@ impl Calls {
         let mappings = image.block_device_mappings().iter();
         let used = mappings.filter_map(|mapping| mapping.ebs()?.snapshot_id());
         for other in used.filter(|other| from_disk && *other != own) {
-            let snapshot = self.snapshot(other).await?;
-            if snapshot.is_some_and(|snapshot| !tags::is_from_disk(snapshot.tags())) {
+            let is_as_it_was = |snapshot: Snapshot| {
+                let tags = snapshot.tags();
+                tags::value(tags, tags::IMAGE).is_some() && !tags::is_from_disk(tags)
+            };
+            if self.snapshot(other).await?.is_some_and(is_as_it_was) {
                 return Err(Ec2Error::refused(format!(
                     "the name {name} is taken by {id}, which was made from {other}, of a volume as it was; \
                      remove both (`aws ec2 deregister-image --image-id {id}`) and run this again"
