@@ -58,6 +58,9 @@ impl BootDisks {
     /// Where the file system of `/boot` lies in both, likewise.
     pub const BOOT: (u64, u64) = part(1);
 
+    /// Where the root's file system lies in both, likewise.
+    pub const ROOT: (u64, u64) = part(2);
+
     /// The disks, made or from the cache. Cost: about two minutes and 90 MB the first time, nothing later.
     ///
     /// # Errors
