@@ -74,7 +74,7 @@ impl Agent {
         let receipt = &mut applied.receipt;
         // At an early boot nothing runs yet, and nothing that is asked for would before this ends.
         if !condemned.revive.is_empty() && condemned.boot == boot_id()? {
-            self.revive(&condemned, receipt)?;
+            self.revive(condemned, receipt)?;
         }
         receipt.outcome = receipt.judge();
         self.state.set_receipt(receipt)?;
