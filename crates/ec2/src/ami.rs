@@ -132,7 +132,7 @@ impl Calls {
         let registered = self.register_image(&name, held, like).await;
         let id = match registered {
             Err(error) if error.code() == Some("InvalidAMIName.Duplicate") => {
-                self.named(&name, &held.snapshot).await?
+                self.named(&name, &held.snapshot, from_disk).await?
             }
             outcome => outcome?,
         };
@@ -189,8 +189,9 @@ impl Calls {
         answer.image_id.ok_or_else(|| Ec2Error::refused("RegisterImage gave no identity"))
     }
 
-    /// The machine image that has the name, if it was made from that snapshot.
-    async fn named(&self, name: &str, snapshot: &str) -> Result<String, Ec2Error> {
+    /// The machine image that has the name: made from that snapshot, or, if a run before a crash made it
+    /// from another one, from one that this program wrote too.
+    async fn named(&self, name: &str, own: &str, from_disk: bool) -> Result<String, Ec2Error> {
         let found = self.images(vec![tags::filter("name", name)], true).await?.pop();
         let Some((id, image)) = found.and_then(|image| Some((image.image_id.clone()?, image)))
         else {
@@ -199,16 +200,17 @@ impl Calls {
             )));
         };
         let mappings = image.block_device_mappings().iter();
-        let others: Vec<&str> =
-            mappings.filter_map(|mapping| mapping.ebs()?.snapshot_id()).collect();
-        if others.is_empty() || others.contains(&snapshot) {
-            return Ok(id);
+        let used = mappings.filter_map(|mapping| mapping.ebs()?.snapshot_id());
+        for other in used.filter(|other| from_disk && *other != own) {
+            let snapshot = self.snapshot(other).await?;
+            if snapshot.is_some_and(|snapshot| !tags::is_from_disk(snapshot.tags())) {
+                return Err(Ec2Error::refused(format!(
+                    "the name {name} is taken by {id}, which was made from {other}, of a volume as it was; \
+                     remove both (`aws ec2 deregister-image --image-id {id}`) and run this again"
+                )));
+            }
         }
-        Err(Ec2Error::refused(format!(
-            "the name {name} is taken by {id}, which was made from {} and not from {snapshot}; remove it (`aws \
-             ec2 deregister-image --image-id {id}`) and run this again",
-            others.join(", ")
-        )))
+        Ok(id)
     }
 
     async fn await_available(&self, id: &str) -> Result<(), Ec2Error> {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -489,15 +490,36 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
 
 /// Has a list of snapshots say that one failed; if it was asked for by status, it has not that one then.
 fn fail(text: &mut String, id: &str, by_status: bool) {
-    let Some(at) = text.find(&format!("<snapshotId>{id}</snapshotId>")) else { return };
-    let rest = text[at..].replacen("<status>completed<", "<status>error<", 1);
-    text.replace_range(at.., &rest);
-    let Some(from) = text[..at].rfind("<item>").filter(|_| by_status) else { return };
-    // Its tags are items too, and last.
-    let tags = text[at..].find("</tagSet>").map_or(at, |tags| at + tags);
-    if let Some(end) = text[tags..].find("</item>") {
-        text.replace_range(from..tags + end + "</item>".len(), "");
+    let id = format!("<snapshotId>{id}</snapshotId>");
+    let Some(item) = items(text).into_iter().find(|item| text[item.clone()].contains(&id)) else {
+        return;
+    };
+    let failed = match by_status {
+        true => String::new(),
+        false => text[item.clone()].replace("<status>completed<", "<status>error<"),
+    };
+    text.replace_range(item, &failed);
+}
+
+/// Where the items of a list are, those within them left out.
+fn items(text: &str) -> Vec<Range<usize>> {
+    let (mut found, mut depth, mut from, mut at) = (Vec::new(), 0, 0, 0);
+    while let Some(next) = text[at..].find("item>") {
+        let name = at + next;
+        at = name + "item>".len();
+        if text[..name].ends_with("</") {
+            depth -= 1;
+            if depth == 0 {
+                found.push(from..at);
+            }
+        } else {
+            if depth == 0 {
+                from = name - 1;
+            }
+            depth += 1;
+        }
     }
+    found
 }
 
 fn xml(status: u16, text: String) -> Response {
