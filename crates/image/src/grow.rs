@@ -12,6 +12,7 @@ use std::path::Path;
 use vireo_model::ChangeSet;
 use vireo_sys::loopdev::{LoopDevice, Window};
 
+use crate::bytes::{le32, le64};
 use crate::disk::DiskImage;
 use crate::fsck::run_on;
 use crate::partition::{Layout, Partition, RootPartition};
@@ -193,23 +194,19 @@ fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<Option<u
     let bad = || io::Error::other("its GUID partition table cannot be changed");
     let mut header = [0; HEADER_LEN];
     file.read_exact_at(&mut header, SECTOR)?;
-    let u32_at =
-        |bytes: &[u8], at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-    let u64_at =
-        |bytes: &[u8], at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-    let count = usize::try_from(u32_at(&header, 80)).unwrap_or(usize::MAX);
+    let count = usize::try_from(le32(&header, 80)).unwrap_or(usize::MAX);
     let plain = header.starts_with(b"EFI PART")
-        && u32_at(&header, 12) == HEADER_LEN as u32
-        && u32_at(&header, 84) == ENTRY_LEN as u32
+        && le32(&header, 12) == HEADER_LEN as u32
+        && le32(&header, 84) == ENTRY_LEN as u32
         && (1..=MAX_ENTRIES).contains(&count);
     if !plain {
         return Err(bad());
     }
     let mut entries = vec![0; count * ENTRY_LEN];
-    let first = u64_at(&header, 72).checked_mul(SECTOR).ok_or_else(bad)?;
+    let first = le64(&header, 72).checked_mul(SECTOR).ok_or_else(bad)?;
     file.read_exact_at(&mut entries, first)?;
     let crc = |bytes: &[u8]| crc32fast::hash(bytes);
-    if crc(&entries) != u32_at(&header, 88) {
+    if crc(&entries) != le32(&header, 88) {
         return Err(bad());
     }
     // At the end: the entries, then the header.
@@ -218,11 +215,11 @@ fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<Option<u
     let end = (last - table) * SECTOR / ALIGNMENT * ALIGNMENT / SECTOR - 1;
     let index = usize::try_from(partition.number).ok().and_then(|n| n.checked_sub(1));
     let entry = index.and_then(|index| entries.get_mut(index * ENTRY_LEN..)).ok_or_else(bad)?;
-    if u64_at(entry, 32).checked_mul(SECTOR) != Some(partition.offset) {
+    if le64(entry, 32).checked_mul(SECTOR) != Some(partition.offset) {
         return Err(bad());
     }
     // Lengths that no tool has aligned: rounding down must not cut it.
-    let end = end.max(u64_at(entry, 40));
+    let end = end.max(le64(entry, 40));
     if end >= last - table {
         return Ok(None);
     }
@@ -260,7 +257,7 @@ fn grow_mbr(file: &File, partition: &Partition, len: u64) -> io::Result<Option<u
     let first = u32::try_from(partition.offset / SECTOR).unwrap_or(u32::MAX);
     // An extended partition can be empty: it is among no partitions then, and has its place all the same.
     let is_behind = table.chunks_exact(16).any(|entry| {
-        let begins = u32::from_le_bytes([entry[8], entry[9], entry[10], entry[11]]);
+        let begins = le32(entry, 8);
         entry[4] != 0 && begins > first
     });
     if is_behind {

@@ -27,7 +27,7 @@
 //!
 //! # Not here
 //!
-//! File systems without hard links (vfat) and without stable inode numbers: refused when staged.
+//! Changes on file systems without hard links and stable inode numbers (vfat): refused by path when staged.
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use vireo_delta::{Bundle, Verified};

@@ -100,7 +100,7 @@ pub(super) fn set_dir_times(
     root: &Root,
     dir_times: &[(ImagePath, Timestamp)],
 ) -> Result<(), TreeError> {
-    for (path, time) in dir_times {
+    for (path, time) in dir_times.iter().filter(|(path, _)| !root.is_plain(path)) {
         let failed = root.failed("set the time of", path);
         match root.dir(path) {
             Ok(dir) => dir.set_mtime(b".", *time).map_err(failed)?,

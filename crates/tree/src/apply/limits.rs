@@ -13,6 +13,8 @@ use super::journal;
 use super::plan::How;
 use crate::{ErrorKind, Root, TreeError};
 
+/// Most paths that a message names.
+const MAX_NAMED: usize = 5;
 /// Inodes that staging needs beyond one per staged file.
 const SPARE_INODES: u64 = 16;
 /// Bytes that staging needs beyond the files: directories, the journal.
@@ -21,6 +23,7 @@ const SPARE_LEN: u64 = 1 << 20;
 const PER_FILE_LEN: u64 = 4096;
 
 pub(super) fn check(root: &Root, list: &[Change], checked: &Checked) -> Result<(), TreeError> {
+    check_fat(root, &checked.drafts)?;
     check_removals(root, list, checked)?;
     check_parents(root, &checked.drafts)?;
     for mount in checked.mounts(root).iter().map(Some).chain([None]) {
@@ -33,13 +36,33 @@ pub(super) fn check(root: &Root, list: &[Change], checked: &Checked) -> Result<(
     Ok(())
 }
 
+/// What is on FAT is not changed here: there is no undo without hard links, and a file is not replaced in one step.
+fn check_fat(root: &Root, drafts: &[Draft]) -> Result<(), TreeError> {
+    let on_fat = drafts.iter().filter(|draft| root.is_on_fat(&draft.path));
+    let paths: Vec<&ImagePath> = on_fat.map(|draft| &draft.path).collect();
+    let Some(first) = paths.first() else { return Ok(()) };
+    let named: Vec<String> = paths.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+    let more = match paths.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let at = root.mount_of(first).unwrap_or(first);
+    Err(unsupported(format!(
+        "the update changes files on vfat, which is left alone on a machine that runs: {}{more} in {}; bring \
+         what is at {at} to the update's state by the tools that keep it (`kernel-install`, `bootctl update`, \
+         `grub-install`, or a copy of the files from the updated image) and try again, or start a machine from the \
+         updated image; nothing was changed",
+        named.join(", "),
+        root.label().display()
+    )))
+}
+
 /// Whether the signer permitted what the bundle does: new set-user-ID files, devices, removing or
 /// replacing most of the tree.
 pub(super) fn check_permits(
     root: &Root,
     bundle: &Bundle<'_, Verified<'_>>,
 ) -> Result<(), TreeError> {
-    const MAX_NAMED: usize = 5;
     let changes = bundle.change_set();
     let missing = permits_needed(changes, bundle.base_paths()).without(bundle.permits());
     if missing.is_empty() {

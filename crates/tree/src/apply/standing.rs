@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use vireo_model::{Change, Digest, ImagePath, Node, NodeKind, Timestamp};
 
 use crate::dir::Dir;
-use crate::node::{digest, is_dir, is_regular, len_of, mtime_of, node};
+use crate::node::{digest, is_dir, is_regular, len_of, mtime_of, node_at};
 use crate::{Root, TreeError};
 
 /// A state of a path that any write, replacement or change of rights would change. The change
@@ -70,7 +70,8 @@ pub(super) fn standing(root: &Root, change: &Change) -> Result<Standing, TreeErr
         return Ok(Standing { stamp: None, links: 0, found: None, is_base, is_target });
     };
     let name = if root.is_mount(path) || path.is_root() { b".".as_slice() } else { path.name() };
-    let mut found = node(&dir, name, &stat, Digest::of(b"")).map_err(root.failed("read", path))?;
+    let found = node_at(root, path, (&dir, name), &stat, Digest::of(b""));
+    let mut found = found.map_err(root.failed("read", path))?;
     if is_regular(&stat) {
         let content = digest(root, &dir, name, path)?;
         found.kind = NodeKind::File { len: len_of(&stat), content };

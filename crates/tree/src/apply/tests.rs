@@ -476,3 +476,68 @@ proptest! {
         prop_assert_eq!(read(base_dir.path()), read(target_dir.path()));
     }
 }
+
+#[test]
+fn what_is_on_fat_is_read_in_its_normal_form_and_never_changed_in_place() {
+    let (base, target) = (temp(), temp());
+    for dir in [base.path(), target.path()] {
+        fs::create_dir_all(dir.join("efi/EFI")).expect("made");
+        fs::write(dir.join("efi/EFI/loader"), "1").expect("written");
+        fs::write(dir.join("efi/NvVars"), dir.as_os_str().as_encoded_bytes()).expect("written");
+    }
+    let path = ImagePath::parse(b"/efi").expect("a valid path");
+    let open = |dir: &Path, copy: bool| {
+        let fd = fs::File::open(dir.join("efi")).expect("opens").into();
+        let root = Root::open(dir).expect("opens");
+        if copy { root.with_plain_copy(path.clone(), fd) } else { root.with_fat(path.clone(), fd) }
+    };
+    let tree = |root: &Root| {
+        let scan = scan(root, &Ignore::default(), &ScanOptions::default()).expect("readable");
+        assert!(scan.dir_times.keys().all(|at| !at.is_within(&path)));
+        scan.tree
+    };
+    // Whatever a mount says of owners, modes and times, and whatever a machine writes itself.
+    let seen = tree(&open(base.path(), false));
+    fs::set_permissions(target.path().join("efi/EFI/loader"), fs::Permissions::from_mode(0o644))
+        .expect("set");
+    assert_eq!(ChangeSet::between(&seen, &tree(&open(target.path(), true))).changes, []);
+    assert!(seen.get(&path.join(b"NvVars").expect("valid")).is_none());
+
+    fs::write(target.path().join("efi/EFI/loader"), "2").expect("written");
+    fs::write(base.path().join("etc"), "1").expect("written");
+    fs::write(target.path().join("etc"), "2").expect("written");
+    let wanted = tree(&open(target.path(), true));
+    let changes = ChangeSet::between(&tree(&open(base.path(), false)), &wanted);
+    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
+    for text in ["1", "2"] {
+        let digest = Digest::of(text.as_bytes());
+        writer.encode(digest, 1, false, text.as_bytes()).expect("encoded");
+    }
+    let statement = Statement {
+        changes: &changes,
+        ignore: &Ignore::default(),
+        permits: permits_needed(&changes, 4),
+        base_paths: 4,
+    };
+    let mut file = Vec::new();
+    writer.finish(&statement, &key(), &mut file).expect("written");
+    let bundle = verified(&file);
+    {
+        let root = open(base.path(), false);
+        let error = stage(&root, &bundle, &ApplyOptions::default()).expect_err("it is on FAT");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        for part in ["/efi/EFI/loader", "bootctl", "nothing was changed"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        assert!(preview(&root, &bundle, &ApplyOptions::default()).is_err());
+        assert_eq!(fs::read(base.path().join("etc")).expect("there"), b"1");
+    }
+    // Once somebody has brought it there, the rest is an update like others.
+    fs::write(base.path().join("efi/EFI/loader"), "2").expect("written");
+    let root = open(base.path(), false);
+    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("it is the target");
+    assert_eq!(staged.already(), 1);
+    staged.commit().expect("commits").finish().expect("finishes");
+    assert_eq!(tree(&root).digest(), wanted.digest());
+    assert!(!base.path().join("efi/.vireo").exists());
+}
