@@ -19,7 +19,7 @@ cat > "$WORK/report" <<'S'
 # What started this machine, what it runs, has mounted and serves, for whoever reads the serial console.
 exec > /dev/ttyS0 2>&1
 # Four bytes of attributes, then UTF-16 (systemd.io/BOOT_LOADER_INTERFACE).
-variable() { tail -c +5 "/sys/firmware/efi/efivars/$1-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f" | tr -d '\000'; }
+variable() { cat "/sys/firmware/efi/efivars/$1-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f" | tail -c +5 | tr -d '\000'; }
 mountpoint -q /sys/firmware/efi/efivars || mount -t efivarfs efivarfs /sys/firmware/efi/efivars
 echo "report loader $(variable LoaderInfo) started $(variable LoaderEntrySelected)"
 echo "report kernel $(uname -r)"

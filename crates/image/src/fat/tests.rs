@@ -48,11 +48,11 @@ fn link(disk: &mut [u8], cluster: usize, next: u16) {
     disk[at..at + 2].copy_from_slice(&raw.to_le_bytes());
 }
 
-fn read_all(disk: &Vec<u8>) -> Result<Files, FatError> {
-    Fat::open(disk.clone(), 0, disk.len() as u64)?.digests()
+fn read_all(disk: &[u8]) -> Result<Files, FatError> {
+    Fat::open(disk.to_vec(), 0, disk.len() as u64)?.digests()
 }
 
-fn damage(disk: &Vec<u8>) -> &'static str {
+fn damage(disk: &[u8]) -> &'static str {
     match read_all(disk) {
         Err(FatError::Damaged(what)) => what,
         other => panic!("{other:?}"),
@@ -225,7 +225,10 @@ fn a_small_fat32_is_told_by_what_it_has_not() {
     }
     disk[1024..1056].copy_from_slice(&entry(b"A          ", 0, 3, 3));
     disk[1536..1539].copy_from_slice(b"abc");
-    assert_eq!(read_all(&disk).expect("it is whole"), [(path("/A"), Some(Digest::of(b"abc")))].into());
+    assert_eq!(
+        read_all(&disk).expect("it is whole"),
+        [(path("/A"), Some(Digest::of(b"abc")))].into()
+    );
     let fat = Fat::open(disk.clone(), 0, disk.len() as u64).expect("it is whole");
     assert!(!fat.is_regular());
 }

@@ -14,8 +14,8 @@ use vireo_model::{
     Change, ChangeSet, Digest, ImagePath, Node, Tree, clash, first_not_plain, plain_dir, plain_file,
 };
 
-use super::names::DELETED;
 use super::ENTRY_LEN;
+use super::names::DELETED;
 use crate::bytes::Bytes;
 use crate::layout::Volume;
 use crate::partition::Partition;

@@ -27,7 +27,7 @@ const CHANGE: &str = "echo next > usr/bin/t1; echo next kernel > boot/k2; echo n
 /// An EFI system partition with nothing on it, with the serial number ABCD-1234.
 fn put_fat(place: &Place, disk: &Path, offset: u64) -> anyhow::Result<()> {
     let file = place.path("esp.img");
-    sh("mkfs.vfat -C -F 16 -i ABCD1234 \"$1\" 8192", &[&place.arg("esp.img")])?;
+    sh("mkfs.vfat -C -F 12 -i ABCD1234 \"$1\" 8192", &[&place.arg("esp.img")])?;
     put(&file, disk, offset)?;
     Ok(std::fs::remove_file(file)?)
 }
