@@ -38,7 +38,7 @@ pub use interrupt::{Ambush, Interrupted, Moment};
 pub use kills::{Kills, kill_everywhere};
 pub use mounts::Mounts;
 pub use power::{Neighbour, Place, Recording, Step, Tally};
-pub use program::{Ran, start_vireo, vireo, vireo_repo};
+pub use program::{Ran, measured, start_vireo, vireo, vireo_repo};
 pub use random::{mutate_tree, write_tree};
 pub use recovery::{recover_tree, recovers_to, tree_digest};
 pub use scene::{Scene, capture_args, permissive};

@@ -47,6 +47,23 @@ fn program<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> an
     Ran::of(Run::new(programs::find(name)?).args(args).deadline(DEADLINE), label)
 }
 
+/// Runs a program of ours; with the most memory that it had resident, in KiB (`getrusage(2)`).
+///
+/// # Errors
+///
+/// As [`vireo`], or there is no `/usr/bin/time`.
+pub fn measured<S: AsRef<OsStr>>(
+    name: &str,
+    args: impl IntoIterator<Item = S>,
+) -> anyhow::Result<(Ran, u64)> {
+    let report = tempfile::NamedTempFile::new()?;
+    let run = Run::new("/usr/bin/time").args(["-q", "-f", "%M", "-o"]).arg(report.path());
+    let ran = Ran::of(run.arg(programs::find(name)?).args(args).deadline(DEADLINE), name)?;
+    let text = std::fs::read_to_string(report.path())?;
+    let memory = text.trim().parse().with_context(|| format!("time says {text:?}"))?;
+    Ok((ran, memory))
+}
+
 /// A program's end. Every expectation that does not hold quotes what the program wrote.
 #[derive(Clone, Debug)]
 pub struct Ran {

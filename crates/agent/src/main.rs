@@ -10,6 +10,8 @@ mod commands;
 mod exit;
 
 fn main() -> ExitCode {
+    // It stays on the machine for ever, beside others who need the memory.
+    vireo_sys::heap::give_large_blocks_back();
     let arguments = commands::Arguments::parse();
     let json = arguments.json;
     match commands::run(arguments) {

@@ -3,16 +3,19 @@
 //! The first directory belongs to the version: its files come with updates, signed with them. The
 //! others are the site's, whose word counts before. A file in a later directory takes the place of
 //! one with the same name in an earlier one; of files with different names, one whose name comes
-//! later in the alphabet counts first. What is in them is described in `docs/format/policy.md`.
+//! later in the alphabet counts first. An empty file, or a link to `/dev/null`, says nothing, and
+//! so masks the one that it takes the place of. What is in the others is described in
+//! `docs/format/policy.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fs;
-use std::io;
-use std::io::Read as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use vireo_classify::{MAX_POLICY_LEN, Policy, PolicyFile};
+use rustix::fs::OFlags;
+use vireo_classify::{ClassifyError, MAX_POLICY_LEN, Policy, PolicyFile};
 
 use crate::error::{AgentError, ErrorKind};
 
@@ -79,7 +82,13 @@ fn files_in(root: &Path, dir: &Path) -> Result<BTreeSet<PathBuf>, AgentError> {
 
 fn parse_brought(path: &Path, text: &[u8]) -> Result<PolicyFile, AgentError> {
     let name = format!("/{}", path.display());
-    PolicyFile::parse(&name, &String::from_utf8_lossy(text)).map_err(|error| {
+    // As strict as reading it will be when it is there: what passes here must not fail then.
+    let Ok(text) = str::from_utf8(text) else {
+        let message =
+            format!("the update brings the policy {name}, which is not UTF-8; nothing was changed");
+        return Err(AgentError::new(ErrorKind::Refused, message));
+    };
+    parse(&name, text).map_err(|error| {
         let message = "the update brings a policy that cannot be used, nothing was changed";
         AgentError::new(ErrorKind::Refused, message).caused_by(error)
     })
@@ -87,21 +96,34 @@ fn parse_brought(path: &Path, text: &[u8]) -> Result<PolicyFile, AgentError> {
 
 fn read_policy(path: &Path) -> Result<PolicyFile, AgentError> {
     let failed = |error| AgentError::io("read the policy", path, error);
+    // Should it be a pipe, opening must not wait for a writer.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_char_device() {
+        let message = format!("the policy {} is no regular file; remove it", path.display());
+        return Err(AgentError::new(ErrorKind::Failed, message));
+    }
     let mut text = String::new();
     // One byte more than allowed shows that it is too long.
-    let file = fs::File::open(path).map_err(failed)?.take(MAX_POLICY_LEN as u64 + 1);
-    let mut file = file;
-    file.read_to_string(&mut text).map_err(failed)?;
-    PolicyFile::parse(&path.display().to_string(), &text).map_err(unusable)
+    file.take(MAX_POLICY_LEN as u64 + 1).read_to_string(&mut text).map_err(failed)?;
+    parse(&path.display().to_string(), &text).map_err(unusable)
 }
 
-fn unusable(error: vireo_classify::ClassifyError) -> AgentError {
+fn parse(name: &str, text: &str) -> Result<PolicyFile, ClassifyError> {
+    const SAYS_NOTHING: &str = "version = 1";
+    PolicyFile::parse(name, if text.is_empty() { SAYS_NOTHING } else { text })
+}
+
+fn unusable(error: ClassifyError) -> AgentError {
     let message = "the policy cannot be used, nothing was changed; correct the file and try again";
     AgentError::new(ErrorKind::Failed, message).caused_by(error)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use vireo_classify::Unit;
 
     use super::*;
@@ -155,8 +177,45 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(chain(&error).contains("/usr/lib/vireo/policy.d/10-app.toml, line 2"), "{error}");
         // The site masks a file of the version by its name.
-        put(root.path(), 1, "10-app.toml", "version = 1\n");
+        put(root.path(), 1, "10-app.toml", "");
         assert_eq!(reason(Some(&hold("brought"))).expect("fine"), None);
+        fs::remove_file(root.path().join(POLICY_DIRS[1]).join("10-app.toml")).expect("removed");
+        symlink("/dev/null", root.path().join(POLICY_DIRS[1]).join("10-app.toml")).expect("a link");
+        assert_eq!(reason(Some(&hold("brought"))).expect("fine"), None);
+    }
+
+    /// What passes when it comes must be readable when it is there: a machine that cannot read its
+    /// policy takes no further update.
+    #[test]
+    fn what_would_not_be_read_later_does_not_come() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let path = PathBuf::from("usr/lib/vireo/policy.d/10-app.toml");
+        let text = b"version = 1\n# caf\xe9\n".to_vec();
+        let error = load_policy_with(root.path(), &Brought::from([(path, Some(text))]))
+            .expect_err("no text");
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("/usr/lib/vireo/policy.d/10-app.toml"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_file_is_named_and_never_waited_for() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        put(root.path(), 1, "10-site.toml", "version = 1\n");
+        let place = root.path().join(POLICY_DIRS[1]).join("20-site.toml");
+        let fails = |say: &str| {
+            let text = chain(&load_policy(root.path()).expect_err("no policy"));
+            assert!(text.contains(say) && text.contains("20-site.toml"), "{text}");
+        };
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &place, rustix::fs::FileType::Fifo, mode, 0)
+            .expect("a pipe");
+        fails("no regular file");
+        fs::remove_file(&place).expect("removed");
+        fs::create_dir(&place).expect("a directory");
+        fails("no regular file");
+        fs::remove_dir(&place).expect("removed");
+        symlink("nowhere", &place).expect("a link");
+        fails("read the policy");
     }
 
     #[test]

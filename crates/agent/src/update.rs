@@ -159,10 +159,10 @@ impl Agent {
     ///
     /// As [`Agent::apply`].
     pub fn plan(&self, file: &Path, trusted: &TrustedKeys) -> Result<Plan, AgentError> {
-        let policy = self.current_policy()?;
         let opened = OpenBundle::open(file)?;
         let bundle = opened.verify(trusted, file)?;
         self.check_base(&bundle)?;
+        let policy = self.policy_before(bundle.change_set())?;
         let root = open_root(&self.root)?;
         let rules = DriftRules::new(&self.root, &policy)?;
         let preview = preview(&root, &bundle, &ApplyOptions { drift: &|path| rules.of(path) })?;
@@ -267,7 +267,7 @@ impl Agent {
         say: Say<'_>,
     ) -> Result<Applied, AgentError> {
         let mut watch = Watch::start();
-        let policy = self.current_policy()?;
+        let policy = self.policy_before(bundle.change_set())?;
         let packages = PackageLock::take(&self.root, self.package_wait)?;
         let root = open_root(&self.root)?;
         let staged = self.stage(&root, bundle, &policy, say)?;

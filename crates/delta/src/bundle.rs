@@ -220,6 +220,12 @@ impl<'a> Bundle<'a, Verified<'a>> {
         Some(&self.state.manifest.sources.get(source as usize)?.path)
     }
 
+    /// Gives back the memory of the frames that are kept decoded for whoever reads on: for those
+    /// who keep the bundle and have read all that they want. Reading decodes them again.
+    pub fn forget_frames(&self) {
+        self.state.frames.forget();
+    }
+
     /// Compares every frame with its digest: whether the file is whole.
     ///
     /// # Errors

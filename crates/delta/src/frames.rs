@@ -220,6 +220,11 @@ impl<'a> Frames<'a> {
         Ok(())
     }
 
+    /// Drops what is kept decoded.
+    pub(crate) fn forget(&self) {
+        self.lock().frames = VecDeque::new();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Cache> {
         // A panic while the lock was held leaves a list of whole entries: still right.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,6 +6,7 @@
 //! - [`map_sealed`]: memory maps of files that nobody writes any more.
 //! - [`durable`]: writes that survive power loss whole or not at all.
 //! - [`confine`]: giving up rights for good.
+//! - [`heap`]: memory that goes back when it is freed.
 //! - [`copy`]: reflink or sparse copies of large files.
 //! - [`fanotify`]: who opens what on a whole file system.
 //! - [`procmap`]: the files that a process maps, without a text in between.
@@ -32,6 +33,7 @@ pub mod copy;
 pub mod detached;
 pub mod durable;
 pub mod fanotify;
+pub mod heap;
 pub mod lease;
 pub mod lock;
 pub mod loopdev;

@@ -4,18 +4,19 @@ use std::fs::File;
 use std::io;
 use std::ops::Deref;
 
-/// The largest page of any machine that Linux runs on (64 KiB, arm64), in bytes. Multiples of it
-/// begin a page everywhere.
-const MAX_PAGE_LEN: usize = 64 << 10;
+/// The most that the kernel maps at a single access, in bytes: the largest folio of its page cache
+/// (2 MiB on x86-64, and on arm64 with pages of 4 KiB). Multiples of it begin a page everywhere.
+const MAX_FOLIO_LEN: usize = 2 << 20;
 
 /// A file's bytes, mapped copy-on-write; reads as `&[u8]`, starts at a page boundary.
 #[derive(Debug)]
 pub struct Mapped(Option<memmap2::Mmap>);
 
 impl Mapped {
-    /// Gives the memory that `bytes`, a part of the map, take back to the system. They stay
-    /// readable: the next access reads them from the page cache or the file again. A process that
-    /// walks through a large file this way holds no more of it than it looks at.
+    /// Gives the memory that `bytes`, a part of the map, and what the kernel has mapped along with
+    /// them take back to the system. All stays readable: the next access reads it from the page
+    /// cache or the file again. A process that walks through a large file this way, in any order,
+    /// holds no more of it than it looks at.
     ///
     /// Bytes that are no part of the map, and a refusal by the kernel, change nothing.
     pub fn release(&self, bytes: &[u8]) {
@@ -24,15 +25,16 @@ impl Mapped {
         if bytes.is_empty() || from.checked_add(bytes.len()).is_none_or(|end| end > map.len()) {
             return;
         }
-        // From a page's boundary; its other bytes are read again when they are used.
-        let start = from - from % MAX_PAGE_LEN;
+        // Whole folios, as an access maps them; other bytes are read again when they are used.
+        let start = from - from % MAX_FOLIO_LEN;
+        let end = (from + bytes.len()).next_multiple_of(MAX_FOLIO_LEN).min(map.len());
         // SAFETY: madvise(2): MADV_DONTNEED loses what was written to private pages. This map is
         // read-only and of a file, so there is nothing to lose; later reads see the file's bytes,
         // which `map_sealed` demands never to change.
         #[expect(unsafe_code, reason = "the crate's only discarding advice; see above")]
         let advised = unsafe {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            map.unchecked_advise_range(advice, start, from + bytes.len() - start)
+            map.unchecked_advise_range(advice, start, end - start)
         };
         // Advice: without it the memory stays in use, nothing else.
         drop(advised);

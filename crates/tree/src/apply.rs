@@ -204,6 +204,8 @@ pub fn stage<'r>(
     let txn = write_stage(&journal, &mut plan, |places| {
         stage::write(root, places, bundle, &checked.drafts)
     })?;
+    // All that is needed of it is on disk.
+    bundle.forget_frames();
     Ok(Staged { journal, txn, plan, already: checked.already, stamps, replaced })
 }
 

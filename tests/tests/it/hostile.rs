@@ -13,8 +13,8 @@ use vireo_delta::{
     Bundle, BundleWriter, HEADER_LEN, Header, Permits, SecretKey, Statement, TrustedKeys,
 };
 use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
-use vireo_testkit::{Run, programs};
-use vireo_tests::{Ext4, Ran, Snapshot, require_host};
+use vireo_testkit::Run;
+use vireo_tests::{Ext4, Snapshot, measured, require_host};
 use vireo_tree::{Root, ScanOptions, scan};
 
 /// The signer's seed.
@@ -175,16 +175,6 @@ impl Place {
         }
         Ok(most)
     }
-}
-
-/// Runs a program of ours; with the most memory that it had, in KiB.
-fn measured(name: &str, args: &[String]) -> anyhow::Result<(Ran, u64)> {
-    let report = tempfile::NamedTempFile::new()?;
-    let run = Run::new("/usr/bin/time").args(["-q", "-f", "%M", "-o"]).arg(report.path());
-    let ran = Ran::of(run.arg(programs::find(name)?).args(args), name)?;
-    let text = fs::read_to_string(report.path())?;
-    let memory = text.trim().parse().with_context(|| format!("time says {text:?}"))?;
-    Ok((ran, memory))
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod live_self;
 mod live_undo;
 mod live_update;
 mod live_zoo;
+mod memory;
 mod power_cut;
 mod property;
 mod repository;

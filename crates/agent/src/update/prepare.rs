@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use vireo_classify::{
     Action, ChangedFile, Facts, FileId, MAX_POLICY_LEN, Packages, Plan, Planner, Policy, ReadMap,
 };
-use vireo_model::{ChangeSet, ImagePath};
+use vireo_model::{Change, ChangeSet, ImagePath};
 use vireo_tree::apply::{Replaced, Settled};
 
 use super::changed::{Contents, changed_files, disk_bytes};
@@ -50,13 +50,28 @@ impl Agent {
         }
     }
 
+    /// The policy that holds until `changes` are made: the current one. If that cannot be used, and
+    /// the update changes or removes files of it, what they say does not count: the update may be
+    /// the one that corrects them.
+    pub(super) fn policy_before(&self, changes: &ChangeSet) -> Result<Policy, AgentError> {
+        self.current_policy().or_else(|error| {
+            let corrected = changes.changes.iter().filter(|change| change.before.is_some());
+            let corrected: Brought =
+                corrected.filter_map(policy_path).map(|path| (path, None)).collect();
+            if corrected.is_empty() {
+                return Err(error);
+            }
+            load_policy_with(&self.root, &corrected).map_err(|_| error)
+        })
+    }
+
     /// The policy with what an update brings of it.
     pub(super) fn policy_with(
         &self,
         policy: Policy,
         outlook: &Outlook<'_>,
     ) -> Result<Policy, AgentError> {
-        let brought = policy_files(outlook);
+        let brought = policy_files(outlook)?;
         if brought.is_empty() || self.policy.is_some() {
             return Ok(policy);
         }
@@ -171,22 +186,34 @@ impl Agent {
 }
 
 /// The policy files among what changes.
-fn policy_files(outlook: &Outlook<'_>) -> Brought {
+fn policy_files(outlook: &Outlook<'_>) -> Result<Brought, AgentError> {
     let stays = |path: &ImagePath| outlook.settled.iter().any(|settled| settled.path == *path);
     let mut brought = Brought::new();
     for change in &outlook.changes.changes {
-        let path = PathBuf::from(OsStr::from_bytes(change.path.relative()));
-        if !POLICY_DIRS.iter().any(|dir| path.parent() == Some(Path::new(dir))) {
-            continue;
+        let Some(path) = policy_path(change) else { continue };
+        if let Some(text) = (outlook.contents)(&change.path, MAX_POLICY_LEN as u64 + 1) {
+            brought.insert(path, Some(text));
+        } else if stays(&change.path) {
+            // As it is on disk.
+        } else if change.after.is_none() {
+            brought.insert(path, None);
+        } else {
+            let message = format!(
+                "the update brings the policy {}, which is no regular file; nothing was changed",
+                change.path
+            );
+            return Err(AgentError::new(ErrorKind::Refused, message));
         }
-        // One that is neither read nor removed stays as it is.
-        match (outlook.contents)(&change.path, MAX_POLICY_LEN as u64 + 1) {
-            Some(text) => brought.insert(path, Some(text)),
-            None if change.after.is_none() && !stays(&change.path) => brought.insert(path, None),
-            None => None,
-        };
     }
-    brought
+    Ok(brought)
+}
+
+/// The path below the root of what changes, if it is among the policy files.
+fn policy_path(change: &Change) -> Option<PathBuf> {
+    let path = PathBuf::from(OsStr::from_bytes(change.path.relative()));
+    let is_policy = path.extension().is_some_and(|ending| ending == "toml")
+        && POLICY_DIRS.iter().any(|dir| path.parent() == Some(Path::new(dir)));
+    is_policy.then_some(path)
 }
 
 /// Refuses what the plan says must not be committed.

@@ -1,6 +1,6 @@
 use std::fs;
 use std::io::Cursor;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -453,6 +453,48 @@ fn a_policy_with_a_mistake_stops_an_update_before_anything_is_touched() {
         assert!(text.contains("50-site.toml, line 3: unknown field `holds`"), "{text}");
     }
     assert!(!lab.at("base/.vireo").exists() && machine.calls().is_empty());
+}
+
+/// Or else nothing that is pushed could ever correct it.
+#[test]
+fn a_mistake_in_the_versions_policy_is_corrected_by_an_update() {
+    const POLICY: &str = "usr/lib/vireo/policy.d/10-app.toml";
+    for correction in [Some("version = 1\n"), None] {
+        let lab = Lab::new();
+        let machine = leak(lab.machine());
+        let agent = lab.agent(machine);
+        write(&lab.at("base").join(POLICY), "version = 1\nunti = 2\n");
+        let corrected = lab.at("target").join(POLICY);
+        if let Some(text) = correction {
+            write(&corrected, text);
+        }
+        let bundle = lab.bundle();
+        drop(agent.plan(&bundle, &lab.trusted()).expect("planned"));
+        drop(agent.apply(&bundle, &lab.trusted(), None, &quiet).expect("applied"));
+        assert_eq!(tree(&lab.at("base")).digest(), tree(&lab.at("target")).digest());
+    }
+}
+
+#[test]
+fn a_version_whose_policy_is_no_file_is_refused() {
+    const POLICY: &str = "usr/lib/vireo/policy.d/10-app.toml";
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    let policy = lab.at("target").join(POLICY);
+    fs::create_dir_all(policy.parent().expect("a directory")).expect("made");
+    symlink("nowhere", &policy).expect("linked");
+    let bundle = lab.bundle();
+    let before = tree(&lab.at("base"));
+    for result in [
+        agent.plan(&bundle, &lab.trusted()).map(drop),
+        agent.apply(&bundle, &lab.trusted(), None, &quiet).map(drop),
+    ] {
+        let error = result.expect_err("no policy");
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains(POLICY), "{error}");
+    }
+    assert_eq!(tree(&lab.at("base")), before);
 }
 
 /// Fails the first check.
