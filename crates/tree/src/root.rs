@@ -42,8 +42,8 @@ struct Mount {
 enum MountKind {
     /// All that a node has.
     Whole,
-    /// FAT: names and contents. What else is seen of it are options of the mount, and without links nothing can be
-    /// kept for an undo, so it is read alone.
+    /// FAT: names and contents. What else is seen of it are options of the mount; there are no links, and no inode
+    /// numbers that last.
     Fat,
     /// The files of a FAT file system on one that keeps all; whoever put them there takes them back.
     FatCopy,
@@ -73,7 +73,7 @@ impl Root {
     /// directory is `fd`. What the tree itself has below `at` is hidden, as by a mount.
     ///
     /// A FAT file system is told by itself: what is on it is read in its normal form
-    /// ([`vireo_model::plain`]), and updates that change it are refused.
+    /// ([`vireo_model::plain`]), and updates keep what belongs to it on the root's file system.
     #[must_use]
     pub fn with_mount(self, at: ImagePath, fd: OwnedFd) -> Self {
         // The type has another width and sign on other processors.
@@ -138,7 +138,7 @@ impl Root {
         self.mount(path).is_some_and(|mount| mount.kind != MountKind::Whole)
     }
 
-    /// Whether `path` is on a FAT file system, which is read alone.
+    /// Whether `path` is on a FAT file system.
     pub(crate) fn is_on_fat(&self, path: &ImagePath) -> bool {
         self.mount(path).is_some_and(|mount| mount.kind == MountKind::Fat)
     }

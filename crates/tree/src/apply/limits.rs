@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustix::fs::{StatVfsMountFlags, fstatvfs};
 use rustix::io::Errno;
 use vireo_delta::{Bundle, Verified, paths_needing, permits_needed};
-use vireo_model::{Change, ImagePath, Node};
+use vireo_model::{Change, ImagePath, Node, not_plain};
 
 use super::check::{Checked, DIFFERS, Draft};
 use super::journal;
@@ -23,38 +23,33 @@ const SPARE_LEN: u64 = 1 << 20;
 const PER_FILE_LEN: u64 = 4096;
 
 pub(super) fn check(root: &Root, list: &[Change], checked: &Checked) -> Result<(), TreeError> {
-    check_fat(root, &checked.drafts)?;
+    let on_fat = checked.drafts.iter().filter(|draft| root.is_on_fat(&draft.path));
+    on_fat.clone().try_for_each(|draft| check_fat(root, draft))?;
     check_removals(root, list, checked)?;
     check_parents(root, &checked.drafts)?;
     for mount in checked.mounts(root).iter().map(Some).chain([None]) {
         let drafts = || checked.drafts.iter().filter(|draft| root.mount_of(&draft.path) == mount);
-        if drafts().next().is_some() {
+        let beside: Vec<&Draft> = on_fat.clone().filter(|_| mount.is_none()).collect();
+        if drafts().next().is_some() || !beside.is_empty() {
             check_device(root, mount, drafts())?;
-            check_room(root, mount, drafts())?;
+            check_room(root, mount, drafts(), &beside)?;
         }
     }
     Ok(())
 }
 
-/// What is on FAT is not changed here: there is no undo without hard links, and a file is not replaced in one step.
-fn check_fat(root: &Root, drafts: &[Draft]) -> Result<(), TreeError> {
-    let on_fat = drafts.iter().filter(|draft| root.is_on_fat(&draft.path));
-    let paths: Vec<&ImagePath> = on_fat.map(|draft| &draft.path).collect();
-    let Some(first) = paths.first() else { return Ok(()) };
-    let named: Vec<String> = paths.iter().take(MAX_NAMED).map(ToString::to_string).collect();
-    let more = match paths.len().saturating_sub(MAX_NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let at = root.mount_of(first).unwrap_or(first);
-    Err(unsupported(format!(
-        "the update changes files on vfat, which is left alone on a machine that runs: {}{more} in {}; bring \
-         what is at {at} to the update's state by the tools that keep it (`kernel-install`, `bootctl update`, \
-         `grub-install`, or a copy of the files from the updated image) and try again, or start a machine from the \
-         updated image; nothing was changed",
-        named.join(", "),
-        root.label().display()
-    )))
+/// FAT keeps names and contents alone, and does not tell large letters from small ones.
+fn check_fat(root: &Root, draft: &Draft) -> Result<(), TreeError> {
+    let Some(after) = &draft.after else { return Ok(()) };
+    let path = &draft.path;
+    if root.is_mount(path) {
+        return Ok(());
+    }
+    if let Some(why) = not_plain(path.name(), after) {
+        let place = root.label().display();
+        return Err(unsupported(format!("{path} in {place} {why}; nothing was changed")));
+    }
+    super::fat::check_name(root, path)
 }
 
 /// Whether the signer permitted what the bundle does: new set-user-ID files, devices, removing or
@@ -192,8 +187,17 @@ fn check_room<'a>(
     root: &Root,
     mount: Option<&ImagePath>,
     drafts: impl Iterator<Item = &'a Draft>,
+    beside: &[&Draft],
 ) -> Result<(), TreeError> {
-    let (mut bytes, mut inodes) = (SPARE_LEN, SPARE_INODES);
+    // FAT has no stage.
+    let is_fat = mount.is_some_and(|at| root.is_on_fat(at));
+    let (mut bytes, mut inodes) = (if is_fat { 0 } else { SPARE_LEN }, SPARE_INODES);
+    // What is for FAT is staged here, and what stood there is kept.
+    for node in beside.iter().flat_map(|draft| [&draft.before, &draft.after]).flatten() {
+        inodes += 1;
+        let len = node.content().map_or(0, |(len, _)| len).saturating_add(PER_FILE_LEN);
+        bytes = bytes.saturating_add(len);
+    }
     let mut sizes: BTreeMap<&ImagePath, u64> = BTreeMap::new();
     for draft in drafts.filter(|draft| draft.how == How::Place) {
         inodes += 1;

@@ -20,10 +20,14 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    fn of(stat: &Stat) -> Self {
+    /// Instead of an inode number, on FAT.
+    pub(super) const NO_INODE: u64 = 0;
+
+    fn of(stat: &Stat, is_on_fat: bool) -> Self {
         Self {
             dev: stat.st_dev,
-            ino: stat.st_ino,
+            // The kernel makes one up whenever it looks anew.
+            ino: if is_on_fat { Self::NO_INODE } else { stat.st_ino },
             content: (!is_dir(stat)).then(|| (len_of(stat), mtime_of(stat))),
             rights: (stat.st_mode, stat.st_uid, stat.st_gid),
         }
@@ -58,7 +62,7 @@ pub(super) fn stat(root: &Root, path: &ImagePath) -> Result<Option<(Dir, Stat)>,
 }
 
 pub(super) fn stamp(root: &Root, path: &ImagePath) -> Result<Option<Stamp>, TreeError> {
-    Ok(stat(root, path)?.map(|(_, stat)| Stamp::of(&stat)))
+    Ok(stat(root, path)?.map(|(_, stat)| Stamp::of(&stat, root.is_on_fat(path))))
 }
 
 /// Looks at the path of `change`. Reads a regular file's content unless its length or rights
@@ -88,7 +92,7 @@ pub(super) fn standing(root: &Root, change: &Change) -> Result<Standing, TreeErr
     };
     let is_target = equals(change.after.as_ref(), true)?;
     let is_base = equals(change.before.as_ref(), false)?;
-    let stamp = Some(Stamp::of(&stat));
+    let stamp = Some(Stamp::of(&stat, root.is_on_fat(path)));
     #[allow(clippy::useless_conversion, reason = "on other processors it has 32 bits")]
     let links = u64::from(stat.st_nlink);
     Ok(Standing { stamp, links, found: Some(found), is_base, is_target })

@@ -17,8 +17,15 @@ pub(super) fn key() -> SecretKey {
     format!("vireo-secret-key-v1:{}", "42".repeat(32)).parse().expect("a fixed key")
 }
 
+/// The tree in `dir`, of which `efi` is on FAT, if it is there.
+pub(super) fn open(dir: &Path) -> Result<Root, TreeError> {
+    let root = Root::open(dir)?;
+    let Ok(top) = fs::File::open(dir.join("efi")) else { return Ok(root) };
+    Ok(root.with_fat(ImagePath::parse(b"/efi").expect("a valid path"), top.into()))
+}
+
 pub(super) fn read(dir: &Path) -> Tree {
-    let root = Root::open(dir).expect("a directory");
+    let root = open(dir).expect("a directory");
     scan(&root, &Ignore::default(), &ScanOptions::default()).expect("readable").tree
 }
 
@@ -64,6 +71,24 @@ fn apply(dir: &Path, file: &[u8]) -> Result<Vec<Replaced>, TreeError> {
     let replaced = committed.replaced().to_vec();
     committed.finish()?;
     Ok(replaced)
+}
+
+/// What systemd-boot starts from, with everything that can change there.
+pub(super) fn populate_fat(dir: &Path, edition: u8) {
+    let at = |name: &str| dir.join("efi").join(name);
+    let write = |name: &str, content: &[u8]| {
+        fs::create_dir_all(at(name).parent().expect("it has one")).expect("made");
+        fs::write(at(name), content).expect("written");
+    };
+    write(&format!("debian/{edition}/linux"), &vec![edition; 70_000]);
+    write(&format!("loader/entries/{edition}.conf"), b"linux");
+    write("loader/loader.conf", format!("default {edition}").as_bytes());
+    write("EFI/BOOT/BOOTX64.EFI", &vec![edition; 30_000]);
+    write("EFI/same", b"same");
+    // The machine's own, with what a mount would never show.
+    write("loader/random-seed", dir.as_os_str().as_encoded_bytes());
+    write(if edition == 1 { "changes" } else { "changes/dir" }, b"text");
+    write(if edition == 1 { "back/file" } else { "back" }, b"text");
 }
 
 fn temp() -> tempfile::TempDir {
@@ -478,66 +503,79 @@ proptest! {
 }
 
 #[test]
-fn what_is_on_fat_is_read_in_its_normal_form_and_never_changed_in_place() {
-    let (base, target) = (temp(), temp());
-    for dir in [base.path(), target.path()] {
-        fs::create_dir_all(dir.join("efi/EFI")).expect("made");
-        fs::write(dir.join("efi/EFI/loader"), "1").expect("written");
-        fs::write(dir.join("efi/NvVars"), dir.as_os_str().as_encoded_bytes()).expect("written");
+fn what_is_on_fat_is_read_in_its_normal_form() {
+    let dirs = [temp(), temp()];
+    for dir in &dirs {
+        populate_fat(dir.path(), 1);
     }
-    let path = ImagePath::parse(b"/efi").expect("a valid path");
-    let open = |dir: &Path, copy: bool| {
-        let fd = fs::File::open(dir.join("efi")).expect("opens").into();
-        let root = Root::open(dir).expect("opens");
-        if copy { root.with_plain_copy(path.clone(), fd) } else { root.with_fat(path.clone(), fd) }
-    };
-    let tree = |root: &Root| {
-        let scan = scan(root, &Ignore::default(), &ScanOptions::default()).expect("readable");
-        assert!(scan.dir_times.keys().all(|at| !at.is_within(&path)));
-        scan.tree
-    };
-    // Whatever a mount says of owners, modes and times, and whatever a machine writes itself.
-    let seen = tree(&open(base.path(), false));
-    fs::set_permissions(target.path().join("efi/EFI/loader"), fs::Permissions::from_mode(0o644))
-        .expect("set");
-    assert_eq!(ChangeSet::between(&seen, &tree(&open(target.path(), true))).changes, []);
-    assert!(seen.get(&path.join(b"NvVars").expect("valid")).is_none());
+    let file = dirs[1].path().join("efi/EFI/same");
+    fs::set_permissions(file, fs::Permissions::from_mode(0o644)).expect("set");
+    let trees = dirs.each_ref().map(|dir| read(dir.path()));
+    assert_eq!(ChangeSet::between(&trees[0], &trees[1]).changes, []);
+    let path = |text: &str| ImagePath::parse(text.as_bytes()).expect("a valid path");
+    assert_eq!(trees[0].get(&path("/efi/loader/random-seed")), None);
+    assert_eq!(trees[0].get(&path("/efi")), Some(&vireo_model::plain_dir()));
+    let root = open(dirs[0].path()).expect("opens");
+    let scan = scan(&root, &Ignore::default(), &ScanOptions::default()).expect("readable");
+    assert!(scan.dir_times.keys().all(|at| !at.is_within(&path("/efi"))));
+}
 
-    fs::write(target.path().join("efi/EFI/loader"), "2").expect("written");
-    fs::write(base.path().join("etc"), "1").expect("written");
-    fs::write(target.path().join("etc"), "2").expect("written");
-    let wanted = tree(&open(target.path(), true));
-    let changes = ChangeSet::between(&tree(&open(base.path(), false)), &wanted);
-    let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
-    for text in ["1", "2"] {
-        let digest = Digest::of(text.as_bytes());
-        writer.encode(digest, 1, false, text.as_bytes()).expect("encoded");
+#[test]
+fn what_is_on_fat_is_changed_and_taken_back_without_links_or_traces() {
+    let (base, target) = (temp(), temp());
+    for (dir, edition) in [(&base, 1), (&target, 2)] {
+        populate(dir.path(), edition);
+        populate_fat(dir.path(), edition);
     }
-    let statement = Statement {
-        changes: &changes,
-        ignore: &Ignore::default(),
-        permits: permits_needed(&changes, 4),
-        base_paths: 4,
-    };
-    let mut file = Vec::new();
-    writer.finish(&statement, &key(), &mut file).expect("written");
-    let bundle = verified(&file);
+    let (before, after) = (read(base.path()), read(target.path()));
+    let file = bundle(base.path(), target.path());
     {
-        let root = open(base.path(), false);
-        let error = stage(&root, &bundle, &ApplyOptions::default()).expect_err("it is on FAT");
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        for part in ["/efi/EFI/loader", "bootctl", "nothing was changed"] {
-            assert!(error.to_string().contains(part), "{error}");
-        }
-        assert!(preview(&root, &bundle, &ApplyOptions::default()).is_err());
-        assert_eq!(fs::read(base.path().join("etc")).expect("there"), b"1");
+        let root = open(base.path()).expect("opens");
+        let committed = stage(&root, &verified(&file), &ApplyOptions::default())
+            .and_then(Staged::commit)
+            .expect("it is the base");
+        let on_fat = |replaced: &Replaced| replaced.path.to_string().starts_with("/efi/");
+        assert!(!committed.replaced().iter().any(on_fat), "nothing is known by a number there");
+        committed.finish().expect("finishes");
     }
-    // Once somebody has brought it there, the rest is an update like others.
-    fs::write(base.path().join("efi/EFI/loader"), "2").expect("written");
-    let root = open(base.path(), false);
-    let staged = stage(&root, &bundle, &ApplyOptions::default()).expect("it is the target");
-    assert_eq!(staged.already(), 1);
-    staged.commit().expect("commits").finish().expect("finishes");
-    assert_eq!(tree(&root).digest(), wanted.digest());
+    assert_eq!(ChangeSet::between(&after, &read(base.path())).changes, []);
     assert!(!base.path().join("efi/.vireo").exists());
+    let seed = fs::read(base.path().join("efi/loader/random-seed")).expect("it stays");
+    assert_eq!(seed, base.path().as_os_str().as_encoded_bytes());
+    let root = open(base.path()).expect("opens");
+    let undo = stage_undo(&root, 1, &UndoOptions::default()).expect("nobody changed it");
+    undo.commit().and_then(Committed::finish).expect("undone");
+    assert_eq!(ChangeSet::between(&before, &read(base.path())).changes, []);
+    assert!(!base.path().join("efi/.vireo").exists());
+}
+
+#[test]
+fn what_somebody_changed_on_fat_or_fat_cannot_hold_is_refused_before_anything_is_touched() {
+    let refused = |prepare: &dyn Fn(&Path, &Path), kind: ErrorKind, says: &str| {
+        let (base, target) = (temp(), temp());
+        for (dir, edition) in [(&base, 1), (&target, 2)] {
+            populate_fat(dir.path(), edition);
+        }
+        let made = bundle(base.path(), target.path());
+        prepare(base.path(), target.path());
+        let file = if kind == ErrorKind::Drift { made } else { bundle(base.path(), target.path()) };
+        let before = read(base.path()).digest();
+        let root = open(base.path()).expect("opens");
+        let bundle = verified(&file);
+        let options = ApplyOptions { drift: &|_| OnDrift::Take };
+        let error = stage(&root, &bundle, &options).expect_err("it is refused");
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(says), "{error} does not say {says}");
+        assert_eq!(read(base.path()).digest(), before);
+    };
+    let edit = |base: &Path, _: &Path| {
+        fs::write(base.join("efi/loader/loader.conf"), "mine").expect("written");
+    };
+    refused(&edit, ErrorKind::Drift, "/efi/loader/loader.conf");
+    let link = |_: &Path, target: &Path| symlink("x", target.join("efi/link")).expect("made");
+    refused(&link, ErrorKind::Unsupported, "/efi/link in");
+    let name = |_: &Path, target: &Path| fs::write(target.join("efi/a:b"), "").expect("made");
+    refused(&name, ErrorKind::Unsupported, "/efi/a:b in");
+    let letters = |_: &Path, target: &Path| fs::write(target.join("efi/efi"), "").expect("made");
+    refused(&letters, ErrorKind::Unsupported, "/efi/efi differs from EFI");
 }
