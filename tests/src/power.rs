@@ -4,24 +4,26 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use vireo_model::{Digest, Ignore};
+use vireo_model::{Digest, Ignore, ImagePath};
 use vireo_testkit::leaks;
 use vireo_testkit::logdisk::{Log, LogDisk, Record};
-use vireo_testkit::powercut::{Cut, Left, cuts};
+use vireo_testkit::powercut::{Cut, Left, cuts_of_all};
+use vireo_tree::Root;
 
 use crate::disk::{Disk, FileSystem, wait_until_free};
-use crate::recovery::tree_digest;
+use crate::recovery::digest_of;
 use crate::scratch::scratch;
 
 /// Where the tree is on a recorded disk; beside it is room for what is no part of it.
 const TREE: &str = "tree";
+const BESIDE: &str = "beside";
 
 /// A prefix that no lab has: what is looked for is on the disks of a recording.
 const NO_LAB: &str = "no lab of ours";
@@ -42,28 +44,41 @@ pub enum Neighbour {
     Busy,
 }
 
-/// An update, as a disk has seen it.
+/// An update, as the disks have seen it.
 #[derive(Debug)]
 pub struct Recording {
     dir: TempDir,
     system: FileSystem,
     ignore: Ignore,
-    log: Log,
-    /// The first record of the update; those before are of mounting.
-    first: usize,
-    /// How often the update had the disk flush its cache.
+    /// The tree's own first.
+    parts: Vec<Part>,
+    /// How often the update had a disk flush its cache.
     flushes: usize,
     base: Digest,
     target: Digest,
 }
 
-/// What is on a disk: its tree, and room beside it.
+/// A disk, and what it has seen.
+#[derive(Debug)]
+struct Part {
+    /// Where in the tree its own tree is; `None`: it is the root.
+    at: Option<ImagePath>,
+    /// What was on it when the recording began.
+    image: PathBuf,
+    log: Log,
+    /// The first record of the update; those before are of mounting.
+    first: usize,
+}
+
+/// What is on the disks: the tree, and room beside it.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The tree that is updated.
     pub tree: PathBuf,
     /// A directory on the same disk that is no part of the tree.
     pub beside: PathBuf,
+    /// Where the tree goes on on other disks, and what is there.
+    pub parts: Vec<(ImagePath, PathBuf)>,
 }
 
 /// Something done to a disk.
@@ -82,34 +97,68 @@ impl Recording {
         prepare: Step<'_>,
         update: Step<'_>,
     ) -> anyhow::Result<Self> {
-        let dir = scratch()?;
-        let path = |name: &str| dir.path().join(name);
-        system.make(&path("base.img"))?;
-        let disk = Disk::open(&path("base.img"), system)?;
-        let place = Place::on(&disk);
-        fs::create_dir(&place.tree)?;
-        fs::create_dir(&place.beside)?;
-        prepare(&place)?;
-        let base = tree_digest(&place.tree, &ignore)?;
-        disk.finish()?;
-        wait_until_free(&path("base.img"))?;
-        vireo_testkit::image::clone_image(&path("base.img"), &path("recorded.img"))?;
+        Self::of_parts(system, ignore, &[], neighbour, prepare, update)
+    }
 
-        let recorder = LogDisk::new(&path("recorded.img"), &path("log"))?;
-        let disk = Disk::mount(&recorder.open()?, system)?;
-        let place = Place::on(&disk);
-        let before = recorder.position()?;
-        beside(neighbour, &disk, system, || update(&place))?;
-        let after = recorder.position()?;
-        let target = tree_digest(&place.tree, &ignore)?;
-        disk.finish()?;
-        let log = recorder.finish()?;
-        fs::remove_file(path("recorded.img"))?;
+    /// The same for a tree whose directories `parts` are on disks of their own. The neighbour is on
+    /// the last of all disks alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recording::make`].
+    pub fn of_parts(
+        system: FileSystem,
+        ignore: Ignore,
+        parts: &[ImagePath],
+        neighbour: Neighbour,
+        prepare: Step<'_>,
+        update: Step<'_>,
+    ) -> anyhow::Result<Self> {
+        let dir = scratch()?;
+        let name = |kind: &str, number: usize| dir.path().join(format!("{kind}-{number}"));
+        let count = 1 + parts.len();
+        let bases: Vec<PathBuf> = (0..count).map(|number| name("base", number)).collect();
+        bases.iter().try_for_each(|image| system.make(image))?;
+        let open = |image: &PathBuf| Disk::open(image, system);
+        let disks = bases.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+        for disk in &disks {
+            fs::create_dir(disk.path().join(TREE))?;
+            fs::create_dir(disk.path().join(BESIDE))?;
+        }
+        let place = Place::on(&disks, parts);
+        prepare(&place)?;
+        let base = digest_of(&place.root()?, &ignore)?;
+        disks.into_iter().try_for_each(Disk::finish)?;
+
+        let mut recorders = Vec::new();
+        for (number, image) in bases.iter().enumerate() {
+            wait_until_free(image)?;
+            vireo_testkit::image::clone_image(image, &name("recorded", number))?;
+            recorders.push(LogDisk::new(&name("recorded", number), &name("log", number))?);
+        }
+        let mount = |recorder: &LogDisk| Disk::mount(&recorder.open()?, system);
+        let disks = recorders.iter().map(mount).collect::<anyhow::Result<Vec<_>>>()?;
+        let positions = || recorders.iter().map(LogDisk::position).collect::<Result<Vec<_>, _>>();
+        let place = Place::on(&disks, parts);
+        let before = positions()?;
+        let last = disks.last().context("there is a disk")?;
+        beside(neighbour, last, system, || update(&place))?;
+        let after = positions()?;
+        let target = digest_of(&place.root()?, &ignore)?;
+        disks.into_iter().try_for_each(Disk::finish)?;
         ensure!(base != target, "the update changed nothing");
-        let (first, end) = (log.count_until(before), log.count_until(after));
-        let records = log.records().take(end).skip(first);
-        let flushes = records.filter(|record| **record == Record::Barrier).count();
-        Ok(Self { dir, system, ignore, log, first, flushes, base, target })
+
+        let (mut seen, mut flushes) = (Vec::new(), 0);
+        for (number, recorder) in recorders.into_iter().enumerate() {
+            let log = recorder.finish()?;
+            fs::remove_file(name("recorded", number))?;
+            let [first, end] = [&before, &after].map(|at| log.count_until(at[number]));
+            let records = log.records().take(end).skip(first);
+            flushes += records.filter(|record| **record == Record::Barrier).count();
+            let at = number.checked_sub(1).map(|part| parts[part].clone());
+            seen.push(Part { at, image: bases[number].clone(), log, first });
+        }
+        Ok(Self { dir, system, ignore, parts: seen, flushes, base, target })
     }
 
     /// Digest of the tree before the update.
@@ -124,7 +173,7 @@ impl Recording {
         self.target
     }
 
-    /// How often the update had the disk flush its cache.
+    /// How often the update had a disk flush its cache.
     #[must_use]
     pub fn flushes(&self) -> usize {
         self.flushes
@@ -136,54 +185,73 @@ impl Recording {
         Self { base, ..self }
     }
 
-    /// The same on a disk that takes flushes for nothing.
+    /// The same on disks of which the one with this number, or each, takes flushes for nothing.
     #[must_use]
-    pub fn without_barriers(self) -> Self {
-        // A number of records is no position any more: everything counts as the update.
-        Self { log: self.log.without_barriers(), first: 0, ..self }
+    pub fn without_barriers(mut self, disk: Option<usize>) -> Self {
+        let without = |(number, part): (usize, Part)| {
+            if disk.is_some_and(|disk| disk != number) {
+                return part;
+            }
+            // A number of records is no position any more: everything counts as the update.
+            Part { log: part.log.without_barriers(), first: 0, ..part }
+        };
+        self.parts = self.parts.into_iter().enumerate().map(without).collect();
+        self
     }
 
-    /// Cuts the power at `points` points and judges each state: the disk is mounted, `recover` does
-    /// what a start of the machine would, and what is there then is compared.
+    /// Cuts the power of all disks at `points` points and judges each state: the disks are mounted,
+    /// `recover` does what a start of the machine would, and what is there then is compared.
     ///
     /// # Errors
     ///
     /// A state cannot be built. What is wrong with a state is counted, not an error.
     pub fn replay(&self, points: usize, seed: u64, recover: Step<'_>) -> anyhow::Result<Tally> {
         let mut tally = Tally { seed, ..Tally::default() };
-        for (number, cut) in cuts(&self.log, self.first, points, seed).iter().enumerate() {
-            // A name is never used twice: a mount that somebody still holds writes to its own file.
-            let image = self.dir.path().join(format!("state-{seed}-{number}.img"));
-            cut.build(&self.dir.path().join("base.img"), &self.log, &image)?;
-            let judged = self.judge(&image, cut, recover);
-            tally.add(number, cut, judged);
-            fs::remove_file(&image)?;
+        let logs: Vec<_> = self.parts.iter().map(|part| (&part.log, part.first)).collect();
+        for (number, cuts) in cuts_of_all(&logs, points, seed).iter().enumerate() {
+            let mut states = Vec::new();
+            for (disk, (part, cut)) in self.parts.iter().zip(cuts).enumerate() {
+                // A name is never used twice: a mount that somebody still holds writes to its own.
+                let image = self.dir.path().join(format!("state-{seed}-{number}-{disk}.img"));
+                cut.build(&part.image, &part.log, &image)?;
+                states.push(image);
+            }
+            let judged = self.judge(&states, cuts, recover);
+            tally.add(number, cuts, judged);
+            states.iter().try_for_each(fs::remove_file)?;
         }
         leaks::none(NO_LAB, self.dir.path(), RELEASE_DEADLINE)?;
         Ok(tally)
     }
 
-    fn judge(&self, image: &Path, cut: &Cut, recover: Step<'_>) -> anyhow::Result<Judged> {
-        let (disk, restored) = match Disk::open(image, self.system) {
-            Err(error) if matches!(cut.left, Left::Torn(_)) => {
-                self.system.restore_superblock(image).context(error)?;
-                (Disk::open(image, self.system)?, true)
-            }
-            disk => (disk?, false),
-        };
-        let place = Place::on(&disk);
-        let digest = || tree_digest(&place.tree, &self.ignore);
+    fn judge(&self, images: &[PathBuf], cuts: &[Cut], recover: Step<'_>) -> anyhow::Result<Judged> {
+        let (mut disks, mut restored) = (Vec::new(), false);
+        for (image, cut) in images.iter().zip(cuts) {
+            let disk = match Disk::open(image, self.system) {
+                Err(error) if matches!(cut.left, Left::Torn(_)) => {
+                    self.system.restore_superblock(image).context(error)?;
+                    restored = true;
+                    Disk::open(image, self.system)
+                }
+                disk => disk,
+            };
+            disks.push(disk?);
+        }
+        let parts: Vec<_> = self.parts.iter().filter_map(|part| part.at.clone()).collect();
+        let place = Place::on(&disks, &parts);
+        let digest = || digest_of(&place.root()?, &self.ignore);
         // Not even readable is not whole either.
         let mixed = digest().map_or(true, |found| found != self.base && found != self.target);
         let recovered = recover(&place).context("recovery failed");
         let found = digest();
-        disk.finish()?;
-        wait_until_free(image)?;
+        disks.into_iter().try_for_each(Disk::finish)?;
+        images.iter().try_for_each(|image| wait_until_free(image))?;
         let whole = match (recovered, found) {
             (Err(error), _) => Err(error),
             (Ok(()), found) => found.and_then(|found| self.whole(found)),
         };
-        let checked = self.system.check(image).context("the file system is damaged");
+        let checked = images.iter().try_for_each(|image| self.system.check(image));
+        let checked = checked.context("the file system is damaged");
         Ok(Judged { mixed, restored, is_target: whole.and_then(|whole| checked.map(|()| whole)) })
     }
 
@@ -195,8 +263,25 @@ impl Recording {
 }
 
 impl Place {
-    fn on(disk: &Disk) -> Self {
-        Self { tree: disk.path().join(TREE), beside: disk.path().join("beside") }
+    /// The first disk has the root, the others what `parts` name.
+    fn on(disks: &[Disk], parts: &[ImagePath]) -> Self {
+        let top = disks.first().map(Disk::path).unwrap_or_default();
+        let trees = disks.iter().skip(1).map(|disk| disk.path().join(TREE));
+        let parts = parts.iter().cloned().zip(trees).collect();
+        Self { tree: top.join(TREE), beside: top.join(BESIDE), parts }
+    }
+
+    /// The tree over all its disks.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be opened.
+    pub fn root(&self) -> anyhow::Result<Root> {
+        let mut root = Root::open(&self.tree)?;
+        for (at, tree) in &self.parts {
+            root = root.with_mount(at.clone(), File::open(tree)?.into());
+        }
+        Ok(root)
     }
 }
 
@@ -266,7 +351,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, number: usize, cut: &Cut, judged: anyhow::Result<Judged>) {
+    fn add(&mut self, number: usize, cuts: &[Cut], judged: anyhow::Result<Judged>) {
         self.points += 1;
         let end = judged.and_then(|judged| {
             self.mixed += usize::from(judged.mixed);
@@ -278,7 +363,7 @@ impl Tally {
             Ok(false) => self.base += 1,
             Err(error) => {
                 let seed = self.seed;
-                self.bad.push(format!("state {number} of seed {seed}, {cut:?}: {error:#}"));
+                self.bad.push(format!("state {number} of seed {seed}, {cuts:?}: {error:#}"));
             }
         }
     }

@@ -13,8 +13,16 @@ use vireo_tree::{Root, ScanOptions, scan};
 ///
 /// Recovery failed.
 pub fn recover_tree(root: &Path) -> anyhow::Result<bool> {
-    let root = Root::open(root)?;
-    let found = recover(&root)?;
+    recover_root(&Root::open(root)?)
+}
+
+/// The same for a tree that is open, of one file system or several.
+///
+/// # Errors
+///
+/// Recovery failed.
+pub(crate) fn recover_root(root: &Root) -> anyhow::Result<bool> {
+    let found = recover(root)?;
     if let Recovered::Completed(committed) = found {
         Committed::finish(committed)?;
         return Ok(true);
@@ -28,7 +36,12 @@ pub fn recover_tree(root: &Path) -> anyhow::Result<bool> {
 ///
 /// It cannot be read.
 pub fn tree_digest(root: &Path, ignore: &Ignore) -> anyhow::Result<Digest> {
-    Ok(scan(&Root::open(root)?, ignore, &ScanOptions::default())?.tree.digest())
+    digest_of(&Root::open(root)?, ignore)
+}
+
+/// The same for a tree that is open.
+pub(crate) fn digest_of(root: &Root, ignore: &Ignore) -> anyhow::Result<Digest> {
+    Ok(scan(root, ignore, &ScanOptions::default())?.tree.digest())
 }
 
 /// Recovers the tree in `root` and expects that it is one of `versions` then; whether it was none

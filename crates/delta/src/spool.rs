@@ -121,7 +121,7 @@ impl<S: Write> Spool<S> {
         self.waiting.clear();
         for (stream, plain_len, digest, packed) in packed {
             self.out.write_all(&packed).map_err(io_step("write to the spool"))?;
-            // Both fit: a frame is at most 512 KiB plain, and zstd adds less than 1 % to what it
+            // Both fit: a frame is at most [`FRAME_PLAIN_LEN`] plain, and zstd adds less than 1 % to what it
             // cannot compress.
             let (len, plain_len) = (packed.len() as u32, plain_len as u32);
             self.frames.push(Frame { digest, stream, len, plain_len });

@@ -34,6 +34,8 @@ pub(crate) struct Published {
     /// Highest of all: what new machines start from. None: it was registered, and not more.
     pub(crate) sequence: Option<u64>,
     pub(crate) deprecated: bool,
+    /// Whether this program wrote what it holds.
+    pub(crate) from_disk: bool,
 }
 
 impl Published {
@@ -53,6 +55,7 @@ impl Published {
             snapshots: mapped.chain(tagged).collect(),
             sequence: tags::parsed(tags, tags::SEQUENCE),
             deprecated: image.deprecation_time().is_some_and(|time| !time.is_empty()),
+            from_disk: tags::is_from_disk(tags),
         })
     }
 
@@ -121,6 +124,7 @@ impl Calls {
         &self,
         image: &ImageName,
         held: &Held,
+        from_disk: bool,
         like: &Attributes,
     ) -> Result<Published, Ec2Error> {
         let (version, tree) = (held.version, held.tree);
@@ -128,12 +132,12 @@ impl Calls {
         let registered = self.register_image(&name, held, like).await;
         let id = match registered {
             Err(error) if error.code() == Some("InvalidAMIName.Duplicate") => {
-                self.named(&name).await?
+                self.named(&name, &held.snapshot).await?
             }
             outcome => outcome?,
         };
         // Not as part of the registration: that can have been before a crash.
-        let mut own: Vec<Tag> = tags::of_version(image, version, tree)
+        let mut own: Vec<Tag> = tags::of_content(image, version, tree, from_disk)
             .into_iter()
             .map(|(key, value)| tags::tag(key, value))
             .collect();
@@ -148,6 +152,7 @@ impl Calls {
             snapshots: vec![held.snapshot.clone()],
             sequence: None,
             deprecated: false,
+            from_disk,
         })
     }
 
@@ -184,13 +189,26 @@ impl Calls {
         answer.image_id.ok_or_else(|| Ec2Error::refused("RegisterImage gave no identity"))
     }
 
-    async fn named(&self, name: &str) -> Result<String, Ec2Error> {
+    /// The machine image that has the name, if it was made from that snapshot.
+    async fn named(&self, name: &str, snapshot: &str) -> Result<String, Ec2Error> {
         let found = self.images(vec![tags::filter("name", name)], true).await?.pop();
-        found.and_then(|image| image.image_id).ok_or_else(|| {
-            Ec2Error::refused(format!(
+        let Some((id, image)) = found.and_then(|image| Some((image.image_id.clone()?, image)))
+        else {
+            return Err(Ec2Error::refused(format!(
                 "the name {name} is taken, but by no machine image that is seen; try again"
-            ))
-        })
+            )));
+        };
+        let mappings = image.block_device_mappings().iter();
+        let others: Vec<&str> =
+            mappings.filter_map(|mapping| mapping.ebs()?.snapshot_id()).collect();
+        if others.is_empty() || others.contains(&snapshot) {
+            return Ok(id);
+        }
+        Err(Ec2Error::refused(format!(
+            "the name {name} is taken by {id}, which was made from {} and not from {snapshot}; remove it (`aws \
+             ec2 deregister-image --image-id {id}`) and run this again",
+            others.join(", ")
+        )))
     }
 
     async fn await_available(&self, id: &str) -> Result<(), Ec2Error> {
@@ -297,6 +315,7 @@ mod tests {
             snapshots: Vec::new(),
             sequence: (sequence > 0).then_some(sequence),
             deprecated,
+            from_disk: true,
         }
     }
 

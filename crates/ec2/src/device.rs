@@ -6,21 +6,28 @@
 //! A device that holds some blocks of either. The next run compares it anew and writes the rest; no
 //! snapshot is asked for before all is durable.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, major, minor};
 use vireo_cloud::blocks::{self, BLOCK_LEN};
 
+use crate::Source;
 use crate::calls::Calls;
 use crate::error::{Ec2Error, ErrorKind, io_error};
 use crate::journal::Disk;
 use crate::upload::blocking;
 
-/// Where the kernel says what its block devices are (sysfs(5)).
-const BLOCK_DEVICES: &str = "/sys/class/block";
+/// Where the kernel says what its block devices are, by their numbers (sysfs(5)).
+const BLOCK_DEVICES: &str = "/sys/dev/block";
+
+/// Where beneath that a device's serial number is: of NVMe and of virtio.
+const SERIALS: [&str; 2] = ["device/serial", "serial"];
+
+/// What devices are that are made of others, by what only they have there.
+const MADE: [(&str, &str); 2] = [("dm", "a device of the device mapper"), ("md", "a RAID")];
 
 /// A device that nobody else uses, as long as this lives.
 #[derive(Debug)]
@@ -30,17 +37,17 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Takes the device `path`, which has to be the whole of `volume`, for this process alone.
-    pub(crate) fn open(path: &Path, volume: &str, write: bool) -> Result<Self, Ec2Error> {
-        let metadata = fs::metadata(path).map_err(io_error("open", path))?;
-        if !metadata.file_type().is_block_device() {
-            let what = format!(
+    /// Takes the device of `source`, which has to be the whole of `volume`, for this process alone.
+    pub(crate) fn open(source: &Source<'_>, volume: &str, write: bool) -> Result<Self, Ec2Error> {
+        let path = source.device;
+        let is_block = |metadata: Metadata| match metadata.file_type().is_block_device() {
+            true => Ok(metadata.rdev()),
+            false => Err(Ec2Error::refused(format!(
                 "{} is no block device; name the one that {volume} is attached as (`lsblk`)",
                 path.display()
-            );
-            return Err(Ec2Error::refused(what));
-        }
-        check_identity(path, volume)?;
+            ))),
+        };
+        is_block(fs::metadata(path).map_err(io_error("open", path))?)?;
         // open(2): of a block device it asks for exclusive use, which mounts, swap and RAID have too.
         let exclusive = OFlags::EXCL.bits().cast_signed();
         let mut options = File::options();
@@ -52,7 +59,17 @@ impl Device {
             ),
             _ => io_error("open", path)(error),
         })?;
-        Ok(Self { file, path: path.to_owned() })
+        // Of what is open: the name can have become another device's.
+        let number = is_block(file.metadata().map_err(io_error("read", path))?)?;
+        let known = format!("{BLOCK_DEVICES}/{}:{}", major(number), minor(number));
+        let known = fs::canonicalize(&known).map_err(io_error("find", Path::new(&known)))?;
+        match why_not(&known, volume, source.unidentified) {
+            None => Ok(Self { file, path: path.to_owned() }),
+            Some(why) => {
+                let what = format!("{} {why}; nothing was written", path.display());
+                Err(Ec2Error::refused(what))
+            }
+        }
     }
 
     /// Gives it the bytes of `disk`, and zeros behind them. A dry run compares and tells.
@@ -95,53 +112,85 @@ impl Device {
     }
 }
 
-/// Refuses a part of a device, and a device that says that it is another volume. EBS volumes that are
-/// NVMe devices have their identity, without its dash, as serial number (EC2 user guide, "Map Amazon EBS
-/// volumes to NVMe device names"); others say nothing.
-fn check_identity(path: &Path, volume: &str) -> Result<(), Ec2Error> {
-    let real = fs::canonicalize(path).map_err(io_error("find", path))?;
-    let Some(name) = real.file_name() else { return Ok(()) };
-    let known = Path::new(BLOCK_DEVICES).join(name);
+/// Why the device that the kernel describes in the directory `known` is not taken for the whole of
+/// `volume`. EBS volumes that are NVMe devices have their identity, without its dash, as serial number
+/// (EC2 user guide, "Map Amazon EBS volumes to NVMe device names"); disks of instance store have another
+/// one, and instances of the Xen generation none, which is taken only if it may be `unidentified`.
+fn why_not(known: &Path, volume: &str, unidentified: bool) -> Option<String> {
     if known.join("partition").exists() {
-        let what = format!(
-            "{} is a partition; the disk image has partitions of its own: name the whole device",
-            path.display()
-        );
-        return Err(Ec2Error::refused(what));
+        let why = "is a partition; the disk image has partitions of its own: name the whole device";
+        return Some(why.to_owned());
     }
-    let serial = fs::read_to_string(known.join("device/serial")).unwrap_or_default();
-    match other_volume(serial.trim(), volume) {
-        None => Ok(()),
-        Some(other) => Err(Ec2Error::refused(format!(
-            "{} is the volume {other}, not {volume}; nothing was written",
-            path.display()
-        ))),
+    if let Some((_, what)) = MADE.iter().find(|(name, _)| known.join(name).exists()) {
+        return Some(format!(
+            "is {what}, not a volume; name the device that {volume} is attached as"
+        ));
     }
-}
-
-/// The volume that a serial number names, if it is another one.
-fn other_volume(serial: &str, volume: &str) -> Option<String> {
-    let number = serial.strip_prefix("vol")?.trim_start_matches('-');
-    let said = format!("vol-{number}");
-    (said != volume).then_some(said)
+    let mut serials = SERIALS.iter().filter_map(|name| fs::read_to_string(known.join(name)).ok());
+    let serial = serials.find(|serial| !serial.trim().is_empty()).unwrap_or_default();
+    let serial = serial.trim();
+    let number = serial.strip_prefix("vol").map(|number| number.trim_start_matches('-'));
+    match number {
+        Some(number) if volume.strip_prefix("vol-") == Some(number) => None,
+        Some(number) => Some(format!("is the volume vol-{number}, not {volume}")),
+        None if serial.is_empty() && unidentified => None,
+        None if serial.is_empty() => Some(format!(
+            "does not say which volume it is; if you are certain that it is {volume}, say so \
+             (--unidentified)"
+        )),
+        None => Some(format!("is the disk {serial}, which is no volume of EBS, and not {volume}")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// What the kernel says of a device: files with their content.
+    #[track_caller]
+    fn check(files: &[(&str, &str)], unidentified: bool, says: Option<&str>) {
+        let known = tempfile::tempdir().expect("a temporary directory");
+        for (name, text) in files {
+            let path = known.path().join(name);
+            fs::create_dir_all(path.parent().expect("it has one")).expect("made");
+            fs::write(path, text).expect("written");
+        }
+        let found = why_not(known.path(), "vol-0123abc", unidentified);
+        match (says, &found) {
+            (None, found) => assert_eq!(*found, None),
+            (Some(says), Some(why)) => assert!(why.contains(says), "{why}"),
+            (Some(says), None) => panic!("taken, although it {says}"),
+        }
+    }
+
     #[test]
-    fn a_device_that_says_which_volume_it_is_must_be_the_right_one() {
-        assert_eq!(other_volume("vol0123abc", "vol-0123abc"), None);
-        assert_eq!(other_volume("vol0123abd", "vol-0123abc").as_deref(), Some("vol-0123abd"));
-        assert_eq!(other_volume("S4NLNX0R", "vol-0123abc"), None, "a disk that is none of EBS");
-        assert_eq!(other_volume("", "vol-0123abc"), None);
+    fn only_the_volume_itself_is_taken_for_it() {
+        let own = ("device/serial", "vol0123abc\n");
+        check(&[own], false, None);
+        check(&[("serial", "vol-0123abc")], false, None);
+        for unidentified in [false, true] {
+            let refused = |files: &[_], says| check(files, unidentified, Some(says));
+            refused(&[("device/serial", "vol0123abd \n")], "is the volume vol-0123abd");
+            refused(&[("device/serial", "AWS2233445566\n")], "AWS2233445566, which is no volume");
+            refused(&[own, ("partition", "1")], "is a partition");
+            refused(&[("dm/name", "vg-lv")], "the device mapper");
+            refused(&[("md/level", "raid1")], "is a RAID");
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_is_taken_only_by_somebody_who_is_certain() {
+        for files in [&[][..], &[("device/serial", " \n")], &[("loop/backing_file", "/x")]] {
+            check(files, false, Some("--unidentified"));
+            check(files, true, None);
+        }
     }
 
     #[test]
     fn a_file_is_no_volume() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        let error = Device::open(file.path(), "vol-1", true).expect_err("a file");
+        let source = Source { device: file.path(), disk: file.path(), unidentified: true };
+        let error = Device::open(&source, "vol-1", true).expect_err("a file");
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(
             error.to_string().contains("no block device") && error.to_string().contains("vol-1")

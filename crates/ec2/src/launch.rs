@@ -209,6 +209,7 @@ mod tests {
             snapshots: Vec::new(),
             sequence: None,
             deprecated: false,
+            from_disk: true,
         };
         let image = "web".parse().expect("a name");
         let all = tag_specifications(&had, &image, &ami);

@@ -47,6 +47,7 @@ mod calls;
 mod client;
 mod device;
 mod error;
+mod hold;
 mod instances;
 mod journal;
 mod launch;
@@ -70,12 +71,12 @@ use vireo_model::{Digest, ImageName};
 pub use aws_config::SdkConfig;
 pub use calls::{Call, Observer};
 pub use error::{Ec2Error, ErrorKind};
+pub use hold::{Hold, Source};
 pub use settings::{ImageSettings, Settings};
 pub use verify::Verified;
 
 use ami::Published;
 use calls::Calls;
-use device::Device;
 use error::io_error;
 use journal::{Disk, Held, Journal};
 use upload::Upload;
@@ -86,13 +87,15 @@ const THREADS: usize = 2;
 /// Time that calls under way get when an adapter is dropped.
 const DROP_WAIT: Duration = Duration::from_millis(200);
 
-/// How a volume comes to hold a version: this host writes it.
-#[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
-    /// The block device that the volume is attached as.
-    pub device: &'a Path,
-    /// The version's disk image.
-    pub disk: &'a Path,
+/// Who wrote what a version's snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// This program, through the EBS direct interface.
+    Uploaded,
+    /// This program, to the volume's device.
+    Here,
+    /// Somebody else, who answers for it.
+    Elsewhere,
 }
 
 /// EC2 in one account and region.
@@ -204,28 +207,36 @@ impl Ec2 {
             disk: &disk,
             parallel: self.settings.parallel,
         };
-        self.block_on(self.publish_as(image, version, tree, upload.run()))
+        self.block_on(self.publish_as((image, version, tree), Written::Uploaded, upload.run()))
     }
 
     /// Registers the snapshot that `snapshot` gives and has machines start from it; what of that was done
     /// before is not done again, and `snapshot` not asked for then.
     async fn publish_as(
         &self,
-        image: &ImageName,
-        version: u64,
-        tree: Digest,
+        (image, version, tree): (&ImageName, u64, Digest),
+        written: Written,
         snapshot: impl Future<Output = Result<Held, Ec2Error>>,
     ) -> Result<Launchable, Ec2Error> {
         let settings = self.settings.image(image)?;
         let published = self.calls.published(image).await?;
         let same = |ami: &&Published| ami.version == version && ami.tree == tree;
         let ami = match published.iter().find(same) {
+            Some(ami) if written == Written::Here && !ami.from_disk => {
+                let (id, snapshots) = (&ami.id, ami.snapshots.join(", "));
+                return Err(Ec2Error::refused(format!(
+                    "{image}@{version} is published as {id}, which was made of a volume as it was, without \
+                     --device; if that was not meant, remove it (`aws ec2 deregister-image --image-id {id}`) \
+                     and its snapshot ({snapshots}), and run this again"
+                )));
+            }
             Some(ami) => ami.clone(),
             None => {
                 // Before the snapshot: what cannot be registered need not be made.
                 let like = self.attributes(settings, &published).await?;
                 let held = snapshot.await?;
-                self.calls.register(image, &held, &like).await?
+                let from_disk = written != Written::Elsewhere;
+                self.calls.register(image, &held, from_disk, &like).await?
             }
         };
         self.launch(image, settings, &ami).await
@@ -261,45 +272,6 @@ impl Ec2 {
             self.calls.deprecate(&published, keep, SystemTime::now()).await?;
         }
         Ok(ami.launchable(image))
-    }
-
-    /// Publishes a version from a volume in EC2, without the EBS direct interface. Nobody may write to
-    /// the volume meanwhile. With `source`, this process is on the instance that the volume is attached
-    /// to, and first makes it hold the version's disk image; without, it holds it already.
-    ///
-    /// # Errors
-    ///
-    /// As [`Cloud::publish`], in this crate's words; `Refused` if the device is not the whole volume or
-    /// too small for the disk, `Unavailable` if something uses it.
-    pub fn publish_volume(
-        &self,
-        image: &ImageName,
-        version: u64,
-        tree: Digest,
-        volume: &str,
-        source: Option<Source<'_>>,
-    ) -> Result<Launchable, Ec2Error> {
-        self.settings.image(image)?;
-        let _lock = self.journal(image)?;
-        self.block_on(self.publish_as(image, version, tree, async {
-            let calls = &self.calls;
-            let made = match calls.snapshot_of_volume(image, version, tree, volume).await? {
-                Some(made) => made,
-                None => {
-                    // Held until EC2 has taken the volume's state.
-                    let _device = match source {
-                        Some(Source { device, disk }) => {
-                            let disk = Disk::open(disk)?;
-                            let device = Device::open(device, volume, !calls.dry)?;
-                            Some(device.fill(calls, &disk).await?)
-                        }
-                        None => None,
-                    };
-                    calls.snapshot_volume(image, version, tree, volume).await?
-                }
-            };
-            Ok(Held::of_volume(made, version, tree))
-        }))
     }
 
     /// Reads the current machine image's snapshot back and compares it with the disk image.

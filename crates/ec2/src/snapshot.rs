@@ -49,7 +49,10 @@ impl Calls {
                 Some(SnapshotState::Completed) => Ok(Some(())),
                 Some(SnapshotState::Error) => {
                     let why = snapshot.state_message().unwrap_or("no reason given").to_owned();
-                    let what = format!("snapshot {id} failed: {why}");
+                    let what = format!(
+                        "snapshot {id} failed: {why}; run this again, which makes another one (`vireo-repo \
+                         ec2 sweep` removes this)"
+                    );
                     Err(Ec2Error::refused(what))
                 }
                 _ => Ok(None),

@@ -11,6 +11,11 @@ pub(crate) const VERSION: &str = "vireo:version";
 pub(crate) const TREE: &str = "vireo:tree";
 /// On a machine image: the snapshot of its root device.
 pub(crate) const SNAPSHOT: &str = "vireo:snapshot";
+/// On snapshots and machine images: [`DISK`] if this program wrote the version's disk image. Without it
+/// somebody else wrote the volume, and answers for what it holds.
+pub(crate) const WRITTEN: &str = "vireo:written";
+/// The value of [`WRITTEN`].
+pub(crate) const DISK: &str = "disk";
 /// On a machine image: the one with the highest number is what new machines start from.
 pub(crate) const SEQUENCE: &str = "vireo:sequence";
 
@@ -23,12 +28,33 @@ pub(crate) fn of_version(
     [(IMAGE, image.to_string()), (VERSION, version.to_string()), (TREE, tree.to_string())]
 }
 
+/// The same, and whether this program wrote it.
+pub(crate) fn of_content(
+    image: &ImageName,
+    version: u64,
+    tree: Digest,
+    from_disk: bool,
+) -> Vec<(&'static str, String)> {
+    let written = from_disk.then(|| (WRITTEN, DISK.to_owned()));
+    of_version(image, version, tree).into_iter().chain(written).collect()
+}
+
+/// Whether the tags say that this program wrote it.
+pub(crate) fn is_from_disk(tags: &[Tag]) -> bool {
+    value(tags, WRITTEN) == Some(DISK)
+}
+
 pub(crate) fn tag(key: &str, value: impl Into<String>) -> Tag {
     Tag::builder().key(key).value(value).build()
 }
 
 pub(crate) fn filter(name: impl Into<String>, value: impl Into<String>) -> Filter {
     Filter::builder().name(name).values(value).build()
+}
+
+/// Snapshots that are complete, or will be; not those that failed.
+pub(crate) fn filter_usable() -> Filter {
+    Filter::builder().name("status").values("pending").values("completed").build()
 }
 
 /// Things of `image`.

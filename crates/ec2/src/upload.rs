@@ -7,7 +7,7 @@
 //! # What a crash leaves
 //!
 //! A pending snapshot that the journal names, or will be given again for the same client token. The
-//! next call goes on where it was; if that snapshot is gone (EBS gives up an hour after the last block)
+//! next call goes on where it was; if that snapshot is gone (EBS gives up after [`TIMEOUT_MINUTES`] without a block)
 //! or the disk is another by now, it is removed and a new one begun.
 
 mod put;
@@ -210,7 +210,7 @@ impl Upload<'_> {
         let parent = pending.parent.as_ref().map(|parent| parent.snapshot.clone());
         let of = parent.as_deref().unwrap_or("nothing");
         let what = format!("{image}@{version} ({} GiB) from {of}", pending.volume_gib);
-        let tags: Vec<Tag> = tags::of_version(image, version, tree)
+        let tags: Vec<Tag> = tags::of_content(image, version, tree, true)
             .into_iter()
             .map(|(key, value)| Tag::builder().key(key).value(value).build())
             .collect();

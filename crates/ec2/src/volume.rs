@@ -11,22 +11,31 @@ use crate::tags;
 
 impl Calls {
     /// The snapshot with a version's tags that was made of the volume, once it is complete: its identity
-    /// and the volume's size in GiB.
+    /// and the volume's size in GiB. If this program is to write the volume, one that was made of it as it
+    /// was is refused: it can hold anything.
     pub(crate) async fn snapshot_of_volume(
         &self,
         image: &ImageName,
         version: u64,
         tree: Digest,
         volume: &str,
+        from_disk: bool,
     ) -> Result<Option<(String, u32)>, Ec2Error> {
         let filters = [
             tags::filter_image(image),
             tags::filter(format!("tag:{}", tags::VERSION), version.to_string()),
             tags::filter(format!("tag:{}", tags::TREE), tree.to_string()),
             tags::filter("volume-id", volume),
+            tags::filter_usable(),
         ];
         let Some(snapshot) = self.snapshots(&filters).await?.pop() else { return Ok(None) };
-        let id = snapshot.snapshot_id.unwrap_or_default();
+        let id = snapshot.snapshot_id.clone().unwrap_or_default();
+        if from_disk && !tags::is_from_disk(snapshot.tags()) {
+            return Err(Ec2Error::refused(format!(
+                "snapshot {id} of {image}@{version} was made of {volume} as it was, without --device; if that \
+                 was not meant, remove it (`aws ec2 delete-snapshot --snapshot-id {id}`) and run this again"
+            )));
+        }
         self.await_snapshot(&id).await?;
         Ok(Some((id, snapshot.volume_size.unwrap_or(0).cast_unsigned())))
     }
@@ -39,8 +48,9 @@ impl Calls {
         version: u64,
         tree: Digest,
         volume: &str,
+        from_disk: bool,
     ) -> Result<(String, u32), Ec2Error> {
-        let own = tags::of_version(image, version, tree);
+        let own = tags::of_content(image, version, tree, from_disk);
         let own = own.into_iter().map(|(key, value)| tags::tag(key, value)).collect();
         let own =
             TagSpecification::builder().resource_type(ResourceType::Snapshot).set_tags(Some(own));

@@ -7,10 +7,8 @@ use std::path::Path;
 
 use vireo_delta::DeltaError;
 use vireo_ext4::Ext4Error;
-use vireo_model::ImagePath;
-use vireo_tree::TreeError;
-
-use crate::grow::Grow;
+use vireo_model::{Grow, ImagePath};
+use vireo_tree::{Shortage, TreeError};
 
 /// Why an image could not be read or patched. The image named is unchanged.
 #[derive(Debug)]
@@ -85,23 +83,32 @@ impl ImageError {
         Self { kind, message, source: Some(source.into()), is_beside_root: false }
     }
 
-    /// An update does not fit into `image`.
+    /// What a file system of the image lacks, if that is known.
+    pub(crate) fn shortage(&self) -> Option<&Shortage> {
+        self.source.as_ref()?.downcast_ref::<TreeError>()?.shortage()
+    }
+
+    /// An update does not fit into `image`. The cause names the file system, or the path.
     pub(crate) fn full(image: &Path, grow: Grow, error: Self) -> Self {
         let image = image.display();
-        let message = match grow {
-            Grow::No => format!(
+        let other = error.shortage().map(|shortage| &shortage.at).filter(|at| !at.is_root());
+        let message = match (other, grow) {
+            (Some(at), _) => format!(
+                "the update does not fit into {image}: the file system at {at} is too full, and an image \
+                 grows by its root alone; make room there"
+            ),
+            (None, Grow::No) => format!(
                 "the update does not fit into {image}: its file systems have too little space; let it grow \
                  (--grow auto, or --grow SIZE)"
             ),
-            Grow::To(len) => {
+            (None, Grow::To(len)) => {
                 format!(
                     "the update does not fit into {image} grown to {len} bytes; allow more (--grow)"
                 )
             }
-            Grow::Auto => format!(
-                "the update does not fit into {image}, however much its root grows: another of its file \
-                 systems is full"
-            ),
+            (None, Grow::Auto) => {
+                format!("the update does not fit into {image}, even grown several times over")
+            }
         };
         Self { kind: ErrorKind::NoSpace, message, source: error.source, is_beside_root: false }
     }

@@ -206,7 +206,7 @@ pub(crate) fn target_of(partition: &Partition) -> OsString {
 
 const STDIN: &str = "/proc/self/fd/0";
 
-fn said(output: &[u8], image: &Path) -> String {
+pub(crate) fn said(output: &[u8], image: &Path) -> String {
     let text = String::from_utf8_lossy(output).replace('\n', "; ");
     text.replace(STDIN, &image.display().to_string())
 }

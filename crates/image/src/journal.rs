@@ -39,6 +39,10 @@ const DYING: Duration = Duration::from_secs(2);
 /// How the names of unfinished disk images end.
 const UNFINISHED: [&str; 2] = [".partial", ".part"];
 
+/// What is added to an image's name while it is made, and left by a crash: to that of the image, of its
+/// packed form, and of the claim to make it.
+pub(crate) const LEFT: [&str; 3] = [".partial", ".packed.partial", ".claim.partial"];
+
 /// A piece of work with an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
@@ -56,7 +60,7 @@ impl Work {
     /// Making the image `out` from `base` ([`patch`](crate::patch)).
     #[must_use]
     pub fn build(base: &Path, out: &Path) -> Self {
-        let partial = durable::sibling(out, ".partial");
+        let [partial, ..] = left_of(out);
         Self {
             base: base.to_owned(),
             out: Some(out.to_owned()),
@@ -89,7 +93,7 @@ pub struct Journal {
     dir: PathBuf,
 }
 
-/// Work that is under way; its record goes when this is dropped.
+/// Work that is under way; its record, or claim, goes when this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it says that the work is over"]
 pub struct Begun {
@@ -164,7 +168,9 @@ impl Journal {
         let undone = self.detach(&dead, &living)?;
         let mut recovered = Recovered { undone, ..Recovered::default() };
         for (work, begun) in dead {
-            for left in work.partial.iter().cloned().chain(work.out.as_deref().map(staging_dir)) {
+            // A worker that outlives its owner is still at it.
+            let left = if self.is_claimed(&work) { Vec::new() } else { left_by(&work) };
+            for left in left {
                 recovered.removed.extend(self.remove(left)?);
             }
             recovered.work.push(work);
@@ -188,10 +194,20 @@ impl Journal {
         })
     }
 
+    fn has(&self, path: &Path) -> bool {
+        let is_plain = path.components().all(|part| part != Component::ParentDir);
+        is_plain && path.starts_with(&self.dir)
+    }
+
+    /// Whether somebody makes the image, and does not end soon.
+    fn is_claimed(&self, work: &Work) -> bool {
+        let claimed = work.out.as_deref().map(|out| left_of(out)[2].clone());
+        claimed.is_some_and(|claimed| self.has(&claimed) && !becomes_free(&claimed))
+    }
+
     /// Removes what is unfinished, unless it lies elsewhere or somebody has its lock.
     fn remove(&self, left: PathBuf) -> Result<Option<PathBuf>, ImageError> {
-        let is_plain = left.components().all(|part| part != Component::ParentDir);
-        if !is_plain || !left.starts_with(&self.dir) || !becomes_free(&left) {
+        if !self.has(&left) || !becomes_free(&left) {
             return Ok(None);
         }
         let removed = match fs::symlink_metadata(&left) {
@@ -218,6 +234,30 @@ impl Journal {
         let mut paths: Vec<PathBuf> = entries.map(path).collect::<Result<_, ImageError>>()?;
         paths.sort();
         Ok(paths)
+    }
+}
+
+/// Names of what is there while `out` is made: see [`LEFT`].
+pub(crate) fn left_of(out: &Path) -> [PathBuf; 3] {
+    LEFT.map(|suffix| durable::sibling(out, suffix))
+}
+
+/// What interrupted work can have left. Its claim last: who has that is at work.
+fn left_by(work: &Work) -> Vec<PathBuf> {
+    let mut left: Vec<PathBuf> = work.partial.iter().cloned().collect();
+    if let Some(out) = &work.out {
+        left.push(staging_dir(out));
+        left.extend(left_of(out).into_iter().filter(|path| work.partial.as_ref() != Some(path)));
+    }
+    left
+}
+
+/// Claims what the file `path` stands for, which is made for it and goes with the claim; `None` if
+/// another process has it.
+pub(crate) fn claim(path: &Path) -> io::Result<Option<Begun>> {
+    match take(path, true)? {
+        Taken::Ours(_, lock) => Ok(Some(Begun { path: path.to_owned(), _lock: lock })),
+        Taken::Living(_) | Taken::Over => Ok(None),
     }
 }
 
@@ -295,7 +335,10 @@ fn canonical(path: &Path) -> PathBuf {
 }
 
 fn busy(work: &Work) -> ImageError {
-    let what = work.out.as_deref().unwrap_or(&work.base);
+    being_made(work.out.as_deref().unwrap_or(&work.base))
+}
+
+pub(crate) fn being_made(what: &Path) -> ImageError {
     let message = format!("{} is being made by another process; wait for it", what.display());
     ImageError::new(ErrorKind::Busy, message)
 }
@@ -337,7 +380,8 @@ mod tests {
         let work = Work::build(&dir.path().join("base.img"), &dir.path().join("out.img"));
         let partial = work.partial.clone().expect("it has one");
         let kept = dir.path().join("base.img");
-        for file in [&partial, &kept] {
+        let left = left_of(&dir.path().join("out.img"));
+        for file in left.iter().chain([&kept]) {
             fs::write(file, "x").expect("writable");
         }
         fs::create_dir(dir.path().join(RECORDS)).expect("made");
@@ -346,9 +390,27 @@ mod tests {
 
         let recovered = journal.undo().expect("undone");
         assert_eq!(recovered.work, [work]);
-        assert_eq!(recovered.removed, std::slice::from_ref(&partial));
+        assert_eq!(recovered.removed, left);
         assert!(!partial.exists() && !record.exists() && kept.exists());
         assert_eq!(journal.undo().expect("nothing is left"), Recovered::default());
+    }
+
+    #[test]
+    fn what_a_worker_makes_that_outlives_its_owner_is_left_alone() {
+        let (dir, journal) = journal();
+        let out = dir.path().join("out.img");
+        let work = Work::build(&dir.path().join("base.img"), &out);
+        let [partial, _, claimed] = left_of(&out);
+        let claimed = claim(&claimed).expect("made").expect("free");
+        assert!(claim(&left_of(&out)[2]).expect("asked").is_none(), "one at a time");
+        fs::write(&partial, "half").expect("writable");
+        fs::create_dir(dir.path().join(RECORDS)).expect("made");
+        let record = dir.path().join(RECORDS).join("out.json");
+        fs::write(&record, serde_json::to_vec(&work).expect("JSON")).expect("writable");
+        assert_eq!(journal.undo().expect("undone").removed, [] as [PathBuf; 0]);
+        assert!(partial.exists());
+        drop(claimed);
+        assert!(!left_of(&out)[2].exists(), "it goes with the claim");
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub use disk::{Access, DiskImage, Mounted};
 pub use error::{ErrorKind, ImageError};
 pub use esp::{EspChange, EspChangeKind, esp_changes};
 pub use fsck::{fsck, fsck_all};
-pub use grow::Grow;
+pub use grow::MAX_GROWN_LEN;
 #[cfg(feature = "loopdev")]
 pub use host::LoopdevHost;
 pub use host::{DetachedHost, HostMount, MountError, MountHost, MountOptions, Window};

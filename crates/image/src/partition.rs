@@ -13,16 +13,16 @@ use crate::probe::Contents;
 use crate::{ErrorKind, ImageError};
 
 /// Sector size of both tables in a file, in bytes.
-const SECTOR: u64 = 512;
+pub(crate) const SECTOR: u64 = 512;
 /// Most logical partitions followed in an MBR's extended partition; a loop ends there.
 const MAX_LOGICAL: u32 = 64;
 
 /// Most entries of a GUID partition table; tools make 128.
-const MAX_GPT_ENTRIES: u32 = 1024;
+pub(crate) const MAX_GPT_ENTRIES: u32 = 1024;
 /// Length of an entry, in bytes: the only one that the crate `gpt` reads.
-const GPT_ENTRY_LEN: u32 = 128;
+pub(crate) const GPT_ENTRY_LEN: u32 = 128;
 /// Length of a table's header, in bytes (UEFI specification, 5.3.2).
-const GPT_HEADER_LEN: usize = 92;
+pub(crate) const GPT_HEADER_LEN: usize = 92;
 
 /// Types of partitions with a root file system, for each processor (UAPI group, Discoverable
 /// Partitions Specification).
@@ -50,8 +50,16 @@ const ROOT_TYPES: &[&str] = &[
     "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", // x86-64
 ];
 
+/// Where the four entries of an MBR begin, and the length of each, in bytes.
+pub(crate) const MBR_ENTRIES: usize = 446;
+pub(crate) const MBR_ENTRY_LEN: usize = 16;
+/// Where an entry has its type, its first sector and how many it has.
+pub(crate) const MBR_KIND: usize = 4;
+pub(crate) const MBR_FIRST: usize = 8;
+pub(crate) const MBR_SECTORS: usize = 12;
+
 const MBR_EXTENDED: [u8; 3] = [0x05, 0x0F, 0x85];
-const MBR_PROTECTIVE: u8 = 0xEE;
+pub(crate) const MBR_PROTECTIVE: u8 = 0xEE;
 
 /// How an image is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,8 +242,9 @@ struct MbrEntry {
 
 fn mbr_entries(sector: &[u8; SECTOR as usize]) -> [MbrEntry; 4] {
     [0, 1, 2, 3].map(|index| {
-        let entry = &sector[446 + index * 16..][..16];
-        MbrEntry { kind: entry[4], first: le32(entry, 8), sectors: le32(entry, 12) }
+        let entry = &sector[MBR_ENTRIES + index * MBR_ENTRY_LEN..][..MBR_ENTRY_LEN];
+        let (first, sectors) = (le32(entry, MBR_FIRST), le32(entry, MBR_SECTORS));
+        MbrEntry { kind: entry[MBR_KIND], first, sectors }
     })
 }
 

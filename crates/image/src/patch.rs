@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use vireo_delta::{Bundle, Verified};
-use vireo_model::{Digest, ImagePath, Tree};
+use vireo_model::{Digest, Grow, ImagePath, Tree};
 use vireo_sys::confine::can_mount;
 use vireo_sys::copy::CloneKind;
 use vireo_sys::durable::directory_of;
@@ -21,7 +21,7 @@ use crate::bytes::Format;
 use crate::disk::{Access, DiskImage, busy};
 use crate::fat::refuse_unholdable;
 use crate::fsck::fsck_all;
-use crate::grow::{self, Grow, Growth};
+use crate::grow::{self, Growth, MAX_GROWN_LEN};
 use crate::host::{DetachedHost, MountHost};
 use crate::layout::Volume;
 use crate::partition::RootPartition;
@@ -57,8 +57,10 @@ pub struct PatchOptions<'a> {
     pub replace: bool,
     /// Who writes.
     pub backend: Backend<'a>,
-    /// Whether the image is made larger for an update that does not fit; not without a mount.
+    /// Whether the image is made larger for an update that does not fit; refused without a mount.
     pub grow: Grow,
+    /// Length in bytes that no image grows beyond; without it [`MAX_GROWN_LEN`](crate::MAX_GROWN_LEN).
+    pub max_grown_len: Option<u64>,
 }
 
 /// The steps of [`patch_with`], in order, reported when each begins. Without a mount there is no
@@ -134,15 +136,17 @@ pub fn patch(
 /// Works on a clone, named `out` with `.partial` added, and renames it to `out` when its tree has
 /// the bundle's target digest, as the kernel shows it and, for ext file systems, as our own reader finds
 /// it, every file system's own checker finds nothing, and its bytes are on the disk. What is qcow2 is
-/// expanded to be patched, and packed again. After an error or a crash `base` and `out` are what they were; a `.partial` file may be left, which the
-/// next patch to the same `out` replaces.
+/// expanded to be patched, and packed again. After an error or a crash `base` and `out` are what they were;
+/// a crash may leave files named `out` with `.partial`, `.packed.partial`, `.claim.partial` or
+/// `.files.partial` added, which the next patch to the same `out` replaces. While one process makes
+/// `out`, no other does.
 ///
 /// Cost: a reflink or sparse copy of the image, one read of the whole tree, and the changed
 /// files.
 ///
 /// # Errors
 ///
-/// `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is
+/// `NoRoot` or `Unsupported` if it may grow and cannot be mounted; `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is
 /// not its target although every touched path was right, `Busy` if `out` is being made by another
 /// process, `NoSpace` (with [`PatchOptions::grow`] only if growing does not help), `Damaged`, and all that [`DiskImage::open`] and [`DiskImage::mount`] say.
 pub fn patch_with(
@@ -157,6 +161,7 @@ pub fn patch_with(
         steps.begin(next);
         step(next);
     };
+    let host = mounting_host(base, options)?;
     // Says early and by the base's own name what is wrong with it.
     DiskImage::open(base, options.root)?;
     refuse_existing(out, options.replace)?;
@@ -165,14 +170,9 @@ pub fn patch_with(
     let mut partial = Partial::new(base, out)?;
     let kind = partial.fill(base)?;
 
-    let done = match options.backend {
-        Backend::Mount(host) => growing(&mut partial, base, host, bundle, options, &mut step),
-        Backend::Auto if can_mount() => {
-            growing(&mut partial, base, &DetachedHost, bundle, options, &mut step)
-        }
-        Backend::Auto | Backend::Rootless => {
-            rootless::patch((&partial.path, options.root), (base, out), bundle, &mut step)
-        }
+    let done = match host {
+        Some(host) => growing(&mut partial, base, host, bundle, options, &mut step),
+        None => rootless::patch((&partial.path, options.root), (base, out), bundle, &mut step),
     };
     let done = done.map_err(|error| blame_host(&partial.path, out, error))?;
     partial.pack(Format::of_name(out))?;
@@ -181,6 +181,25 @@ pub fn patch_with(
     partial.publish(out, options.replace)?;
     let Outcome { tree, already } = done;
     Ok(Patched { tree, clone: kind, already, steps: steps.end() })
+}
+
+/// Who mounts; `None` if debugfs writes, which cannot make an image larger.
+fn mounting_host<'a>(
+    base: &Path,
+    options: &PatchOptions<'a>,
+) -> Result<Option<&'a dyn MountHost>, ImageError> {
+    let (kind, remedy) = match options.backend {
+        Backend::Mount(host) => return Ok(Some(host)),
+        Backend::Auto if can_mount() => return Ok(Some(&DetachedHost)),
+        _ if options.grow == Grow::No => return Ok(None),
+        Backend::Auto => (ErrorKind::NoRoot, "run it as root"),
+        Backend::Rootless => (ErrorKind::Unsupported, "patch it with a mount"),
+    };
+    let message = format!(
+        "{} cannot be made larger without mounting it: {remedy}, or do not let it grow (--grow)",
+        base.display()
+    );
+    Err(ImageError::new(kind, message))
 }
 
 /// Patches the clone `partial` of `base`, larger and larger ones while the update does not fit and
@@ -194,17 +213,18 @@ fn growing(
     step: &mut dyn FnMut(PatchStep),
 ) -> Result<Outcome, ImageError> {
     let mut growth = Growth::new(options.grow, bundle.change_set());
+    let most = options.max_grown_len.unwrap_or(MAX_GROWN_LEN).min(MAX_GROWN_LEN);
     loop {
         let image = DiskImage::open(&partial.path, options.root)?;
         match by_mount(image, (base, host), bundle, options.root, step) {
             Err(error) if error.is_for_room() && !is_full(&partial.path) => {
-                let Some(len) = growth.next() else {
+                let Some(len) = growth.next(error.shortage()) else {
                     return Err(ImageError::full(base, options.grow, error));
                 };
                 // What was staged is given up with the clone that it is in.
                 step(PatchStep::Clone);
                 partial.fill_again(base)?;
-                grow::grow(&partial.path, base, options.root, len)?;
+                grow::grow((&partial.path, base), options.root, len, most)?;
             }
             outcome => return outcome,
         }

@@ -17,6 +17,7 @@ use imago::{
 use vireo_sys::copy::next_data;
 
 use crate::{ErrorKind, ImageError};
+use header::Kept;
 
 /// Length of a cluster of the files written here, in bytes: QEMU's default.
 const CLUSTER_LEN: u64 = 64 << 10;
@@ -27,12 +28,12 @@ const PIECE_LEN: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Qcow2 {
     access: FormatAccess<ImagoFile>,
-    snapshots: u32,
+    kept: Kept,
 }
 
 impl Qcow2 {
     pub(crate) fn open(path: &Path, file: File) -> Result<Self, ImageError> {
-        let snapshots = header::check(path, &file)?;
+        let kept = header::check(path, &file)?;
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::InvalidData => header::damaged(path, &error.to_string()),
             _ => ImageError::io("read the qcow2 image", path, error),
@@ -42,7 +43,7 @@ impl Qcow2 {
             .backing(None)
             .open(DenyImplicitOpenGate::default())
             .map_err(failed)?;
-        Ok(Self { access: FormatAccess::new(image), snapshots })
+        Ok(Self { access: FormatAccess::new(image), kept })
     }
 
     /// Length of the disk in bytes.
@@ -58,16 +59,19 @@ impl Qcow2 {
         self.access.read(buffer, offset)
     }
 
-    /// Fails if patching would lose the snapshots that it keeps inside.
-    pub(crate) fn refuse_snapshots(&self, path: &Path) -> Result<(), ImageError> {
-        if self.snapshots == 0 {
-            return Ok(());
-        }
+    /// Fails if patching would lose what it keeps beside its disk: snapshots, or the bitmaps of backups
+    /// (libvirt's checkpoints).
+    pub(crate) fn refuse_kept(&self, path: &Path) -> Result<(), ImageError> {
+        let Kept { snapshots, bitmaps } = self.kept;
+        let (what, delete) = match (snapshots, bitmaps) {
+            (0, false) => return Ok(()),
+            (0, true) => ("the bitmaps of backups".to_owned(), "qemu-img bitmap --remove"),
+            (snapshots, _) => (format!("{snapshots} snapshots"), "qemu-img snapshot -d"),
+        };
         let message = format!(
-            "{} keeps {} snapshots inside, which a patched image would not have; delete them \
-             (`qemu-img snapshot -d`), or patch a copy made by `qemu-img convert`",
-            path.display(),
-            self.snapshots
+            "{} keeps {what} inside, which a patched image would not have; delete them (`{delete}`), or \
+             patch a copy made by `qemu-img convert`",
+            path.display()
         );
         Err(ImageError::new(ErrorKind::Unsupported, message))
     }
@@ -142,7 +146,7 @@ fn compare(raw: &File, len: u64, packed: File) -> io::Result<()> {
     let image = imago::qcow2::Qcow2::<ImagoFile>::builder(storage)
         .backing(None)
         .open(DenyImplicitOpenGate::default())?;
-    let packed = Qcow2 { access: FormatAccess::new(image), snapshots: 0 };
+    let packed = Qcow2 { access: FormatAccess::new(image), kept: Kept::default() };
     let differs = || io::Error::other("what was written as qcow2 reads back differently");
     if packed.len() != len {
         return Err(differs());

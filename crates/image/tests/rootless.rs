@@ -16,7 +16,7 @@ use vireo_image::unmounted::{self, Unfinished};
 use vireo_image::{
     Backend, ErrorKind, ImageError, PatchOptions, Patched, RootPartition, fsck, patch_with,
 };
-use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
+use vireo_model::{ChangeSet, Digest, Grow, Ignore, ImagePath, Node, NodeKind, Tree};
 use vireo_testkit::Random;
 
 /// Pairs of random trees.
@@ -348,4 +348,23 @@ fn an_image_that_is_the_target_already_is_copied() {
     assert_eq!(patched.already, 1);
     let reader = unmounted::open(&scene.path("out.img"), RootPartition::Find, Unfinished::Refuse);
     reader.expect("it is an image");
+}
+
+#[test]
+fn an_image_that_may_grow_is_not_patched_by_what_cannot_make_it_larger() {
+    let scene = Scene::new();
+    fs::write(scene.path("target/a"), "next").expect("written");
+    let (base, target) = (scene.image("base", &[]), scene.image("target", &[]));
+    let bundle = scene.bundle(&tree(&base), &tree(&target));
+    let trusted = TrustedKeys::from_iter([scene.key.public()]);
+    let bundle = Bundle::open(&bundle).and_then(|b| b.verify(&trusted)).expect("a bundle");
+    for grow in [Grow::Auto, Grow::To(1 << 30)] {
+        let options = PatchOptions { backend: Backend::Rootless, grow, ..PatchOptions::default() };
+        let out = scene.path("out.img");
+        let error = patch_with(&base, &out, &bundle, &options, &mut |_| ()).expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("cannot be made larger without mounting"), "{error}");
+        assert!(!out.exists());
+        scene.is_tidy();
+    }
 }

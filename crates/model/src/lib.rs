@@ -37,6 +37,7 @@
 
 mod change;
 mod digest;
+mod grow;
 mod ignore;
 mod name;
 mod node;
@@ -46,6 +47,7 @@ mod tree;
 
 pub use change::{Change, ChangeKind, ChangeSet};
 pub use digest::{Digest, DigestError, Hasher};
+pub use grow::Grow;
 pub use ignore::{DEFAULT_IGNORE, Ignore, IgnoreError, MAX_PATTERNS};
 pub use name::{ImageName, ImageRef, NameError};
 pub use node::{DeviceKind, Node, NodeKind, Timestamp, Xattrs};

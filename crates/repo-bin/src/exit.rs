@@ -76,7 +76,12 @@ fn with_cause(error: &vireo_cloud::CloudError) -> String {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = cause {
         if let Some(system) = inner.downcast_ref::<io::Error>() {
-            return format!("{error}: {system}");
+            let (message, system) = (error.to_string(), system.to_string());
+            return if message.contains(&system) {
+                message
+            } else {
+                format!("{message}: {system}")
+            };
         }
         cause = inner.source();
     }

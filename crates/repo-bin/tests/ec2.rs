@@ -42,6 +42,13 @@ fn a_place_that_is_not_reached_is_something_to_wait_for() {
 }
 
 #[test]
+fn why_a_place_is_not_reached_is_said_once() {
+    let output = status(NOWHERE, &KEYS);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(error.matches("Connection refused").count(), 1, "{error}");
+}
+
+#[test]
 fn without_credentials_or_a_region_it_is_refused_with_what_to_set() {
     check(NOWHERE, &[], 5, &["no AWS credentials", "AWS_PROFILE"]);
     check("[images.web]\nlike = \"ami-1\"\n", &KEYS, 5, &["no region", "AWS_REGION"]);

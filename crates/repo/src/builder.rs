@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use vireo_delta::{Bundle, TrustedKeys, Verified};
 use vireo_image::{ImageError, PatchOptions, PatchStep, unmounted};
-use vireo_model::{Ignore, Tree};
-use vireo_wire::api::{BuildStep, Grow};
+use vireo_model::{Grow, Ignore, Tree};
+use vireo_wire::api::BuildStep;
+use vireo_wire::limits;
 
 use crate::error::{Detail, RepoError};
 
@@ -89,12 +90,9 @@ impl HostImages {
             begun.push((step, Instant::now()));
             tell(step.name());
         };
-        let grow = match grow {
-            Grow::No => vireo_image::Grow::No,
-            Grow::Auto => vireo_image::Grow::Auto,
-            Grow::To(len) => vireo_image::Grow::To(len),
-        };
-        let options = PatchOptions { grow, ..PatchOptions::default() };
+        // What could not be fetched again is not made.
+        let max_grown_len = Some(limits::MAX_IMAGE_LEN);
+        let options = PatchOptions { grow, max_grown_len, ..PatchOptions::default() };
         vireo_image::patch_with(base, out, bundle, &options, &mut begin)
             .map_err(image_error("build", out))?;
         Ok(steps(&begun, Instant::now()))

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys};
-use vireo_model::{Change, ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
+use vireo_model::{Change, ChangeSet, Digest, Grow, Ignore, ImagePath, Node, NodeKind, Tree};
 use vireo_store::{Durable, Writes};
-use vireo_wire::api::{BuildStep, Grow};
+use vireo_wire::api::BuildStep;
 use vireo_wire::tree_text;
 
 use crate::builder::{BundleFile, ImageBuilder};

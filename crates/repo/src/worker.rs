@@ -23,9 +23,9 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use serde::{Deserialize, Serialize};
 use vireo_delta::{Bundle, PublicKey, TrustedKeys};
-use vireo_model::{Ignore, Tree};
+use vireo_model::{Grow, Ignore, Tree};
 use vireo_sys::{confine, map_sealed};
-use vireo_wire::api::{BuildStep, Grow};
+use vireo_wire::api::BuildStep;
 use vireo_wire::tree_text;
 
 use crate::builder::{BundleFile, HostImages, ImageBuilder};

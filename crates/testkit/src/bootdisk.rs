@@ -70,6 +70,7 @@ impl BootDisks {
     pub fn build(cache: &Cache) -> Result<Self, TestkitError> {
         let archive = rootfs_with(cache, "boot-rootfs", MORE_PACKAGES)?;
         let key = Key::of(DISK).and(include_str!("web.rs")).and(&archive.to_string_lossy());
+        let key = key.and(&format!("{SIZES_MIB:?}"));
         let empty = cache.entry("boot-empty", "img", &key, |out| make(cache, &archive, out))?;
         let base = with_kernel(cache, "base", &empty, None)?;
         let content = tempfile::tempdir().map_err(failed("make", "a temporary directory"))?;

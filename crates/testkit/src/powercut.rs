@@ -46,27 +46,50 @@ pub struct Cut {
 /// [`Left`] in turn. Fewer writes than that are cut more than once, by other kinds and seeds.
 #[must_use]
 pub fn cuts(log: &Log, first: usize, count: usize, seed: u64) -> Vec<Cut> {
+    cuts_of_all(&[(log, first)], count, seed).into_iter().flatten().collect()
+}
+
+/// The same for several disks, each with its log and the first record that counts, whose power is
+/// lost at the same moment: one cut a disk. Each keeps of its own unflushed writes what it will, and
+/// the writes are those of all disks in the order in which they were made.
+#[must_use]
+pub fn cuts_of_all(disks: &[(&Log, usize)], count: usize, seed: u64) -> Vec<Vec<Cut>> {
     let mut random = Random::new(seed);
-    let mut durable = 0;
     let mut writes = Vec::new();
-    for (number, record) in log.records().enumerate() {
-        match record {
-            Record::Barrier => durable = number,
-            Record::Write { .. } if number >= first => writes.push((durable, number + 1)),
-            Record::Write { .. } => {}
+    for (disk, (log, first)) in disks.iter().enumerate() {
+        for (number, record) in log.records().enumerate().skip(*first) {
+            if matches!(record, Record::Write { .. }) {
+                writes.push((log.time(number), disk, number));
+            }
         }
     }
+    writes.sort_unstable();
     let all = if writes.is_empty() { 0 } else { count };
-    let cut = |number: usize| {
-        let (durable, end) = writes[(2 * number + 1) * writes.len() / (2 * count)];
-        let left = match number % 3 {
-            0 => Left::Prefix,
-            1 => Left::Subset(random.number()),
-            _ => Left::Torn(random.number()),
+    let mut cut = |which: usize| {
+        let (time, hit, number) = writes[(2 * which + 1) * writes.len() / (2 * count)];
+        let of = |(disk, (log, _)): (usize, &(&Log, usize))| {
+            let is_hit = disk == hit;
+            let end = match time {
+                Some(time) if !is_hit => log.count_until_time(time),
+                _ => number + 1,
+            };
+            let left = match which % 3 {
+                0 => Left::Prefix,
+                // Only one write was under way.
+                2 if is_hit => Left::Torn(random.number()),
+                _ => Left::Subset(random.number()),
+            };
+            Cut { durable: durable(log, end), end, left }
         };
-        Cut { durable, end, left }
+        disks.iter().enumerate().map(of).collect()
     };
-    (0..all).map(cut).collect()
+    (0..all).map(&mut cut).collect()
+}
+
+/// The number of the last barrier before the record `end`; 0 if there is none.
+fn durable(log: &Log, end: usize) -> usize {
+    let records = log.records().enumerate().take(end);
+    records.filter(|(_, record)| **record == Record::Barrier).last().map_or(0, |(number, _)| number)
 }
 
 impl Cut {

@@ -17,7 +17,21 @@ pub struct TreeError {
     kind: ErrorKind,
     message: String,
     drifted: Vec<ImagePath>,
+    shortage: Option<Shortage>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What a file system lacks for an update.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Where in the tree it is mounted.
+    pub at: ImagePath,
+    /// Bytes that it lacks.
+    pub bytes: u64,
+    /// Inodes that it lacks.
+    pub inodes: u64,
+    /// Bytes of its length for each inode that it has; 0 if it makes inodes as they are needed.
+    pub len_per_inode: u64,
 }
 
 /// What a caller can do about a [`TreeError`].
@@ -45,7 +59,7 @@ pub enum ErrorKind {
 
 impl TreeError {
     pub(crate) fn new(kind: ErrorKind, message: String) -> Self {
-        Self { kind, message, drifted: Vec::new(), source: None }
+        Self { kind, message, drifted: Vec::new(), shortage: None, source: None }
     }
 
     /// `step` failed at `path` below `label`: `cannot read /srv/web/etc/passwd`.
@@ -61,6 +75,7 @@ impl TreeError {
             kind: kind_of(&source),
             message: format!("cannot {step} {place}"),
             drifted: Vec::new(),
+            shortage: None,
             source: Some(source.into()),
         }
     }
@@ -75,7 +90,7 @@ impl TreeError {
             _ => ErrorKind::Corrupt,
         };
         let message = format!("cannot decode the bundle's content for {}", label.display());
-        Self { kind, message, drifted: Vec::new(), source: Some(source.into()) }
+        Self { kind, message, drifted: Vec::new(), shortage: None, source: Some(source.into()) }
     }
 
     /// `what` says how the paths in `drifted` are not as expected: `differs from ... in`.
@@ -85,13 +100,23 @@ impl TreeError {
         let more = drifted.len().saturating_sub(MAX_LISTED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let message = format!("{} {what}: {}{more}", label.display(), listed.join(", "));
-        Self { kind: ErrorKind::Drift, message, drifted, source: None }
+        Self { kind: ErrorKind::Drift, message, drifted, shortage: None, source: None }
     }
 
     /// The same with `note` behind its message.
     pub(crate) fn with_note(mut self, note: &str) -> Self {
         self.message = format!("{}; {note}", self.message);
         self
+    }
+
+    pub(crate) fn short(shortage: Shortage, message: String) -> Self {
+        Self { shortage: Some(shortage), ..Self::new(ErrorKind::NoSpace, message) }
+    }
+
+    /// What a file system lacks, if that was seen before anything was written.
+    #[must_use]
+    pub fn shortage(&self) -> Option<&Shortage> {
+        self.shortage.as_ref()
     }
 
     /// What the caller can do about it.

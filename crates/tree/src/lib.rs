@@ -39,6 +39,6 @@ mod node;
 mod read;
 mod root;
 
-pub use error::{ErrorKind, TreeError};
+pub use error::{ErrorKind, Shortage, TreeError};
 pub use read::{FileStat, Scan, ScanOptions, scan};
 pub use root::Root;

@@ -32,7 +32,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vireo_delta::PublicKey;
-use vireo_model::{Digest, ImageName};
+use vireo_model::{Digest, Grow, ImageName};
 
 use crate::error::ErrorKind;
 use crate::token::Secret;
@@ -144,19 +144,6 @@ pub struct CreateImage {
 pub struct PushOptions {
     /// Whether the image is made larger for an update that does not fit.
     pub grow: Grow,
-}
-
-/// How much an image may grow for an update that does not fit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Grow {
-    /// Not at all: the update is refused.
-    #[default]
-    No,
-    /// By what the update needs.
-    Auto,
-    /// To this length of the image in bytes.
-    To(u64),
 }
 
 /// What reading a stored image again found.

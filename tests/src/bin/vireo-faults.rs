@@ -119,6 +119,16 @@ const FAULTS: &[Fault] = &[
         run: |_, _| Ok(Update::new()?.fail_apply(usize::MAX)?.into()),
     },
     Fault {
+        name: "vireo apply, power cut of three disks at once, ext4",
+        one_in: 4,
+        must_survive: true,
+        run: |count, seed| {
+            let update = Update::new()?;
+            let record = |with| update.record_parts(FileSystem::Ext4, &["etc", "usr"], with);
+            cut_each(count, seed, &recover_vireo, &record)
+        },
+    },
+    Fault {
         name: "dpkg -i, power cut on ext4, dpkg --configure -a",
         one_in: 5,
         must_survive: false,
@@ -151,7 +161,7 @@ const FAULTS: &[Fault] = &[
         must_survive: false,
         run: |count, seed| {
             let recording = Update::new()?.record(FileSystem::Ext4, Neighbour::Busy)?;
-            Ok(recording.without_barriers().replay(count, seed, &recover_vireo)?.into())
+            Ok(recording.without_barriers(None).replay(count, seed, &recover_vireo)?.into())
         },
     },
 ];

@@ -15,6 +15,9 @@ use vireo_tests::{Disk, FileSystem, Ran, Update, recover_tree, scratch, tree_dig
 const FREE_LENS: &[u64] =
     &[0, 4 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20, 4 << 20, 8 << 20, 12 << 20, 20 << 20];
 
+/// The same on btrfs, which keeps some tens of MiB for itself.
+const FREE_LENS_BTRFS: &[u64] = &[0, 64 << 10, 1 << 20, 4 << 20, 20 << 20, 64 << 20, 96 << 20];
+
 /// Inodes left free, likewise.
 const FREE_INODES: &[u64] = &[0, 1, 2, 3, 5, 10, 20, 40, 60, 80, 100, 150];
 
@@ -33,18 +36,23 @@ const SLACK_BLOCKS: u64 = 4;
 struct Small {
     disk: Disk,
     update: Update,
+    system: FileSystem,
     _dir: tempfile::TempDir,
 }
 
 impl Small {
-    fn new() -> anyhow::Result<Self> {
+    fn new(system: FileSystem) -> anyhow::Result<Self> {
         let update = Update::new()?;
         let dir = scratch()?;
         let image = dir.path().join("small.img");
-        File::create_new(&image)?.set_len(IMAGE_BYTES)?;
-        Run::new("mkfs.ext4").args(["-q", "-m0", INODES]).arg(&image).text()?;
-        let disk = Disk::open(&image, FileSystem::Ext4)?;
-        Ok(Self { disk, update, _dir: dir })
+        if system == FileSystem::Ext4 {
+            File::create_new(&image)?.set_len(IMAGE_BYTES)?;
+            Run::new("mkfs.ext4").args(["-q", "-m0", INODES]).arg(&image).text()?;
+        } else {
+            system.make(&image)?;
+        }
+        let disk = Disk::open(&image, system)?;
+        Ok(Self { disk, update, system, _dir: dir })
     }
 
     /// Puts the base there and fills the disk up by `fill`, which is given a directory; then the
@@ -68,8 +76,12 @@ impl Small {
             // What was staged is given back.
             self.disk.sync()?;
             let after = room(&tree)?;
+            // The others give blocks back when they see fit, and have inodes where they have blocks.
             let given_back = after[0] + SLACK_BLOCKS >= before[0] && after[1] + 1 >= before[1];
-            ensure!(given_back, "blocks and inodes free before: {before:?}, after: {after:?}");
+            ensure!(
+                given_back || self.system != FileSystem::Ext4,
+                "blocks and inodes free before: {before:?}, after: {after:?}"
+            );
         }
         Ok(done)
     }
@@ -97,16 +109,24 @@ fn room(path: &Path) -> anyhow::Result<[u64; 2]> {
 }
 
 /// Tries it with every amount of room; both outcomes have to come.
-fn check(levels: &[u64], fill: &dyn Fn(&Path, u64) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let small = Small::new()?;
+fn check(
+    system: FileSystem,
+    levels: &[u64],
+    fill: &dyn Fn(&Path, u64) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let small = Small::new(system)?;
     let mut done = Vec::new();
     for level in levels {
         let outcome = small.attempt(&|dir| fill(dir, *level));
         done.push(outcome.with_context(|| format!("{level} left free"))?);
     }
-    eprintln!("{levels:?}: {done:?}");
+    eprintln!("{}, {levels:?}: {done:?}", system.name());
     ensure!(done.contains(&true) && done.contains(&false), "one outcome never came: {done:?}");
-    ensure!(done.is_sorted(), "more room was too little: {levels:?} {done:?}");
+    // What a file system keeps for itself differs from time to time, but on ext4.
+    ensure!(
+        done.is_sorted() || system != FileSystem::Ext4,
+        "more room was too little: {levels:?} {done:?}"
+    );
     Ok(())
 }
 
@@ -120,7 +140,8 @@ fn use_blocks(dir: &Path, free: u64) -> anyhow::Result<()> {
         }
     }
     file.set_len(len.checked_sub(free).context("a disk with that much room")?)?;
-    Ok(file.sync_all()?)
+    // Some file systems give back what was freed with their next transaction alone.
+    Ok(rustix::fs::syncfs(&file)?)
 }
 
 /// Uses up all inodes but `free`.
@@ -144,10 +165,20 @@ fn use_inodes(dir: &Path, free: u64) -> anyhow::Result<()> {
 
 #[test]
 fn root_a_disk_without_blocks_keeps_its_base() -> anyhow::Result<()> {
-    check(FREE_LENS, &use_blocks)
+    check(FileSystem::Ext4, FREE_LENS, &use_blocks)
 }
 
 #[test]
 fn root_a_disk_without_inodes_keeps_its_base() -> anyhow::Result<()> {
-    check(FREE_INODES, &use_inodes)
+    check(FileSystem::Ext4, FREE_INODES, &use_inodes)
+}
+
+#[test]
+fn root_a_full_xfs_keeps_its_base() -> anyhow::Result<()> {
+    check(FileSystem::Xfs, FREE_LENS, &use_blocks)
+}
+
+#[test]
+fn root_a_full_btrfs_keeps_its_base() -> anyhow::Result<()> {
+    check(FileSystem::Btrfs, FREE_LENS_BTRFS, &use_blocks)
 }

@@ -51,6 +51,12 @@ fn root_an_image_grows_for_an_update_that_does_not_fit() -> anyhow::Result<()> {
     scene.refuses(&apply(&["--grow", "34M"]), 1, &["does not fit", "35651584 bytes", "--grow"])?;
     vireo(apply(&["--grow", "lots"]))?.exits(2)?.says(&["neither auto nor a size"])?;
     vireo(apply(&["--grow", "auto", "--rootless"]))?.exits(2)?;
+    let dir = scene.path("a-directory");
+    fs::create_dir(&dir)?;
+    let to_dir = scene.apply("update.vireo", "a-directory", &["--grow", "auto"]);
+    vireo(to_dir)?.fails(5, &["is a directory; --grow is for images"])?;
+    ensure!(fs::read_dir(&dir)?.count() == 0, "it was written to");
+    fs::remove_dir(dir)?;
 
     vireo(apply(&["--grow", "auto"]))?.ok()?;
     scene.is_target(&scene.path("out.img"))?;

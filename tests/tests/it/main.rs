@@ -1,6 +1,7 @@
 //! The tests of the whole, in one program. Their names say what they need: `root_*` loop devices
 //! and mounts, `live_*` a guest with real systemd, `vm_*` a real kernel.
 
+mod at_once;
 mod bad_bundle;
 mod bad_image;
 mod builds;

@@ -57,6 +57,33 @@ fn root_a_power_cut_on_btrfs_leaves_base_or_target() -> anyhow::Result<()> {
     campaign(FileSystem::Btrfs, 80)?.all_whole(80)
 }
 
+/// Of `/etc` and `/usr`, which change in every respect, and what else there is.
+const PARTS: [&str; 2] = ["etc", "usr"];
+
+#[test]
+fn root_a_power_cut_of_three_disks_at_once_leaves_base_or_target() -> anyhow::Result<()> {
+    let update = Update::new()?;
+    let mut all = Tally::default();
+    for neighbour in [Neighbour::None, Neighbour::Busy] {
+        let recording = update.record_parts(FileSystem::Ext4, &PARTS, neighbour)?;
+        all = all.and(recording.replay(75, SEED, &recover_vireo)?);
+    }
+    eprintln!("three disks: {all}");
+    all.all_whole(150)
+}
+
+#[test]
+fn root_one_of_three_disks_that_takes_flushes_for_nothing_is_found_out() -> anyhow::Result<()> {
+    let update = Update::new()?;
+    for disk in 0..=PARTS.len() {
+        let recording = update.record_parts(FileSystem::Ext4, &PARTS, Neighbour::None)?;
+        let tally = recording.without_barriers(Some(disk)).replay(30, SEED, &recover_vireo)?;
+        eprintln!("disk {disk} without flushes: {tally}");
+        ensure!(!tally.bad.is_empty(), "the harness does not see a lost flush: {tally}");
+    }
+    Ok(())
+}
+
 #[test]
 fn root_a_power_cut_in_a_recovery_leaves_the_target() -> anyhow::Result<()> {
     let update = Update::new()?;
@@ -98,7 +125,8 @@ fn root_an_update_whose_barriers_do_nothing_is_found_out() -> anyhow::Result<()>
 
 #[test]
 fn root_a_disk_that_takes_flushes_for_nothing_is_found_out() -> anyhow::Result<()> {
-    let recording = Update::new()?.record(FileSystem::Ext4, Neighbour::None)?.without_barriers();
+    let recording = Update::new()?.record(FileSystem::Ext4, Neighbour::None)?;
+    let recording = recording.without_barriers(None);
     let tally = recording.replay(30, SEED, &recover_vireo)?;
     eprintln!("without flushes: {tally}");
     ensure!(!tally.bad.is_empty(), "the harness does not see a lost flush: {tally}");
@@ -141,6 +169,14 @@ fn root_an_update_whose_calls_fail_leaves_base_or_target() -> anyhow::Result<()>
     let errors = Update::new()?.fail_apply(150)?;
     eprintln!("errors: {errors}");
     errors.all_whole()
+}
+
+#[test]
+fn root_an_update_by_the_agent_whose_calls_fail_leaves_a_version_and_says_which()
+-> anyhow::Result<()> {
+    let errors = Update::new()?.fail_agent_apply(100)?;
+    eprintln!("errors in an update by the agent: {errors}");
+    errors.none_bad()
 }
 
 #[test]

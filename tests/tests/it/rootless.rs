@@ -175,7 +175,7 @@ fn root_nobody_is_told_which_file_or_directory_belongs_to_another() -> anyhow::R
     refused(
         "nobody/own.img",
         "out.img",
-        &["cannot make", "out.img.partial", "Permission denied", right],
+        &["cannot make", "out.img.claim.partial", "Permission denied", right],
     )?;
     // An image that only root reads.
     fs::set_permissions(scene.base(), fs::Permissions::from_mode(0o600))?;
@@ -184,10 +184,21 @@ fn root_nobody_is_told_which_file_or_directory_belongs_to_another() -> anyhow::R
         "nobody/out.img",
         &["cannot open", "base.img", "Permission denied", right],
     )?;
-    // What another left half made.
+    // What another is making, or left half made; nobody writes to what is root's.
+    let claim = scene.path("nobody/out.img.claim.partial");
+    fs::write(&claim, "")?;
+    refused("nobody/own.img", "nobody/out.img", &["cannot make", "out.img.claim.partial", right])?;
+    fs::remove_file(claim)?;
     fs::write(scene.path("nobody/out.img.partial"), "root's")?;
-    refused("nobody/own.img", "nobody/out.img", &["cannot make", "out.img.partial", right])?;
-    fs::remove_file(scene.path("nobody/out.img.partial"))?;
+    let out = scene.arg("nobody/out.img");
+    nobody(&scene.apply("plain.vireo", "nobody/own.img", &["-o", &out]))?.ok()?;
+    scene.is_target(out.as_ref())?;
+    fs::remove_file(&out)?;
+    // To make it larger takes a mount: said before anything is made, not left out in silence.
+    let before = Snapshot::of(scene.dir())?;
+    let grow = scene.apply("plain.vireo", "nobody/own.img", &["--grow", "auto", "-o", &out]);
+    nobody(&grow)?.fails(1, &["own.img cannot be made larger", "as root", "--grow"])?;
+    before.unchanged()?;
     fs::create_dir(scene.path("nobody/out.img.files.partial"))?;
     fs::write(scene.path("nobody/out.img.files.partial/f1"), "root's")?;
     refused("nobody/own.img", "nobody/out.img", &["cannot make", "out.img.files.partial", right])

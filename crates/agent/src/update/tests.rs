@@ -497,6 +497,23 @@ fn a_version_whose_policy_is_no_file_is_refused() {
     assert_eq!(tree(&lab.at("base")), before);
 }
 
+#[test]
+fn what_is_beyond_the_limits_of_undoing_goes_with_the_next_update() {
+    let lab = Lab::new();
+    let machine = leak(lab.machine());
+    let agent = lab.agent(machine);
+    for number in 0..UNDO_COUNT_MAX + 2 {
+        write(&lab.at("target/srv/www/index.html"), &"x".repeat(20 + number));
+        let bundle = lab.bundle();
+        drop(agent.apply(&bundle, &lab.trusted(), None, &quiet).expect("applied"));
+    }
+    let history = agent.history().expect("readable");
+    assert_eq!(history.len(), UNDO_COUNT_MAX);
+    let newest = UNDO_COUNT_MAX as u64 + 2;
+    assert_eq!(history.first().map(|past| past.number), Some(newest), "the newest stay");
+    assert_eq!(history.last().map(|past| past.number), Some(3), "the oldest go");
+}
+
 /// Fails the first check.
 #[derive(Debug)]
 struct Strict;

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
 use vireo_image::{Backend, PatchOptions, patch_with};
-use vireo_model::Digest;
+use vireo_model::{Digest, Grow};
 use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
 use vireo_tree::{Root, ScanOptions, scan};
-use vireo_wire::api::Grow;
 
 use super::public_keys;
 use crate::Context;
@@ -70,6 +69,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
     bundle.check().map_err(unusable)?;
     let metadata = fs::metadata(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
     let step = Step::new(context, format!("applying to {}", args.to.display()));
+    if metadata.is_dir() && args.grow.is_some_and(|grow| grow != Grow::No) {
+        let message = format!("{} is a directory; --grow is for images", args.to.display());
+        let hint = "leave --grow out; make room in the file system that the directory is in";
+        return Err(Failure::refused(message).hint(hint));
+    }
     match (&args.out, metadata.is_dir()) {
         (Some(_), true) => {
             Err(Failure::refused(format!("{} is a directory; -o is for images", args.to.display()))
@@ -94,12 +98,9 @@ fn to_image(
     step: &Step,
 ) -> Result<Applied, Failure> {
     let backend = if args.rootless { Backend::Rootless } else { Backend::Auto };
-    let grow = match args.grow.unwrap_or_default() {
-        Grow::No => vireo_image::Grow::No,
-        Grow::Auto => vireo_image::Grow::Auto,
-        Grow::To(len) => vireo_image::Grow::To(len),
-    };
-    let options = PatchOptions { root: args.partition.get(), replace: out == base, backend, grow };
+    let grow = args.grow.unwrap_or_default();
+    let (root, replace) = (args.partition.get(), out == base);
+    let options = PatchOptions { root, replace, backend, grow, ..PatchOptions::default() };
     let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;
     let changed = bundle.change_set().changes.len() - patched.already;
     Ok(Applied { to: out.to_owned(), target: patched.tree, already: patched.already, changed })

@@ -1,4 +1,4 @@
-use vireo_wire::api::Grow;
+use vireo_model::Grow;
 
 /// `auto`, or a length: a number of bytes, or one with K, M, G or T for powers of 1024.
 pub(super) fn parse(text: &str) -> Result<Grow, String> {

@@ -3,8 +3,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys};
-use vireo_model::ImageName;
-use vireo_wire::api::{Grow, PushOptions, PushReply};
+use vireo_model::{Grow, ImageName};
+use vireo_wire::api::{PushOptions, PushReply};
 
 use super::bytes;
 use crate::Context;

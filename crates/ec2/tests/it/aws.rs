@@ -49,6 +49,8 @@ pub(crate) struct World {
     /// Calls of these actions are refused for want of a right.
     pub(crate) denied: BTreeSet<String>,
     pub(crate) deprecated: BTreeSet<String>,
+    /// Snapshots of volumes that failed.
+    pub(crate) failed: BTreeSet<String>,
     names: BTreeMap<String, String>,
     tasks: BTreeMap<String, u32>,
 }
@@ -448,8 +450,10 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
     let of = |key: &str| asked.get(key).cloned().unwrap_or_default();
     match action {
         "RegisterImage" => {
-            world.names.insert(of("Name"), String::new());
+            let id = text.split("<imageId>").nth(1).and_then(|rest| rest.split('<').next());
+            world.names.insert(of("Name"), id.unwrap_or_default().to_owned());
         }
+        "DeregisterImage" => world.names.retain(|_, id| *id != of("ImageId")),
         "DeleteSnapshot" => {
             world.ebs.snapshots.remove(&of("SnapshotId"));
         }
@@ -462,6 +466,10 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
             }
         }
         "DescribeSnapshots" => {
+            let by_status = asked.values().any(|value| value == "status");
+            for id in &world.failed {
+                fail(text, id, by_status);
+            }
             let pending = world
                 .ebs
                 .snapshots
@@ -476,6 +484,19 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
             }
         }
         _ => {}
+    }
+}
+
+/// Has a list of snapshots say that one failed; if it was asked for by status, it has not that one then.
+fn fail(text: &mut String, id: &str, by_status: bool) {
+    let Some(at) = text.find(&format!("<snapshotId>{id}</snapshotId>")) else { return };
+    let rest = text[at..].replacen("<status>completed<", "<status>error<", 1);
+    text.replace_range(at.., &rest);
+    let Some(from) = text[..at].rfind("<item>").filter(|_| by_status) else { return };
+    // Its tags are items too, and last.
+    let tags = text[at..].find("</tagSet>").map_or(at, |tags| at + tags);
+    if let Some(end) = text[tags..].find("</item>") {
+        text.replace_range(from..tags + end + "</item>".len(), "");
     }
 }
 

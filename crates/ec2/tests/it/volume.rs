@@ -3,13 +3,15 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
 
 use vireo_cloud::{Cloud as _, blocks};
-use vireo_ec2::{ErrorKind, Source};
+use vireo_ec2::{Ec2, ErrorKind, Source};
 use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_testkit::programs;
 
-use crate::site::{BLOCK, DISK_LEN, Site, block_on, content, listener, tree};
+use crate::site::{BLOCK, DISK_LEN, Site, block_on, content, listener, sdk, tree};
 
 impl Site {
     /// A volume at EC2.
@@ -51,13 +53,40 @@ fn a_volume_that_was_patched_in_ec2_is_published_without_the_direct_interface() 
     let site = Site::new();
     let ec2 = site.ec2();
     let volume = site.volume();
-    let publish = || ec2.publish_volume(&site.image, 4, tree(4), &volume, None).expect("published");
+    let publish = || {
+        ec2.hold(&site.image)
+            .and_then(|hold| hold.publish_volume(4, tree(4), &volume, None))
+            .expect("published")
+    };
     let launchable = publish();
     assert_eq!(publish(), launchable, "twice is once");
     assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 1);
     assert_eq!(site.aws.world().ebs.puts.len(), 0);
     assert_eq!(ec2.current(&site.image).expect("it answers"), Some(launchable));
     assert!(site.state().join("web.lock").exists());
+}
+
+#[test]
+fn a_snapshot_that_failed_is_not_waited_for_again() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let volume = site.volume();
+    let publish =
+        || ec2.hold(&site.image).and_then(|hold| hold.publish_volume(4, tree(4), &volume, None));
+    // Complete, but nothing comes of it: and then it fails.
+    site.aws.world().denied.insert("RegisterImage".to_owned());
+    publish().expect_err("it is not allowed");
+    site.aws.world().denied.clear();
+    let filter =
+        aws_sdk_ec2::types::Filter::builder().name("tag:vireo:image").values("web").build();
+    let made = site.client().describe_snapshots().filters(filter).send();
+    let made = block_on(made).expect("listed").snapshots.unwrap_or_default();
+    let failed = made[0].snapshot_id.clone().expect("an identity");
+    site.aws.world().failed.insert(failed.clone());
+
+    publish().expect("another one is made");
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 2);
+    assert_ne!(site.snapshot_of(1), failed);
 }
 
 #[test]
@@ -81,8 +110,9 @@ fn root_a_volume_gets_the_blocks_that_differ_and_is_published() {
     // Larger than the disk, as volumes are.
     let attached = site.attach(2 * DISK_LEN / 4096 * 4096);
     let publish = |version, disk: &Path| {
-        let source = Some(Source { device: attached.device.path(), disk });
-        ec2.publish_volume(&site.image, version, tree(version), &volume, source)
+        let source = Some(Source { device: attached.device.path(), disk, unidentified: true });
+        ec2.hold(&site.image)
+            .and_then(|hold| hold.publish_volume(version, tree(version), &volume, source))
     };
     let written = || {
         let heard = std::mem::take(&mut *heard.lock().expect("not poisoned"));
@@ -114,8 +144,9 @@ fn root_a_crash_between_device_and_snapshot_is_gone_on_with() {
     let attached = site.attach(DISK_LEN);
     let base = site.make_disk("base.img", 0..5);
     let publish = || {
-        let source = Some(Source { device: attached.device.path(), disk: &base });
-        ec2.publish_volume(&site.image, 1, tree(1), &volume, source)
+        let source =
+            Some(Source { device: attached.device.path(), disk: &base, unidentified: true });
+        ec2.hold(&site.image).and_then(|hold| hold.publish_volume(1, tree(1), &volume, source))
     };
     for step in ["CreateSnapshot", "RegisterImage"] {
         site.aws.world().denied.insert(step.to_owned());
@@ -136,15 +167,20 @@ fn root_a_device_that_cannot_be_the_volume_is_refused_and_not_written() {
     let ec2 = site.ec2();
     let base = site.make_disk("base.img", 0..5);
     let attached = site.attach(DISK_LEN - 4096);
-    let refused = |device: &Path, kind: ErrorKind, words: &[&str]| {
-        let source = Some(Source { device, disk: &base });
-        let error = ec2.publish_volume(&site.image, 1, tree(1), "vol-1", source);
+    let check = |(device, unidentified): (&Path, bool), kind: ErrorKind, words: &[&str]| {
+        let source = Some(Source { device, disk: &base, unidentified });
+        let error =
+            ec2.hold(&site.image).and_then(|hold| hold.publish_volume(1, tree(1), "vol-1", source));
         let error = error.expect_err("refused");
         assert_eq!(error.kind(), kind, "{error}");
         for word in words {
             assert!(error.to_string().contains(word), "{word}: {error}");
         }
     };
+    let refused = |device: &Path, kind, words: &[&str]| check((device, true), kind, words);
+    // A loop device does not say which volume it is.
+    let says = ["does not say which volume it is", "vol-1", "--unidentified"];
+    check((attached.device.path(), false), ErrorKind::Refused, &says);
     refused(attached.device.path(), ErrorKind::Refused, &["base.img", "make the volume larger"]);
     refused(&base, ErrorKind::Refused, &["base.img is no block device", "vol-1"]);
     refused(Path::new("/dev/no-such"), ErrorKind::Io, &["/dev/no-such"]);
@@ -156,6 +192,74 @@ fn root_a_device_that_cannot_be_the_volume_is_refused_and_not_written() {
     drop(held);
     assert_eq!(blocks::with_data(&attached.file).expect("read").indices, [0_u32; 0]);
     assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 0);
+}
+
+#[test]
+fn root_a_partition_is_no_volume() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let base = site.make_disk("base.img", 0..5);
+    let attached = site.attach(DISK_LEN / 4096 * 4096);
+    let device = attached.device.path().to_str().expect("text").to_owned();
+    let sh = |script: &str| {
+        let mut command = Command::new("bash");
+        let output = command.args(["-euc", script, "script", &device]).output();
+        let output = output.expect("bash runs");
+        assert!(output.status.success(), "{script}: {output:?}");
+    };
+    sh(
+        "printf 'label: gpt\\nstart=1MiB, size=4MiB\\n' | sfdisk -q --no-reread \"$1\"; partx --add \"$1\"",
+    );
+    let partition = format!("{device}p1");
+    let refused = |device: &Path, says: &str| {
+        let source = Some(Source { device, disk: &base, unidentified: true });
+        let error =
+            ec2.hold(&site.image).and_then(|hold| hold.publish_volume(1, tree(1), "vol-1", source));
+        let error = error.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    refused(Path::new(&partition), "is a partition");
+    sh("partx --delete \"$1\"");
+    assert_eq!(site.aws.calls_of("CreateSnapshot").len(), 0);
+}
+
+#[test]
+fn root_what_was_made_without_the_device_does_not_pass_for_what_is_written_to_it() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let volume = site.volume();
+    let attached = site.attach(DISK_LEN);
+    let base = site.make_disk("base.img", 0..5);
+    let source = Source { device: attached.device.path(), disk: &base, unidentified: true };
+    let publish = |source| {
+        ec2.hold(&site.image).and_then(|hold| hold.publish_volume(1, tree(1), &volume, source))
+    };
+    let refused = |words: &[&str]| {
+        let error = publish(Some(source)).expect_err("it is another one");
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        for word in words {
+            assert!(error.to_string().contains(word), "{word}: {error}");
+        }
+    };
+    // Forgotten once, at first without a machine image.
+    site.aws.world().denied.insert("RegisterImage".to_owned());
+    publish(None).expect_err("it is not allowed");
+    refused(&["snapshot snap-", "without --device", "delete-snapshot"]);
+    site.aws.world().denied.clear();
+    let mistaken = publish(None).expect("published");
+    refused(&[&mistaken.address, "without --device", "deregister-image", "snap-"]);
+    assert_eq!(blocks::with_data(&attached.file).expect("read").indices, [0_u32; 0]);
+
+    let client = site.client();
+    block_on(client.deregister_image().image_id(&mistaken.address).send()).expect("removed");
+    let snapshot = site.snapshot_of(1);
+    block_on(client.delete_snapshot().snapshot_id(snapshot).send()).expect("removed");
+    let written = publish(Some(source)).expect("published");
+    assert_ne!(written.address, mistaken.address);
+    attached.assert_holds(&base);
+    assert_eq!(publish(Some(source)).expect("published"), written, "twice is once");
+    assert_eq!(publish(None).expect("published"), written, "and serves as it is");
 }
 
 /// A repository with version 3 of `web`, as `docs/format/repository.md` has it, and settings.
@@ -193,6 +297,32 @@ fn run(command: &mut Command) -> Output {
 }
 
 #[test]
+fn root_a_version_that_was_made_while_another_was_published_is_not_passed_over() {
+    let site = Site::new();
+    let base = site.make_disk("base.img", 0..5);
+    let (data, settings) = repository(&site, &base);
+    let volume = site.volume();
+    let ec2 = Ec2::with_sdk(&sdk(), site.settings(|_| ()), &data.join("ec2")).expect("settings");
+    let other = ec2.hold(&site.image).expect("nobody has it");
+    let mut command = Command::new(program());
+    command.args(["ec2", "publish-volume", "--data"]).arg(&data);
+    command.arg("--settings").arg(&settings).args(["web", &volume]);
+    let waiting = thread::spawn(move || run(&mut command));
+    // It is at the lock then, or will be.
+    thread::sleep(Duration::from_secs(2));
+    let record = |number| data.join(format!("images/web/versions/{number}.json"));
+    let fourth =
+        fs::read_to_string(record(3)).expect("there").replace("\"number\":3", "\"number\":4");
+    fs::copy(&base, data.join(format!("disks/{}.img", tree(4)))).expect("copied");
+    let fourth = fourth.replace(&tree(3).to_string(), &tree(4).to_string());
+    fs::write(record(4), fourth).expect("written");
+    drop(other);
+    let output = waiting.join().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("web@4"), "{output:?}");
+}
+
+#[test]
 fn root_the_command_plans_then_writes_and_publishes_the_newest_version() {
     let site = Site::new();
     let base = site.make_disk("base.img", 0..5);
@@ -208,7 +338,10 @@ fn root_the_command_plans_then_writes_and_publishes_the_newest_version() {
         (output.status.code(), text(&output.stdout), text(&output.stderr))
     };
     let device = attached.device.path().to_str().expect("text").to_owned();
-    let full = ["web", &volume, "--device", &device];
+    let full = ["web", &volume, "--device", &device, "--unidentified"];
+    let (code, _, error) = publish(&full[..4]);
+    assert_eq!(code, Some(5), "{error}");
+    assert!(error.contains("--unidentified"), "{error}");
 
     let (code, planned, error) = publish(&[&full[..], &["--dry-run"]].concat());
     assert_eq!(code, Some(0), "{error}");

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::common::{MIB, Place, bundle, digest_of, ext, mounted, open, read, same, sh};
 use anyhow::{Context as _, ensure};
-use vireo_image::{Backend, ErrorKind, Grow, PatchOptions, esp_changes, patch_with};
+use vireo_image::{Backend, ErrorKind, PatchOptions, esp_changes, patch_with};
+use vireo_model::Grow;
 
 /// Short and long names, not all of them ASCII, empty files, directories of more than one cluster and in each other.
 const FILES: &str = "mkdir -p EFI/BOOT EFI/Linux loader/entries many a/b/c/d; cd EFI

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use vireo_image::{ErrorKind, Grow, ImageError, PatchOptions, Patched, patch_with};
+use vireo_image::{ErrorKind, ImageError, PatchOptions, PatchStep, Patched, patch_with};
+use vireo_model::Grow;
 
 use crate::common::{
     MIB, Place, bundle, digest_of, divide, edit, ext, mounted, open, put, read, same, sh,
@@ -58,8 +59,7 @@ fn root_an_image_grows_by_what_an_update_needs_however_it_is_laid_out() -> anyho
         let (place, bytes, keys) = scene(label)?;
         let base = place.path("base.img");
         let before = digest_of(&base)?;
-        let parts =
-            |image: &Path| sh("sfdisk -d \"$1\" 2>&1 || true", &[&image.display().to_string()]);
+        let parts = |image: &Path| sh("sfdisk -d \"$1\"", &[&image.display().to_string()]);
 
         let error = patch(&place, &bytes, &keys, Grow::No)?.err().context("it does not fit")?;
         ensure!(error.kind() == ErrorKind::NoSpace, "{error}: {:?}", error.kind());
@@ -75,24 +75,19 @@ fn root_an_image_grows_by_what_an_update_needs_however_it_is_laid_out() -> anyho
             // Both copies of the table agree, and every partition kept its number and identity.
             let found = sh("sgdisk -v \"$1\"", &[&place.arg("out.img")])?;
             ensure!(found.contains("No problems found"), "{found}");
-            let ids = |text: String| -> Vec<String> {
-                let lines = text.lines().filter(|line| line.contains("uuid="));
-                lines
-                    .map(|line| {
-                        [line.split(" :").next(), line.split("uuid=").nth(1)]
-                            .map(|p| {
-                                p.unwrap_or("")
-                                    .rsplit('/')
-                                    .next()
-                                    .unwrap_or("")
-                                    .replace("base.img", "")
-                                    .replace("out.img", "")
-                            })
-                            .join(" ")
-                    })
-                    .collect()
+            // `NAME1 : ..., uuid=U`: the number and the identity.
+            let ids = |image: &Path| -> anyhow::Result<Vec<String>> {
+                let (text, name) = (parts(image)?, image.display().to_string());
+                let lines = text.lines().filter_map(|line| line.strip_prefix(&name));
+                let id = |line: &str| {
+                    let number = line.split(" :").next().unwrap_or_default();
+                    let uuid = line.split("uuid=").nth(1);
+                    uuid.map(|uuid| format!("{number} {uuid}"))
+                };
+                lines.map(|line| id(line).context(text.clone())).collect()
             };
-            ensure!(ids(parts(&base)?) == ids(parts(&out)?), "{}\n{}", parts(&base)?, parts(&out)?);
+            let (before, after) = (ids(&base)?, ids(&out)?);
+            ensure!(before.len() == 2 && before == after, "{before:?}\n{after:?}");
         }
         ensure!(digest_of(&base)? == before, "the base was changed");
 
@@ -107,6 +102,61 @@ fn root_an_image_grows_by_what_an_update_needs_however_it_is_laid_out() -> anyho
         place.nothing_attached()?;
     }
     Ok(())
+}
+
+#[test]
+fn root_an_image_grows_for_inodes_too() -> anyhow::Result<()> {
+    let place = Place::new()?;
+    let content = place.dir("content", "mkdir etc; echo base > etc/x")?;
+    // Few inodes, as file systems for large files have: 2000 files would never fit by their length.
+    ext(&place.path("base.img"), 24, "-t ext4 -b 4096 -N 64", &content)?;
+    ext(&place.path("wide.img"), 48, "-t ext4 -b 4096 -N 4096", &content)?;
+    place.copy("wide.img", "next.img")?;
+    edit(
+        &place.path("next.img"),
+        &[(0, 0, "/")],
+        "mkdir d; for n in $(seq 2000); do echo $n > d/$n; done",
+    )?;
+    let (bytes, keys) = bundle(&place.path("wide.img"), &place.path("next.img"))?;
+    patch(&place, &bytes, &keys, Grow::Auto)??;
+    same(&mounted(&place.path("next.img"))?, &mounted(&place.path("out.img"))?)?;
+    place.nothing_attached()
+}
+
+#[test]
+fn root_an_image_does_not_grow_for_a_file_system_that_is_not_its_root() -> anyhow::Result<()> {
+    let place = Place::new()?;
+    let root = place.dir(
+        "root",
+        "mkdir etc boot; printf 'LABEL=boot /boot ext4 defaults 0 2\\n' > etc/fstab",
+    )?;
+    let boot = place.dir("boot", "echo kernel > vmlinuz")?;
+    ext(&place.path("root.ext4"), 24, "-t ext4 -L root", &root)?;
+    for (name, len) in [("base.img", 8), ("wide.img", 40)] {
+        ext(&place.path("boot.ext4"), len, "-t ext4 -b 4096 -L boot", &boot)?;
+        let script = "label: gpt\\nstart=1MiB, size=40MiB\\nstart=41MiB, size=24MiB\\n";
+        divide(&place.path(name), 70, script)?;
+        put(&place.path("boot.ext4"), &place.path(name), 1)?;
+        put(&place.path("root.ext4"), &place.path(name), 41)?;
+        fs::remove_file(place.path("boot.ext4"))?;
+    }
+    place.copy("wide.img", "next.img")?;
+    let parts = [(41, 24, "/"), (1, 40, "/boot")];
+    edit(&place.path("next.img"), &parts, "head -c 12M /dev/urandom > boot/vmlinuz")?;
+    let (bytes, keys) = bundle(&place.path("wide.img"), &place.path("next.img"))?;
+    for grow in [Grow::No, Grow::Auto, Grow::To(400 * MIB)] {
+        let update = open(&bytes, &keys)?;
+        let options = PatchOptions { grow, ..PatchOptions::default() };
+        let mut clones = 0;
+        let mut count = |step| clones += usize::from(step == PatchStep::Clone);
+        let out = place.path("out.img");
+        let outcome = patch_with(&place.path("base.img"), &out, &update, &options, &mut count);
+        let error = outcome.err().context("it does not fit")?;
+        ensure!(error.kind() == ErrorKind::NoSpace, "{error}: {:?}", error.kind());
+        ensure!(error.to_string().contains("the file system at /boot is too full"), "{error}");
+        ensure!(clones == 1, "{clones} tries with {grow:?}");
+    }
+    place.nothing_attached()
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod grow;
 mod kernel;
 mod layouts;
 mod qcow2;
+mod twice;

@@ -43,6 +43,8 @@ fn root_a_qcow2_image_has_the_tree_of_its_raw_disk_however_it_is_stored() -> any
         ("small.qcow2", "-o cluster_size=4k,compat=0.10"),
         ("packed.QCOW2", "-c"),
         ("full.qcow2", "-o preallocation=metadata,lazy_refcounts=on"),
+        ("large.qcow2", "-o cluster_size=2M"),
+        ("tight.qcow2", "-c -o cluster_size=2M"),
     ] {
         convert(&place, "base.img", name, options)?;
         same(&tree, &read(&place.path(name))?).context(name)?;
@@ -142,8 +144,19 @@ fn root_a_raw_disk_that_begins_like_qcow2_is_not_taken_for_it() -> anyhow::Resul
 }
 
 #[test]
-fn root_snapshots_inside_are_not_lost_by_a_patch() -> anyhow::Result<()> {
+fn root_snapshots_and_bitmaps_inside_are_not_lost_by_a_patch() -> anyhow::Result<()> {
     let place = scene()?;
+    convert(&place, "base.img", "backup.qcow2", "")?;
+    qemu_img("bitmap --add \"$1\" daily", &[&place.arg("backup.qcow2")])?;
+    same(&mounted(&place.path("base.img"))?, &read(&place.path("backup.qcow2"))?)?;
+    let error = clone_image(&place.path("backup.qcow2"), &place.path("out.qcow2"));
+    let error = error.err().context("it was copied without its bitmap")?;
+    ensure!(error.kind() == ErrorKind::Unsupported, "{error}");
+    ensure!(error.to_string().contains("bitmap --remove"), "{error}");
+    qemu_img("bitmap --remove \"$1\" daily", &[&place.arg("backup.qcow2")])?;
+    clone_image(&place.path("backup.qcow2"), &place.path("out.qcow2"))?;
+    fs::remove_file(place.path("out.qcow2"))?;
+
     convert(&place, "base.img", "base.qcow2", "")?;
     qemu_img("snapshot -c one \"$1\"", &[&place.arg("base.qcow2")])?;
     same(&mounted(&place.path("base.img"))?, &read(&place.path("base.qcow2"))?)?;

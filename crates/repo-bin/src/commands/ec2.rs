@@ -68,6 +68,10 @@ pub(crate) enum Command {
         /// is taken as it is, and has to hold the newest version already
         #[arg(long, value_name = "DEVICE")]
         device: Option<PathBuf>,
+        /// Write to the device although it does not say which volume it is, as on instances of the Xen
+        /// generation: you are certain that it is this one
+        #[arg(long, requires = "device")]
+        unidentified: bool,
         /// Print the calls that would change something, and make none of them
         #[arg(long)]
         dry_run: bool,
@@ -265,8 +269,9 @@ fn parse(text: &str) -> Result<Settings, toml::de::Error> {
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     match command {
         Command::Publish { site, dry_run } => report::print(&publish(site, *dry_run)?, json),
-        Command::PublishVolume { site, image, volume, device, dry_run } => {
-            report::print(&publish_volume(site, image, volume, device.as_deref(), *dry_run)?, json)
+        Command::PublishVolume { site, image, volume, device, unidentified, dry_run } => {
+            let device = device.as_deref().map(|device| (device, *unidentified));
+            report::print(&publish_volume(site, image, volume, device, *dry_run)?, json)
         }
         Command::Status { site } => {
             let (ec2, _) = site.connect(true)?;
@@ -307,7 +312,7 @@ fn publish_volume(
     site: &Site,
     image: &ImageName,
     volume: &str,
-    device: Option<&Path>,
+    device: Option<(&Path, bool)>,
     dry_run: bool,
 ) -> Result<State, Failure> {
     if !volume.starts_with("vol-") {
@@ -315,13 +320,16 @@ fn publish_volume(
     }
     let (ec2, heard) = site.connect(dry_run)?;
     let repository = site.data.open()?;
+    repository.log(image)?;
+    // Which is newest is asked once nobody else publishes: that can have been waited for.
+    let hold = ec2.hold(image).map_err(CloudError::from)?;
     let log = repository.log(image)?;
     let Some(newest) = log.newest() else {
         return Err(Failure::usage(format!("image {image} has no version")));
     };
     let (disk, _) = repository.disk(image, newest.number)?;
-    let source = device.map(|device| Source { device, disk: &disk });
-    let launchable = ec2.publish_volume(image, newest.number, newest.tree, volume, source);
+    let source = device.map(|(device, unidentified)| Source { device, disk: &disk, unidentified });
+    let launchable = hold.publish_volume(newest.number, newest.tree, volume, source);
     let launchable = Some(launchable.map_err(CloudError::from)?);
     Ok(State { images: vec![Row { image: image.clone(), launchable }], calls: heard.calls() })
 }

@@ -28,7 +28,10 @@ impl Repository {
         options: &CreateImage,
     ) -> Result<VersionEntry, RepoError> {
         let from = File::open(disk).map_err(io_error("open", disk))?;
-        self.create(image, options, &mut |out| copy::clone(&from, out).map(|_| 0))
+        self.create(image, options, &mut |out| {
+            check_len(&from, limits::MAX_IMAGE_LEN)?;
+            copy::clone(&from, out).map(|_| 0)
+        })
     }
 
     /// Creates an image from the zstd stream of a raw disk image.
@@ -110,6 +113,15 @@ impl Repository {
         };
         self.publish(image, &version)
     }
+}
+
+/// The limit that a stream has.
+fn check_len(disk: &File, most: u64) -> io::Result<()> {
+    if disk.metadata()?.len() > most {
+        let why = format!("the image has more than {most} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(())
 }
 
 /// Counts what is read.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vireo_cloud::{Earlier, Publication};
+use vireo_cloud::{Cloud, Earlier, Publication};
 use vireo_model::ImageName;
 use vireo_store::VersionRecord;
 use vireo_wire::api::VersionEntry;
@@ -91,7 +91,23 @@ impl Repository {
         let Some(cloud) = self.cloud.as_ref().filter(|cloud| cloud.takes(image)) else {
             return Ok(());
         };
-        let newest = self.newest(image)?;
+        loop {
+            let newest = self.newest(image)?;
+            self.launch(cloud.as_ref(), image, &newest)?;
+            // A cloud can have been waited for while another process published a version, and the one that
+            // was newest then be current now.
+            if self.newest(image)?.number == newest.number {
+                return Ok(());
+            }
+        }
+    }
+
+    fn launch(
+        &self,
+        cloud: &dyn Cloud,
+        image: &ImageName,
+        newest: &VersionRecord,
+    ) -> Result<(), RepoError> {
         let failed = |source| Detail::Cloud { image: image.clone(), source };
         let current = cloud.current(image).map_err(failed)?;
         if current

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vireo_delta::{Bundle, Head, TrustedKeys};
 use vireo_image::journal::Work;
-use vireo_model::{Digest, ImageName};
+use vireo_model::{Digest, Grow, ImageName};
 use vireo_store::VersionRecord;
 use vireo_wire::api::{BuildStep, PushOptions, PushReply};
 use vireo_wire::{limits, tree_text};
@@ -109,6 +109,14 @@ impl Repository {
         options: PushOptions,
     ) -> Result<PushReply, RepoError> {
         // Before waiting: what cannot be used is refused at once.
+        if let Grow::To(len) = options.grow
+            && len > limits::MAX_IMAGE_LEN
+        {
+            let most = limits::MAX_IMAGE_LEN;
+            let what =
+                format!("image {image} cannot grow to {len} bytes; the most is {most} (--grow)");
+            return Err(Detail::Refused { what }.into());
+        }
         self.store.versions(image)?;
         let trusted = self.trusted(image)?;
         let head =

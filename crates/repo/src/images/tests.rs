@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
+use vireo_cloud::testing::FakeCloud;
+use vireo_cloud::{Cloud, CloudError, Launchable, Machine, Publication};
 use vireo_delta::SecretKey;
-use vireo_model::ImageName;
+use vireo_model::{Grow, ImageName};
 use vireo_store::testing::StopAfter;
 use vireo_store::{Durable, Writes};
-use vireo_wire::api::CreateImage;
+use vireo_wire::api::{CreateImage, PushOptions};
+use vireo_wire::limits::MAX_IMAGE_LEN;
 
+use crate::ErrorKind;
 use crate::repository::Repository;
 use crate::testing::{FakeImages, bundle, tree};
 
@@ -114,6 +118,78 @@ fn a_tree_may_come_back() {
         assert_eq!((reply.version.number, reply.already), (number, false));
     }
     assert_eq!(repository.fsck().expect("readable").findings, []);
+}
+
+#[test]
+fn no_image_is_made_that_could_not_be_fetched() {
+    let key = SecretKey::generate().expect("there is a random source");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let repository = open(&root, Arc::new(Durable));
+    let options = CreateImage { trusted: vec![key.public()], ..CreateImage::default() };
+    repository.create_image(&web(), &disk, &options).expect("created");
+    let update = bundle(BASE, TARGET, &key);
+    let push = |len| {
+        let options = PushOptions { grow: Grow::To(len) };
+        repository.push_bundle_with(&web(), &update, options)
+    };
+    let error = push(MAX_IMAGE_LEN + 1).expect_err("too long");
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(
+        error.to_string().contains("1099511627777 bytes; the most is 1099511627776"),
+        "{error}"
+    );
+    push(MAX_IMAGE_LEN).expect("as long as it may be");
+
+    let large = fs::File::create(dir.path().join("large.img")).expect("writable");
+    large.set_len(MAX_IMAGE_LEN + 1).expect("a hole of a tebibyte");
+    let name = "large".parse().expect("a name");
+    let error = repository.create_image(&name, &dir.path().join("large.img"), &options);
+    let error = error.expect_err("too long");
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.chain().contains("more than 1099511627776 bytes"), "{}", error.chain());
+}
+
+/// A cloud that is waited for while another process pushes, the first time.
+#[derive(Debug)]
+struct Slow {
+    cloud: FakeCloud,
+    root: PathBuf,
+    update: Mutex<Option<Vec<u8>>>,
+}
+
+impl Cloud for Slow {
+    fn publish(&self, publication: &Publication<'_>) -> Result<Launchable, CloudError> {
+        let update = self.update.lock().expect("not poisoned").take();
+        if let Some(update) = update {
+            let other = open(&self.root, Arc::new(Durable));
+            other.push_bundle(&web(), &update).expect("pushed");
+        }
+        self.cloud.publish(publication)
+    }
+
+    fn current(&self, image: &ImageName) -> Result<Option<Launchable>, CloudError> {
+        self.cloud.current(image)
+    }
+
+    fn machines(&self, image: &ImageName) -> Result<Vec<Machine>, CloudError> {
+        self.cloud.machines(image)
+    }
+}
+
+#[test]
+fn the_cloud_ends_with_the_newest_version_whoever_made_it_meanwhile() {
+    let key = SecretKey::generate().expect("there is a random source");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let options = CreateImage { trusted: vec![key.public()], ..CreateImage::default() };
+    open(&root, Arc::new(Durable)).create_image(&web(), &disk, &options).expect("created");
+    let update = Mutex::new(Some(bundle(BASE, TARGET, &key)));
+    let cloud = Arc::new(Slow { cloud: FakeCloud::default(), root: root.clone(), update });
+    let repository = open(&root, Arc::new(Durable)).with_cloud(Arc::clone(&cloud) as _);
+    repository.launch_all_current().expect("published");
+    let current = cloud.current(&web()).expect("it answers").expect("published");
+    assert_eq!((current.version, current.tree), (2, tree(TARGET).digest()));
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use crate::error::{ErrorKind, TestkitError, failed};
 
-/// Bytes of a record's head: kind, offset on the disk, length of the bytes that follow.
-const HEAD_LEN: usize = 24;
+/// Bytes of a record's head: kind, offset on the disk, length of the bytes that follow, when.
+const HEAD_LEN: usize = 32;
 
 const WRITE: u64 = 1;
 const BARRIER: u64 = 2;
@@ -33,8 +33,16 @@ pub enum Record {
 #[derive(Debug)]
 pub struct Log {
     file: File,
-    /// Each record with its end in the log.
-    records: Vec<(Record, u64)>,
+    records: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    /// Its end in the log.
+    end: u64,
+    /// When it was made, in nanoseconds of the monotonic clock, which all disks of a machine share.
+    time: u64,
 }
 
 impl Log {
@@ -52,19 +60,32 @@ impl Log {
     /// All records, in order.
     #[must_use = "iterators are lazy"]
     pub fn records(&self) -> impl Iterator<Item = &Record> {
-        self.records.iter().map(|(record, _)| record)
+        self.records.iter().map(|entry| &entry.record)
     }
 
     /// The number of records that were complete at a [`position`](super::LogDisk::position).
     #[must_use]
     pub fn count_until(&self, position: u64) -> usize {
-        self.records.partition_point(|(_, end)| *end <= position)
+        self.records.partition_point(|entry| entry.end <= position)
+    }
+
+    /// When the record with this number was made, on a clock that all disks share; `None` if there
+    /// is none. What was answered before another disk was asked has the earlier time.
+    #[must_use]
+    pub fn time(&self, number: usize) -> Option<u64> {
+        self.records.get(number).map(|entry| entry.time)
+    }
+
+    /// The number of records that were made until `time`.
+    #[must_use]
+    pub fn count_until_time(&self, time: u64) -> usize {
+        self.records.partition_point(|entry| entry.time <= time)
     }
 
     /// The same writes on a disk that takes flushes for nothing.
     #[must_use]
     pub fn without_barriers(mut self) -> Self {
-        self.records.retain(|(record, _)| *record != Record::Barrier);
+        self.records.retain(|entry| entry.record != Record::Barrier);
         self
     }
 
@@ -86,7 +107,7 @@ fn unreadable(what: &str) -> TestkitError {
     TestkitError::new(ErrorKind::Failed, format!("the log of a disk has {what}"))
 }
 
-fn records(file: &File) -> io::Result<Vec<(Record, u64)>> {
+fn records(file: &File) -> io::Result<Vec<Entry>> {
     let mut reader = BufReader::new(file);
     let mut records = Vec::new();
     let mut at = 0;
@@ -94,7 +115,7 @@ fn records(file: &File) -> io::Result<Vec<(Record, u64)>> {
     let end = file.metadata()?.len();
     while at < end {
         reader.read_exact(&mut head)?;
-        let [kind, offset, len] = [0, 8, 16].map(|from| word(&head, from));
+        let [kind, offset, len, time] = [0, 8, 16, 24].map(|from| word(&head, from));
         at += HEAD_LEN as u64;
         let record = match kind {
             WRITE => Record::Write { offset, len, at },
@@ -103,7 +124,7 @@ fn records(file: &File) -> io::Result<Vec<(Record, u64)>> {
         };
         reader.seek_relative(i64::try_from(len).map_err(io::Error::other)?)?;
         at += len;
-        records.push((record, at));
+        records.push(Entry { record, end: at, time });
     }
     Ok(records)
 }
@@ -126,5 +147,11 @@ pub(super) fn add_barrier(mut log: &File) -> io::Result<()> {
 }
 
 fn head(kind: u64, offset: u64, len: u64) -> Vec<u8> {
-    [kind, offset, len].iter().flat_map(|word| word.to_le_bytes()).collect()
+    [kind, offset, len, now()].iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // A machine that has run for less than 500 years.
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }

@@ -11,7 +11,7 @@ use vireo_model::{Change, ImagePath, Node, not_plain};
 use super::check::{Checked, DIFFERS, Draft};
 use super::journal;
 use super::plan::How;
-use crate::{ErrorKind, Root, TreeError};
+use crate::{ErrorKind, Root, Shortage, TreeError};
 
 /// Most paths that a message names.
 const MAX_NAMED: usize = 5;
@@ -225,7 +225,14 @@ fn check_room<'a>(
              room and try again, nothing was changed",
             stat.f_favail
         );
-        return Err(TreeError::new(ErrorKind::NoSpace, message));
+        let len = stat.f_blocks.saturating_mul(stat.f_frsize);
+        let shortage = Shortage {
+            at,
+            bytes: bytes.saturating_sub(free),
+            inodes: if no_inodes { inodes - stat.f_favail } else { 0 },
+            len_per_inode: len.checked_div(stat.f_files).unwrap_or(0),
+        };
+        return Err(TreeError::short(shortage, message));
     }
     Ok(())
 }

@@ -87,7 +87,7 @@ pub(super) fn populate_fat(dir: &Path, edition: u8) {
     write("EFI/same", b"same");
     // The machine's own, with what a mount would never show.
     write("loader/random-seed", dir.as_os_str().as_encoded_bytes());
-    write(if edition == 1 { "changes" } else { "changes/dir" }, b"text");
+    write(if edition == 1 { "changes" } else { "changes/to/dir" }, b"text");
     write(if edition == 1 { "back/file" } else { "back" }, b"text");
 }
 
