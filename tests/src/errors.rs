@@ -26,15 +26,25 @@ pub struct Errors {
 }
 
 impl Errors {
-    /// Expects that nothing is wrong, that most errors were seen, and that there was something to
-    /// recover.
+    /// Expects that nothing is wrong and that most errors were seen; for programs that recover by
+    /// themselves before they end.
+    ///
+    /// # Errors
+    ///
+    /// One of these is not so; what was wrong is listed.
+    pub fn none_bad(&self) -> anyhow::Result<()> {
+        ensure!(self.bad.is_empty(), "{self}\n{}", self.bad.join("\n"));
+        ensure!(self.failed > self.coped, "{self}: most errors were overlooked");
+        Ok(())
+    }
+
+    /// Expects the same, and that there was something to recover.
     ///
     /// # Errors
     ///
     /// One of these is not so; what was wrong is listed.
     pub fn all_whole(&self) -> anyhow::Result<()> {
-        ensure!(self.bad.is_empty(), "{self}\n{}", self.bad.join("\n"));
-        ensure!(self.failed > self.coped, "{self}: most errors were overlooked");
+        self.none_bad()?;
         ensure!(self.mixed > 0, "{self}: nothing was left to recover, so nothing was tested");
         Ok(())
     }

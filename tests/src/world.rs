@@ -81,6 +81,25 @@ impl World {
         Self::of(Lab::new(&Cache::open()?)?, base.to_owned(), target.to_owned())
     }
 
+    /// The same, where the target is a copy of `target` whose file system at `offset` is changed by the
+    /// script (bash) `edit`; that finds it in `$1` and has `arguments`.
+    ///
+    /// # Errors
+    ///
+    /// As [`World::edited`].
+    pub fn beyond(
+        base: &Path,
+        target: &Path,
+        (offset, edit, arguments): (u64, &str, &[&str]),
+    ) -> anyhow::Result<Self> {
+        require_host()?;
+        let lab = Lab::new(&Cache::open()?)?;
+        let to = lab.dir().join("target.img");
+        clone_image(target, &to)?;
+        fixture::edit(&to, offset, edit, arguments)?;
+        Self::of(lab, base.to_owned(), to)
+    }
+
     fn of(lab: Lab, base: PathBuf, target: PathBuf) -> anyhow::Result<Self> {
         let world = Self { lab, base, target };
         vireo(["key", "generate", "--out", &world.arg("keys")])?.ok()?;

@@ -62,7 +62,7 @@ pub struct Activation {
     pub actions: Vec<ActionReport>,
     /// What still waits.
     pub pending: Vec<Pending>,
-    /// Units that ran before and have failed since.
+    /// Units that ran before and have failed since, or are down because others were restarted.
     pub failed_units: Vec<Unit>,
     /// Units that were well before and are not now, with what is wrong.
     pub ill: Vec<(Unit, String)>,
@@ -130,7 +130,7 @@ pub fn activate(
     }
     Ok(Activation {
         pending: pending::pending(plan, &last.facts, &actions),
-        failed_units: evidence::failed_since(before, &last.facts),
+        failed_units: evidence::failed_since(before, &last.facts, &last.shortfalls),
         ill,
         actions,
         restart_self,

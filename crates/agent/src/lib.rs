@@ -83,7 +83,9 @@ pub use error::{AgentError, ErrorKind};
 pub use policy::{Brought, POLICY_DIRS, load_policy, load_policy_with};
 pub use receipt::Receipt;
 pub use root::is_own_root;
-pub use services::{Job, ServiceError, Services, system_services};
+pub use services::{
+    Job, ServiceError, Services, services_by_command, services_over_bus, system_services,
+};
 pub use state::StateDir;
 pub use system::{LiveSystem, SystemView};
 pub use update::{Agent, Applied, Say, UNDO_AGE_MAX, UNDO_COUNT_MAX, UNDO_LEN_MAX};

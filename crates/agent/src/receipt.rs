@@ -46,7 +46,7 @@ pub struct Receipt {
     pub deviations: Vec<Deviation>,
     /// What still waits, from what was seen at the end.
     pub pending: Vec<Pending>,
-    /// Units that ran before and have failed since.
+    /// Units that ran before and have failed since, or are down because others were restarted.
     pub failed_units: Vec<Unit>,
     /// The steps of the update with their times, in order.
     pub steps: Vec<Step>,

@@ -21,10 +21,12 @@ use vireo_tree::Root;
 use crate::error::AgentError;
 
 /// File systems that hold the files of versions. What else is mounted (proc, tmpfs, network
-/// file systems, overlays of containers) is the machine's own. So is vfat, the EFI system partition:
-/// what its files' owners, modes and times are, the options of the mount say, so that no image could
-/// have the digest of a machine; and neither undo nor proof by inode number holds there.
+/// file systems, overlays of containers) is the machine's own.
 const DISK_FILE_SYSTEMS: &[&str] = &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"];
+
+/// What EFI system partitions have. It counts where `/etc/fstab` names it, as in the image: what systemd finds by the
+/// types of partitions, and media that somebody plugged in, are not in it.
+const VFAT: &[u8] = b"vfat";
 
 /// The mounts of this process (proc_pid_mountinfo(5)).
 const MOUNT_INFO: &str = "/proc/self/mountinfo";
@@ -41,9 +43,15 @@ pub(crate) fn open_root(path: &Path) -> Result<Root, AgentError> {
     let Some(canonical) = place_of(path, &stat) else {
         return Ok(root);
     };
+    let fstab = fs::read(canonical.join("etc/fstab")).unwrap_or_default();
+    let vfat = vfat_places(&fstab);
+    for at in &vfat {
+        // One that systemd mounts when somebody looks (systemd.automount(5)).
+        drop(fs::read_dir(canonical.join(OsStr::from_bytes(at.relative()))));
+    }
     // Without a table there are no further file systems, as in a bare chroot.
     let table = fs::read(MOUNT_INFO).unwrap_or_default();
-    for at in mounts_below(&table, &canonical, &device) {
+    for at in mounts_below(&table, &canonical, &device, &vfat) {
         let place = canonical.join(OsStr::from_bytes(at.relative()));
         if let Some(mount) = detached(&place)? {
             root = root.with_mount(at, mount);
@@ -86,8 +94,9 @@ fn detached(path: &Path) -> Result<Option<OwnedFd>, AgentError> {
 }
 
 /// Where below `root`, whose device is `device`, whole disk file systems of their own are
-/// mounted, by the text of a mount table. The last mount at a place is the one that is seen.
-fn mounts_below(table: &[u8], root: &Path, device: &str) -> Vec<ImagePath> {
+/// mounted, by the text of a mount table; vfat at the places `vfat` alone. The last mount at a place is the one
+/// that is seen.
+fn mounts_below(table: &[u8], root: &Path, device: &str, vfat: &[ImagePath]) -> Vec<ImagePath> {
     let root = root.as_os_str().as_bytes();
     let root = root.strip_suffix(b"/").unwrap_or(root);
     let mut found: Vec<(ImagePath, bool)> = Vec::new();
@@ -102,7 +111,8 @@ fn mounts_below(table: &[u8], root: &Path, device: &str) -> Vec<ImagePath> {
         if at.is_root() {
             continue;
         }
-        let is_disk = DISK_FILE_SYSTEMS.iter().any(|name| name.as_bytes() == mount.kind);
+        let is_disk = DISK_FILE_SYSTEMS.iter().any(|name| name.as_bytes() == mount.kind)
+            || (mount.kind == VFAT && vfat.contains(&at));
         // A part of a file system (bind mount) or the root's once more shows files a second time.
         let is_whole = mount.root == b"/" || mount.kind == b"btrfs";
         let is_own = mount.device != device.as_bytes();
@@ -113,6 +123,23 @@ fn mounts_below(table: &[u8], root: &Path, device: &str) -> Vec<ImagePath> {
         found.iter().filter(|(_, counts)| !counts).map(|(at, _)| at.clone()).collect();
     let is_hidden = |at: &ImagePath| hidden.iter().any(|other| at != other && at.is_within(other));
     found.into_iter().filter(|(at, counts)| *counts && !is_hidden(at)).map(|(at, _)| at).collect()
+}
+
+/// Where the text of an `/etc/fstab` mounts vfat at boot (fstab(5)).
+fn vfat_places(fstab: &[u8]) -> Vec<ImagePath> {
+    let place = |line: &[u8]| {
+        let mut fields = line
+            .split(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
+            .filter(|field| !field.is_empty());
+        fields.next().filter(|device| !device.starts_with(b"#"))?;
+        let (at, kind) = (unescape(fields.next()?), fields.next()?);
+        let options = fields.next().unwrap_or(b"");
+        let is_mounted = !options.split(|byte| *byte == b',').any(|option| option == b"noauto");
+        let at = at.strip_suffix(b"/").unwrap_or(&at);
+        let at = ImagePath::parse(at).ok().filter(|at| !at.is_root())?;
+        (is_mounted && [VFAT, b"auto"].contains(&kind)).then_some(at)
+    };
+    fstab.split(|byte| *byte == b'\n').filter_map(place).collect()
 }
 
 /// One line of proc_pid_mountinfo(5).
@@ -201,11 +228,19 @@ mod tests {
             30 22 254:6 /part /opt rw - ext4 /dev/vda6 rw\n\
             damaged\n";
         let found = |root: &str| -> Vec<String> {
-            let mounts = mounts_below(table, Path::new(root), "254:1");
+            let mounts = mounts_below(table, Path::new(root), "254:1", &[]);
             mounts.iter().map(ToString::to_string).collect()
         };
         assert_eq!(found("/"), ["/boot", "/srv/with space"]);
         assert_eq!(found("/boot"), [""; 0]);
         assert_eq!(found("/bo"), [""; 0]);
+        // The EFI system partition counts where the machine's own list has it.
+        let named = vfat_places(
+            b"# vfat\nUUID=1 / ext4\nUUID=2 /boot/efi/ vfat umask=0077 0 1\nUUID=3 /media auto noauto 0 0\n",
+        );
+        assert_eq!(named.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/boot/efi"]);
+        let mounts = mounts_below(table, Path::new("/"), "254:1", &named);
+        let mounts: Vec<String> = mounts.iter().map(ToString::to_string).collect();
+        assert_eq!(mounts, ["/boot", "/boot/efi", "/srv/with space"]);
     }
 }

@@ -202,10 +202,22 @@ pub fn system_services() -> Box<dyn Services> {
     if !Path::new("/run/systemd/system").is_dir() {
         return Box::new(NoServices);
     }
-    match Systemd::connect() {
-        Ok(systemd) => Box::new(systemd),
-        Err(_) => Box::new(Systemctl),
-    }
+    services_over_bus().unwrap_or_else(|_| services_by_command())
+}
+
+/// systemd over the system bus, whatever else there is.
+///
+/// # Errors
+///
+/// It does not answer there.
+pub fn services_over_bus() -> Result<Box<dyn Services>, ServiceError> {
+    Ok(Box::new(Systemd::connect()?))
+}
+
+/// systemd by its command, whatever else there is.
+#[must_use]
+pub fn services_by_command() -> Box<dyn Services> {
+    Box::new(Systemctl)
 }
 
 /// No service manager: everything fails and says so.

@@ -175,11 +175,16 @@ impl LiveSystem {
             return (None, 0);
         };
         let (holds, lines) = scan.holds(files);
-        let process = (!holds.is_empty()).then(|| {
-            let owner = owner_of(pid, &scan.read("cgroup").unwrap_or_default());
-            Process { pid, owner, holds }
-        });
-        (process, lines)
+        if holds.is_empty() {
+            return (None, lines);
+        }
+        let cgroup = scan.read("cgroup");
+        if cgroup.is_none() && scan.is_over() {
+            // It held them and holds nothing any more: nobody needs to be restarted for it.
+            return (None, 0);
+        }
+        let owner = owner_of(pid, &cgroup.unwrap_or_default());
+        (Some(Process { pid, owner, holds }), lines)
     }
 
     /// Adds what the unit's own files declare; gives the number of lines not understood.
@@ -309,6 +314,12 @@ impl ProcessDir {
         let mut content = Vec::new();
         fs::File::from(file).read_to_end(&mut content).ok()?;
         Some(content)
+    }
+
+    /// Whether the process has ended.
+    fn is_over(&self) -> bool {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        openat(&self.0, "maps", flags, Mode::empty()).is_err_and(|error| has_ended(&error.into()))
     }
 
     fn link(&self, name: &str) -> Option<PathBuf> {

@@ -27,6 +27,7 @@ struct Machine {
     crashing: BTreeSet<Unit>,
     once: BTreeSet<Unit>,
     deaf: BTreeSet<Unit>,
+    dragged: BTreeMap<Unit, Unit>,
     sockets: BTreeMap<Unit, BTreeSet<String>>,
     answers: BTreeMap<String, String>,
     watched: BTreeSet<String>,
@@ -47,6 +48,7 @@ impl FakeMachine {
             crashing: BTreeSet::new(),
             once: BTreeSet::new(),
             deaf: BTreeSet::new(),
+            dragged: BTreeMap::new(),
             sockets: BTreeMap::new(),
             answers: BTreeMap::new(),
             watched: BTreeSet::new(),
@@ -87,11 +89,17 @@ impl FakeMachine {
         machine.broken.remove(&unit);
         machine.crashing.remove(&unit);
         machine.deaf.remove(&unit);
+        machine.dragged.remove(&unit);
     }
 
     /// A reload of `unit` reads no file from now on; a restart does.
     pub fn ignores_reloads(&self, unit: &str) {
         self.lock().deaf.insert(Unit::new(unit));
+    }
+
+    /// A restart of `unit` takes `other` down from now on, which then does not come back by itself.
+    pub fn drags(&self, unit: &str, other: &str) {
+        self.lock().dragged.insert(Unit::new(unit), Unit::new(other));
     }
 
     /// `unit` listens on these sockets alone from now on.
@@ -172,6 +180,10 @@ impl Machine {
         }
         if restart {
             facts.main_pid += 1;
+            let dragged = self.dragged.get(unit).and_then(|it| self.facts.units.get_mut(it));
+            if let Some(other) = dragged {
+                other.active = ActiveState::Inactive;
+            }
         }
         let anew = restart || self.reload_reexecs.contains(unit);
         if anew && !self.keeps_files.contains(unit) {
@@ -291,6 +303,9 @@ impl Services for FakeMachine {
     }
 }
 
+/// When the contract's timer would call: long after it was taken back.
+const CONTRACT_DELAY: Duration = Duration::from_secs(3600);
+
 /// Units that [`check_services`] may act upon.
 #[derive(Clone, Debug)]
 pub struct Specimens {
@@ -342,7 +357,45 @@ pub fn check_services(services: &dyn Services, system: &dyn SystemView, units: &
         "and jobs work after it"
     );
     assert_eq!(services.run(Job::Restart, &[]), [], "no units, no outcomes");
+    check_starts_and_stops(services, &state, units);
+    check_timers(services);
+    let both = [unknown, restartable.clone()];
+    assert_eq!(services.reset_failed(&both), Ok(()), "a unit that is gone is no error");
+    assert!(state(restartable).is_some_and(|(up, _)| up), "{restartable} runs as before");
     assert_eq!(services.run_tool(&["true".to_owned()]), Ok(()), "a tool runs");
+}
+
+/// Starting and stopping by name, and that what does not run counts as stopped and as reloaded.
+fn check_starts_and_stops(
+    services: &dyn Services,
+    state: &dyn Fn(&Unit) -> Option<(bool, u32)>,
+    units: &Specimens,
+) {
+    let Specimens { restartable, stopped, .. } = units;
+    let runs = |unit: &Unit| state(unit).is_some_and(|(up, _)| up);
+    let one = std::slice::from_ref(stopped);
+    assert_eq!(services.run(Job::Reload, one), [Ok(())], "what does not run has nothing to reload");
+    assert!(!runs(stopped), "{stopped} is not started by a reload");
+    assert_eq!(services.run(Job::Start, one), [Ok(())]);
+    assert!(runs(stopped), "{stopped} runs when the call returns");
+    let before = state(restartable);
+    let both = [stopped.clone(), restartable.clone()];
+    assert_eq!(services.run(Job::Start, &both), [Ok(()), Ok(())], "what runs is started already");
+    assert_eq!(state(restartable), before, "a start leaves alone what runs");
+    for word in ["stops", "is stopped already"] {
+        assert_eq!(services.run(Job::Stop, one), [Ok(())], "{stopped} {word}");
+        assert!(!runs(stopped), "{stopped} does not run when the call returns");
+    }
+}
+
+/// A timer is set, taken back, and may be gone.
+fn check_timers(services: &dyn Services) {
+    let (name, command) = ("vireo-contract-timer", ["true".to_owned()]);
+    for round in ["once", "again"] {
+        assert_eq!(services.set_timer(name, CONTRACT_DELAY, &command), Ok(()), "set {round}");
+        assert_eq!(services.clear_timer(name), Ok(()), "taken back {round}");
+    }
+    assert_eq!(services.clear_timer(name), Ok(()), "there is nothing to take back");
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use vireo_image::unmounted::{
     self, Content, Disk, FileState, Known, Scan, ScanOptions, Unfinished,
 };
-use vireo_image::{ImageError, RootPartition};
+use vireo_image::{FileSystemKind, ImageError, RootPartition, Volume};
 use vireo_model::{Digest, Ignore, ImagePath};
 
 use crate::CaptureError;
@@ -73,6 +73,11 @@ impl Image {
         self.disk.left_out()
     }
 
+    /// Where each of its file systems is mounted and lies, the root first.
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.disk.volumes()
+    }
+
     fn check_settled(&self) -> Result<(), CaptureError> {
         let path = &self.path;
         let found = fs::metadata(path).map_err(|error| CaptureError::read(path, error))?;
@@ -114,8 +119,10 @@ pub(crate) fn of_images<'a>(
     target.check_settled()?;
     let forgotten = cache.and_then(|cache| {
         let put = |scan: &Scan| {
-            // Nothing was read, so nothing is new.
-            if scan.hashed == 0 && scan.identities.iter().all(|identity| cache.has(identity)) {
+            // Nothing that is remembered was read, so nothing is new.
+            if scan.hashed == scan.plain_files.len()
+                && scan.identities.iter().all(|identity| cache.has(identity))
+            {
                 return Ok(());
             }
             scan.known().iter().try_for_each(|known| cache.put(known))
@@ -154,7 +161,7 @@ pub(crate) fn remember_tree(
     let mut identities = image.disk.identities();
     let Some(root) = identities.next() else { return Ok(()) };
     // The root's state says nothing about other file systems.
-    if identities.next().is_none() && cache.tree(&root, ignore).is_some() {
+    if image.volumes().nth(1).is_none() && cache.tree(&root, ignore).is_some() {
         return Ok(());
     }
     let inodes = image.disk.inodes_digest()?;
@@ -214,12 +221,15 @@ fn snapshot(image: &Image, scan: Scan) -> Snapshot<'_> {
     let mut parts = scan.files.into_iter();
     let mut files = parts.next().unwrap_or_default();
     files.extend(parts.flatten());
+    files.extend(scan.plain_files);
+    let plain = image.volumes().filter(|volume| volume.kind == FileSystemKind::Vfat);
     let sparse = files.iter().filter(|(_, file)| file.sparse);
     Snapshot {
         sparse: sparse.map(|(path, _)| path.clone()).collect(),
         tree: scan.tree,
         dir_times: scan.dir_times,
         hashed: scan.hashed,
+        plain: plain.map(|volume| volume.at.clone()).collect(),
         files: Box::new(ImageFiles { image, files }),
     }
 }
@@ -227,7 +237,7 @@ fn snapshot(image: &Image, scan: Scan) -> Snapshot<'_> {
 impl ImageFiles<'_> {
     fn content(&self, path: &ImagePath) -> io::Result<Content<'_>> {
         let state = self.files.get(path).ok_or(io::ErrorKind::NotFound)?;
-        self.image.disk.content(path, state.ino).map_err(io::Error::other)
+        self.image.disk.content(path, state).map_err(io::Error::other)
     }
 }
 

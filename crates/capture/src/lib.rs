@@ -83,6 +83,8 @@ pub struct CaptureOptions {
     /// The read map that travels with the bundle, as `vireo record` writes it; it is not looked
     /// into here.
     pub read_map: Option<Vec<u8>>,
+    /// Take what is on FAT, as on EFI system partitions, to be in the target as it is in the base.
+    pub without_esp: bool,
 }
 
 /// What was captured.
@@ -136,7 +138,10 @@ pub fn capture(
     key: &SecretKey,
     out: &Path,
 ) -> Result<Captured, CaptureError> {
-    let (base, target) = snapshot::of_roots(base, target, &options.ignore, options.paranoid)?;
+    let (base, mut target) = snapshot::of_roots(base, target, &options.ignore, options.paranoid)?;
+    if options.without_esp {
+        target.keep_plain(&base);
+    }
     write(&base, &target, options, key, out)
 }
 
@@ -162,13 +167,20 @@ pub fn capture_images(
     {
         return write_unchanged(&tree, options, key, out);
     }
-    let sides = image::of_images(base, target, &options.ignore, options.paranoid, cache)?;
+    let mut sides = image::of_images(base, target, &options.ignore, options.paranoid, cache)?;
+    if options.without_esp {
+        sides.target.keep_plain(&sides.base);
+    }
     let captured = write(&sides.base, &sides.target, options, key, out)?;
     if let Some(cache) = cache.filter(|_| sides.forgotten.is_none()) {
         let (before, after) = (&sides.base.tree, &sides.target.tree);
         for (image, digest, tree) in
             [(base, captured.base, before), (target, captured.target, after)]
         {
+            // That tree is not the image's own then.
+            if options.without_esp && std::ptr::eq(image, target) {
+                continue;
+            }
             let known = (digest, tree.len() as u64);
             image::remember_tree(image, known, &options.ignore, cache)?;
         }
@@ -188,7 +200,11 @@ pub fn capture_mixed(
     key: &SecretKey,
     out: &Path,
 ) -> Result<Captured, CaptureError> {
-    write(&base.read(&options.ignore)?, &target.read(&options.ignore)?, options, key, out)
+    let (base, mut target) = (base.read(&options.ignore)?, target.read(&options.ignore)?);
+    if options.without_esp {
+        target.keep_plain(&base);
+    }
+    write(&base, &target, options, key, out)
 }
 
 /// What [`capture_mixed`] takes.

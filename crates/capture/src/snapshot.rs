@@ -47,6 +47,8 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) dir_times: BTreeMap<ImagePath, Timestamp>,
     /// How many files' content was read for the tree.
     pub(crate) hashed: usize,
+    /// Where its file systems with FAT are.
+    pub(crate) plain: Vec<ImagePath>,
     pub(crate) files: Box<dyn Files + 'a>,
 }
 
@@ -58,8 +60,21 @@ impl<'a> Snapshot<'a> {
             sparse: sparse.map(|(path, _)| path).collect(),
             dir_times: scan.dir_times,
             hashed: scan.hashed,
+            plain: root.plain_mounts().cloned().collect(),
             files: Box::new(root),
         }
+    }
+
+    /// Has on FAT what `base` has there.
+    pub(crate) fn keep_plain(&mut self, base: &Snapshot<'_>) {
+        let places: Vec<&ImagePath> = base.plain.iter().chain(&self.plain).collect();
+        let is_kept = |path: &ImagePath| places.iter().any(|at| path.is_within(at));
+        let own = self.tree.iter().filter(|(path, _)| !is_kept(path));
+        let kept = base.tree.iter().filter(|(path, _)| is_kept(path));
+        let nodes = own.chain(kept).map(|(path, node)| (path.clone(), node.clone()));
+        self.tree = nodes.collect();
+        self.sparse.retain(|path| self.tree.get(path).is_some());
+        self.dir_times.retain(|path, _| !is_kept(path));
     }
 }
 

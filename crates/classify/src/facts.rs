@@ -90,6 +90,10 @@ pub struct UnitFacts {
     /// Whether it is enabled, in the manager's word: `enabled`, `disabled`, `static`, ...
     #[serde(default)]
     pub file_state: String,
+    /// The units that it is stopped and restarted along with (`Requires=`, `Requisite=`, `BindsTo=`,
+    /// `PartOf=`, `StopPropagatedFrom=`; systemd.unit(5)).
+    #[serde(default)]
+    pub bound_to: BTreeSet<Unit>,
     /// The user that its processes run as; empty for root.
     #[serde(default)]
     pub user: String,
@@ -247,6 +251,18 @@ impl Facts {
             .get(name)
             .or_else(|| self.units.values().find(|unit| unit.aliases.contains(name)))
     }
+
+    /// One of `others` that `unit` is stopped and restarted along with, directly or by way of units
+    /// between them; of several the one that comes first by name.
+    #[must_use]
+    pub fn goes_along<'a>(&self, unit: &Unit, others: &BTreeSet<&'a Unit>) -> Option<&'a Unit> {
+        let (mut seen, mut next) = (BTreeSet::from([unit]), vec![unit]);
+        while let Some(at) = next.pop() {
+            let further = self.units.get(at).into_iter().flat_map(|facts| &facts.bound_to);
+            next.extend(further.filter(|other| seen.insert(*other)));
+        }
+        seen.into_iter().filter(|other| *other != unit).find_map(|it| others.get(it).copied())
+    }
 }
 
 impl Process {
@@ -280,6 +296,7 @@ impl UnitFacts {
             triggers: Vec::new(),
             triggered_by: Vec::new(),
             file_state: String::new(),
+            bound_to: BTreeSet::new(),
             user: String::new(),
             kill_mode: String::new(),
             refuse_manual_start: false,
@@ -377,5 +394,21 @@ mod tests {
         let json = serde_json::to_string(&facts).expect("facts are plain data");
         let back: Facts = serde_json::from_str(&json).expect("what was written reads back");
         assert_eq!(back, facts);
+    }
+
+    #[test]
+    fn a_unit_goes_along_with_others_by_way_of_those_between() {
+        let bound = |name: &str, to: &[&str]| UnitFacts {
+            bound_to: to.iter().map(|name| Unit::new(*name)).collect(),
+            ..UnitFacts::running(name)
+        };
+        let facts = Facts::new()
+            .with_unit(bound("a.service", &["gone.service", "all.target"]))
+            .with_unit(bound("all.target", &["boss.service", "a.service"]))
+            .with_unit(bound("boss.service", &[]));
+        let (a, boss) = (Unit::new("a.service"), Unit::new("boss.service"));
+        assert_eq!(facts.goes_along(&a, &BTreeSet::from([&boss])), Some(&boss));
+        assert_eq!(facts.goes_along(&boss, &BTreeSet::from([&a])), None);
+        assert_eq!(facts.goes_along(&a, &BTreeSet::from([&a])), None, "not with itself");
     }
 }

@@ -25,12 +25,20 @@ pub const SHOW_PROPERTIES: &[&str] = &[
     "Triggers",
     "TriggeredBy",
     "UnitFileState",
+    "Requires",
+    "Requisite",
+    "BindsTo",
+    "PartOf",
+    "StopPropagatedFrom",
     "User",
     "KillMode",
     "RefuseManualStart",
     "StartLimitBurst",
     "StartLimitIntervalUSec",
 ];
+
+/// The properties that name units which one is stopped and restarted along with.
+const BINDING: [&str; 5] = ["Requires", "Requisite", "BindsTo", "PartOf", "StopPropagatedFrom"];
 
 /// Reads units out of `systemctl show --property=...` for [`SHOW_PROPERTIES`]; gives them and
 /// how many lines were not understood. Units that are not loaded are left out, but for masked
@@ -78,6 +86,7 @@ fn unit_of(block: &BTreeMap<String, String>) -> Option<UnitFacts> {
         triggers: words("Triggers").map(Unit::new).collect(),
         triggered_by: words("TriggeredBy").map(Unit::new).collect(),
         file_state: text("UnitFileState").to_owned(),
+        bound_to: BINDING.iter().flat_map(|key| words(key)).map(Unit::new).collect(),
         user: text("User").to_owned(),
         kill_mode: text("KillMode").to_owned(),
         refuse_manual_start: text("RefuseManualStart") == "yes",
@@ -105,6 +114,9 @@ FragmentPath=/lib/systemd/system/nginx.service
 DropInPaths=/etc/systemd/system/nginx.service.d/a.conf /run/systemd/system/nginx.service.d/b.conf
 CanReload=yes
 RefuseManualStop=no
+Requires=sysinit.target system.slice
+BindsTo=boss.service
+PartOf=
 
 Id=ssh.service
 Names=sshd.service ssh.service
@@ -135,6 +147,8 @@ Triggers=echo.service
         assert_eq!(units[&Unit::new("echo.socket")].triggers, [Unit::new("echo.service")]);
         let nginx = &units[&Unit::new("nginx.service")];
         assert!(nginx.can_reload && nginx.active.is_up());
+        let bound: Vec<&str> = nginx.bound_to.iter().map(Unit::as_str).collect();
+        assert_eq!(bound, ["boss.service", "sysinit.target", "system.slice"]);
         assert_eq!(
             (nginx.main_pid, nginx.service_type.as_str(), nginx.files.len()),
             (214, "forking", 3)

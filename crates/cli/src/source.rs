@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use vireo_capture::Image;
 use vireo_image::unmounted::{self, Disk, Unfinished};
 use vireo_image::{
-    Access, DiskImage, ErrorKind, Format, ImageError, LeftOut, Mounted, RootPartition, esp_changes,
+    Access, DiskImage, ErrorKind, FileSystemKind, Format, ImageError, LeftOut, Mounted,
+    RootPartition, Volume, esp_changes,
 };
 use vireo_model::{Ignore, Tree};
 use vireo_tree::{Root, ScanOptions, scan};
@@ -83,12 +84,25 @@ impl Source {
         }
     }
 
+    fn vfat(&self) -> Vec<u32> {
+        match self {
+            Self::Dir(_) => Vec::new(),
+            Self::Image(mounted) => vfat(mounted.volumes()),
+        }
+    }
+
     fn left_out(&self) -> &[LeftOut] {
         match self {
             Self::Dir(_) => &[],
             Self::Image(mounted) => mounted.left_out(),
         }
     }
+}
+
+/// The numbers of the partitions with FAT among `volumes`, which are the parts of a tree.
+fn vfat<'v>(volumes: impl IntoIterator<Item = &'v Volume>) -> Vec<u32> {
+    let vfat = volumes.into_iter().filter(|volume| volume.kind == FileSystemKind::Vfat);
+    vfat.map(|volume| volume.partition.number).collect()
 }
 
 /// Tells what a machine of the image `path` has that belongs to no version.
@@ -101,13 +115,18 @@ fn warn_left_out(context: &Context, path: &Path, left_out: &[LeftOut]) {
 /// Most paths of an EFI system partition that a message names.
 const MAX_NAMED: usize = 8;
 
-/// What differs between the EFI system partitions of two images, which belong to no version; nothing if one is no
-/// image.
-pub(crate) fn esp_difference(base: &Path, target: &Path) -> Result<Option<String>, ImageError> {
+/// What differs between the EFI system partitions of two images that are no parts of their trees; nothing if one is no
+/// image. Each image has the numbers of the partitions with FAT that are.
+pub(crate) fn esp_difference(
+    (base, in_base): (&Path, &[u32]),
+    (target, in_target): (&Path, &[u32]),
+) -> Result<Option<String>, ImageError> {
     if base.is_dir() || target.is_dir() {
         return Ok(None);
     }
-    let changes = esp_changes(base, target)?;
+    let in_both: Vec<u32> =
+        in_base.iter().copied().filter(|number| in_target.contains(number)).collect();
+    let changes = esp_changes(base, target, &in_both)?;
     if changes.is_empty() {
         return Ok(None);
     }
@@ -117,7 +136,8 @@ pub(crate) fn esp_difference(base: &Path, target: &Path) -> Result<Option<String
         more => format!(" and {more} more"),
     };
     Ok(Some(format!(
-        "what {} has on its EFI system partition (vfat), which belongs to no version, differs from {}: {}{more}",
+        "what {} has on an EFI system partition (vfat) that its /etc/fstab does not mount, and that belongs to no \
+         version for that, differs from {}: {}{more}",
         target.display(),
         base.display(),
         named.join(", ")
@@ -177,6 +197,14 @@ impl CaptureSource {
         }
     }
 
+    /// The numbers of its partitions with FAT that are parts of its tree.
+    pub(crate) fn vfat(&self) -> Vec<u32> {
+        match self {
+            Self::Root(source) => source.vfat(),
+            Self::Image(image) => vfat(image.volumes()),
+        }
+    }
+
     /// Tells what is left out of it.
     pub(crate) fn warn(&self, context: &Context, path: &Path) {
         let left_out = match self {
@@ -224,6 +252,14 @@ impl TreeSource {
         let unfinished = if args.unmounted { Unfinished::Replay } else { Unfinished::Refuse };
         let disk = unmounted::open(path, partition.get(), unfinished)?;
         Ok(Self::Unmounted(Box::new(disk)))
+    }
+
+    /// The numbers of its partitions with FAT that are parts of its tree.
+    pub(crate) fn vfat(&self) -> Vec<u32> {
+        match self {
+            Self::Root(source) => source.vfat(),
+            Self::Unmounted(disk) => vfat(disk.volumes()),
+        }
     }
 
     /// Tells what is left out of it.

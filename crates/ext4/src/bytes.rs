@@ -15,15 +15,21 @@ pub(crate) fn byte(bytes: &[u8], at: usize) -> u8 {
     bytes.get(at).copied().unwrap_or(0)
 }
 
-pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
+/// The little-endian number of 16 bits at `at`; 0 beyond the end of `bytes`.
+#[must_use]
+pub fn le16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(array(bytes, at))
 }
 
-pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
+/// The little-endian number of 32 bits at `at`; 0 beyond the end of `bytes`.
+#[must_use]
+pub fn le32(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(array(bytes, at))
 }
 
-pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
+/// The little-endian number of 64 bits at `at`; 0 beyond the end of `bytes`.
+#[must_use]
+pub fn le64(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array(bytes, at))
 }
 

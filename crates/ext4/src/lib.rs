@@ -87,6 +87,7 @@ mod volume;
 mod walk;
 mod xattr;
 
+pub use bytes::{le16, le32, le64};
 pub use compare::{Candidates, Distrust, Known, RACY_SECS, compare, tree_like};
 pub use content::Content;
 pub use error::{ErrorKind, Ext4Error};

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vireo_ext4::Source;
+pub(crate) use vireo_ext4::{le16, le32, le64};
 
 use crate::qcow2::Qcow2;
 use crate::{ErrorKind, ImageError};

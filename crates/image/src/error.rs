@@ -16,6 +16,8 @@ pub struct ImageError {
     kind: ErrorKind,
     message: String,
     source: Option<Box<dyn Error + Send + Sync>>,
+    /// There is no room, and a larger root would not make any.
+    is_beside_root: bool,
 }
 
 /// What a caller can do about an [`ImageError`].
@@ -50,7 +52,7 @@ pub enum ErrorKind {
 
 impl ImageError {
     pub(crate) fn new(kind: ErrorKind, message: String) -> Self {
-        Self { kind, message, source: None }
+        Self { kind, message, source: None, is_beside_root: false }
     }
 
     /// `step` failed for `image`: `cannot mount debian.img`.
@@ -63,7 +65,7 @@ impl ImageError {
             _ => ErrorKind::Io,
         };
         let message = format!("cannot {step} {}", image.display());
-        Self { kind, message, source: Some(source.into()) }
+        Self { kind, message, source: Some(source.into()), is_beside_root: false }
     }
 
     pub(crate) fn tree(image: &Path, source: TreeError) -> Self {
@@ -78,7 +80,7 @@ impl ImageError {
             _ => ErrorKind::Io,
         };
         let message = format!("cannot use the tree in {}", image.display());
-        Self { kind, message, source: Some(source.into()) }
+        Self { kind, message, source: Some(source.into()), is_beside_root: false }
     }
 
     /// What a file system of the image lacks, if that is known.
@@ -108,7 +110,17 @@ impl ImageError {
                 format!("the update does not fit into {image}, even grown several times over")
             }
         };
-        Self { kind: ErrorKind::NoSpace, message, source: error.source }
+        Self { kind: ErrorKind::NoSpace, message, source: error.source, is_beside_root: false }
+    }
+
+    /// A file system beside the root has no room.
+    pub(crate) fn full_part(message: String) -> Self {
+        Self { kind: ErrorKind::NoSpace, message, source: None, is_beside_root: true }
+    }
+
+    /// Whether making the root larger may make room for what had none.
+    pub(crate) fn is_for_room(&self) -> bool {
+        self.kind == ErrorKind::NoSpace && !self.is_beside_root
     }
 
     /// The host has no room for `out`.
@@ -117,7 +129,12 @@ impl ImageError {
             "cannot make {}: the host's file system that it is to be in is full",
             out.display()
         );
-        Self { kind: ErrorKind::NoSpace, message, source: Some(error.into()) }
+        Self {
+            kind: ErrorKind::NoSpace,
+            message,
+            source: Some(error.into()),
+            is_beside_root: false,
+        }
     }
 
     pub(crate) fn ext4(image: &Path, source: Ext4Error) -> Self {
@@ -131,7 +148,7 @@ impl ImageError {
             _ => ErrorKind::Io,
         };
         let message = format!("cannot read the file system in {}", image.display());
-        Self { kind, message, source: Some(source.into()) }
+        Self { kind, message, source: Some(source.into()), is_beside_root: false }
     }
 
     /// The content of `path` could not be decoded.
@@ -143,7 +160,7 @@ impl ImageError {
             _ => ErrorKind::Damaged,
         };
         let message = format!("cannot make the content of {path}");
-        Self { kind, message, source: Some(source.into()) }
+        Self { kind, message, source: Some(source.into()), is_beside_root: false }
     }
 
     /// What the caller can do about it.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -26,12 +27,12 @@ const COUNTS: [&str; 3] =
 const FREED: &str = "Block bitmap differences:";
 
 /// Has the checker of its kind look over every one of `volumes` of the raw image `image`:
-/// `e2fsck -fn`, `xfs_repair -n`, `btrfs check --readonly`. Nothing is written.
+/// `e2fsck -fn`, `xfs_repair -n`, `btrfs check --readonly`, `fsck.fat -n`. Nothing is written.
 ///
 /// # Errors
 ///
 /// `Damaged` with the checker's words if one finds anything; `Io` if it cannot be run, with the
-/// package that it is in; `NoRoot` for xfs and btrfs, which are attached for it.
+/// package that it is in; `NoRoot` for all but ext file systems, which are attached for it.
 pub fn fsck_all(image: &Path, volumes: &[Volume]) -> Result<(), ImageError> {
     let mut done: Vec<&Partition> = Vec::new();
     for volume in volumes {
@@ -48,7 +49,9 @@ pub fn fsck_all(image: &Path, volumes: &[Volume]) -> Result<(), ImageError> {
             FileSystemKind::Btrfs => {
                 check_attached(image, volume, &["btrfs", "check", "--readonly"], "btrfs-progs")?;
             }
-            FileSystemKind::Vfat => {}
+            FileSystemKind::Vfat => {
+                check_attached(image, volume, &["fsck.fat", "-n"], "dosfstools")?
+            }
         }
     }
     Ok(())
@@ -67,7 +70,24 @@ fn check_attached(
     let device =
         LoopDevice::attach(&file, Window { offset, len, read_only: true }).map_err(failed)?;
     let program = command.first().copied().unwrap_or_default();
-    let output = run_on(device.path(), image, command, package)?;
+    judge(&run_on(device.path(), image, command, package)?, image, volume, program)
+}
+
+/// Has fsck.fat look over the FAT file system that `volume` of `image` is, in a copy of it at `copy`: the checker knows
+/// no offset within a file, and attaching takes rights.
+pub(crate) fn fsck_copy(image: &Path, volume: &Volume, copy: &Path) -> Result<(), ImageError> {
+    let Partition { offset, len, .. } = volume.partition;
+    let write = || -> io::Result<()> {
+        let mut from = File::open(image)?;
+        from.seek(SeekFrom::Start(offset))?;
+        io::copy(&mut from.take(len), &mut File::create(copy)?).map(drop)
+    };
+    write().map_err(|error| ImageError::io("write", copy, error))?;
+    let output = run_on(copy, image, &["fsck.fat", "-n"], "dosfstools")?;
+    judge(&output, image, volume, "fsck.fat")
+}
+
+fn judge(output: &Output, image: &Path, volume: &Volume, program: &str) -> Result<(), ImageError> {
     if output.status.success() {
         return Ok(());
     }

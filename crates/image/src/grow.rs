@@ -13,6 +13,7 @@ use vireo_model::{ChangeSet, Grow};
 use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_tree::Shortage;
 
+use crate::bytes::{le32, le64};
 use crate::disk::DiskImage;
 use crate::fsck::{excerpt, run_on, said};
 use crate::partition::{
@@ -213,20 +214,20 @@ fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<Result<u
     let end = (end_of_table * SECTOR / ALIGNMENT * ALIGNMENT / SECTOR).saturating_sub(1);
     let index = usize::try_from(partition.number).ok().and_then(|n| n.checked_sub(1));
     let entry = index.and_then(|index| entries.get_mut(index * ENTRY_LEN..));
-    let entry = entry.filter(|e| u64_at(e, 32).checked_mul(SECTOR) == Some(partition.offset));
+    let entry = entry.filter(|e| le64(e, 32).checked_mul(SECTOR) == Some(partition.offset));
     let Some(entry) = entry else {
         let why =
             "the two copies of its GUID partition table differ; repair it (`sgdisk -v`, `gdisk`)";
         return Ok(Err((ErrorKind::Damaged, why.to_owned())));
     };
     // Lengths that no tool has aligned: rounding down must not cut it.
-    let end = end.max(u64_at(entry, 40));
+    let end = end.max(le64(entry, 40));
     if end >= end_of_table {
         let why = format!("{len} bytes leave no room behind it for the copy of its table");
         return Ok(Err((ErrorKind::NoSpace, why)));
     }
     entry[40..48].copy_from_slice(&end.to_le_bytes());
-    let first = u64_at(&header, 72);
+    let first = le64(&header, 72);
     header[48..56].copy_from_slice(&(end_of_table - 1).to_le_bytes());
     header[88..92].copy_from_slice(&crc32fast::hash(&entries).to_le_bytes());
     file.write_all_at(&entries, end_of_table * SECTOR)?;
@@ -241,16 +242,16 @@ fn grow_gpt(file: &File, partition: &Partition, len: u64) -> io::Result<Result<u
 fn read_gpt(file: &File) -> io::Result<Option<([u8; GPT_HEADER_LEN], Vec<u8>)>> {
     let mut header = [0; GPT_HEADER_LEN];
     file.read_exact_at(&mut header, SECTOR)?;
-    let count = u32_at(&header, 80);
+    let count = le32(&header, 80);
     let plain = header.starts_with(b"EFI PART")
-        && u32_at(&header, 12) == GPT_HEADER_LEN as u32
-        && u32_at(&header, 84) == GPT_ENTRY_LEN
+        && le32(&header, 12) == GPT_HEADER_LEN as u32
+        && le32(&header, 84) == GPT_ENTRY_LEN
         && (1..=MAX_GPT_ENTRIES).contains(&count);
-    let first = u64_at(&header, 72).checked_mul(SECTOR);
+    let first = le64(&header, 72).checked_mul(SECTOR);
     let Some(first) = first.filter(|_| plain) else { return Ok(None) };
     let mut entries = vec![0; count as usize * ENTRY_LEN];
     file.read_exact_at(&mut entries, first)?;
-    let is_whole = crc32fast::hash(&entries) == u32_at(&header, 88);
+    let is_whole = crc32fast::hash(&entries) == le32(&header, 88);
     Ok(is_whole.then_some((header, entries)))
 }
 
@@ -275,9 +276,9 @@ fn protect(file: &File, last: u64) -> io::Result<()> {
     let mut table = [0; MBR_TABLE_LEN];
     file.read_exact_at(&mut table, MBR_ENTRIES as u64)?;
     let entries = || table.chunks_exact(MBR_ENTRY_LEN).filter(|entry| entry[MBR_KIND] != 0);
-    let Some(begins) = entries().map(|entry| u32_at(entry, MBR_FIRST)).max() else { return Ok(()) };
+    let Some(begins) = entries().map(|entry| le32(entry, MBR_FIRST)).max() else { return Ok(()) };
     for (index, entry) in table.chunks_exact(MBR_ENTRY_LEN).enumerate() {
-        if entry[MBR_KIND] == MBR_PROTECTIVE && u32_at(entry, MBR_FIRST) == begins {
+        if entry[MBR_KIND] == MBR_PROTECTIVE && le32(entry, MBR_FIRST) == begins {
             let covers = (last + 1).saturating_sub(begins.into());
             let covers = u32::try_from(covers).unwrap_or(u32::MAX);
             file.write_all_at(&covers.to_le_bytes(), in_entry(index, MBR_SECTORS))?;
@@ -289,14 +290,6 @@ fn protect(file: &File, last: u64) -> io::Result<()> {
 /// Where the entry of that number of an MBR has `field`, in the file.
 fn in_entry(index: usize, field: usize) -> u64 {
     (MBR_ENTRIES + index * MBR_ENTRY_LEN + field) as u64
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
 }
 
 /// The same for a primary partition of a master boot record; `None` where that cannot say it.
@@ -311,7 +304,7 @@ fn grow_mbr(file: &File, partition: &Partition, len: u64) -> io::Result<Option<u
     // An extended partition can be empty: it is among no partitions then, and has its place all the same.
     let is_behind = table
         .chunks_exact(MBR_ENTRY_LEN)
-        .any(|entry| entry[MBR_KIND] != 0 && u32_at(entry, MBR_FIRST) > first);
+        .any(|entry| entry[MBR_KIND] != 0 && le32(entry, MBR_FIRST) > first);
     if is_behind {
         return Ok(None);
     }

@@ -35,7 +35,7 @@ pub struct Volume {
 pub struct LeftOut {
     /// Where it would be mounted.
     pub at: ImagePath,
-    /// What would be: `vfat, which belongs to no version`.
+    /// What would be: `swap, which is not supported`.
     pub why: String,
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn find_root(
     wanted: RootPartition,
 ) -> Result<Volume, ImageError> {
     let mut candidates: Vec<(&Slot, &FileSystem)> =
-        slots.iter().filter_map(|slot| Some((slot, slot.contents.tree()?))).collect();
+        slots.iter().filter_map(|slot| Some((slot, slot.contents.root()?))).collect();
     if let RootPartition::Number(number) = wanted {
         // A number means nothing where there is no table.
         let is_it = |partition: &Partition| [0, number].contains(&partition.number);
@@ -249,9 +249,6 @@ pub(crate) fn arrange(
             None => format!("{name}, which is not in the image"),
             Some(Contents::Unknown) => format!("{name}, in which nothing known is"),
             Some(Contents::Other(kind)) => format!("{kind}, which is not supported"),
-            Some(Contents::FileSystem(fs)) if !fs.kind.is_in_tree() => {
-                format!("{}, which belongs to no version", fs.kind.name())
-            }
             Some(Contents::FileSystem(fs)) => {
                 if let Some(slot) = slot {
                     volumes.push(Volume::new(at, slot, fs, subvolume));

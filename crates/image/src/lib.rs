@@ -16,24 +16,22 @@
 //! # The tree of an image
 //!
 //! It is what the agent of the booted machine reads: the root file system, and those of the same disk
-//! that its `/etc/fstab` mounts, as far as they are ext2, ext3, ext4, xfs or btrfs. The EFI system
-//! partition (vfat) belongs to no version: the options of the mount say what owners, modes and times its
-//! files have, and a file system without hard links knows no undo. It and other entries that are not
-//! in the image are left out and listed ([`Mounted::left_out`]). What `/etc/fstab` does not name is
+//! that its `/etc/fstab` mounts, as far as they are ext2, ext3, ext4, xfs, btrfs or FAT. Entries that are not in the
+//! image are left out and listed ([`Mounted::left_out`]). What `/etc/fstab` does not name is
 //! not part of the tree either, such as what systemd finds by the types of partitions.
+//!
+//! What is on FAT, as on the EFI system partition, has names and contents; owners, modes and times, which there are
+//! options of a mount, have one normal form ([`vireo_model::plain`]).
 //!
 //! # What a machine boots by
 //!
-//! Kernels, initramfs images, GRUB's menu and modules, the entries of a boot loader: all are files like others where
-//! they lie on ext4, XFS or btrfs, as Debian, Ubuntu, Fedora and RHEL keep them in `/boot`. A patched image boots
-//! what its boot loader reads there; nothing is installed by the host, no program of the image is run.
+//! Kernels, initramfs images, GRUB's menu and modules, the entries of a boot loader, boot loaders of EFI: all are files
+//! like others. A patched image boots what its boot loader reads there; nothing is installed by the host, no program of
+//! the image is run. FAT is never mounted by the host: it is read by our own reader, worked on in a copy in memory, and
+//! what was changed is written back and read again.
 //!
-//! The EFI system partition, and an extended boot loader partition (XBOOTLDR) with FAT, stay as the base image has
-//! them, byte for byte, and so does what lies outside file systems: the partition table, GRUB's core image for
-//! BIOS. FAT has no owners, modes, links or extended attributes, its times are of two seconds and in local time,
-//! replacing a file by renaming is not atomic there, and nothing can be kept for undo without hard links. So an
-//! update that lies on such a partition, such as the kernel of an image that systemd-boot starts from it, cannot be
-//! carried; that it is there tells [`esp_changes`], and `vireo capture` refuses it.
+//! What lies outside file systems stays: the partition table, GRUB's core image for BIOS. A partition with FAT that
+//! `/etc/fstab` does not mount stays too; that it differs tells [`esp_changes`], and `vireo capture` refuses it.
 //!
 //! # Not here
 //!

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use vireo_ext4::Source as _;
 
-use crate::bytes::{Bytes, Device};
+use crate::bytes::{Bytes, Device, le32};
 use crate::probe::Contents;
 use crate::{ErrorKind, ImageError};
 
@@ -143,7 +143,7 @@ pub(crate) fn slots(image: &Bytes, path: &Path) -> Result<Vec<Slot>, ImageError>
         Ok(Slot { partition, contents })
     };
     let whole = slot(Partition::whole(len))?;
-    if whole.contents.tree().is_some() {
+    if whole.contents.root().is_some() {
         return Ok(vec![whole]);
     }
     let slots: Vec<Slot> =
@@ -169,7 +169,7 @@ fn partitions(image: &Bytes, path: &Path, len: u64) -> Result<Vec<Partition>, Im
     let list = if entries.iter().any(|entry| entry.kind == MBR_PROTECTIVE) {
         gpt(image, path, len)?
     } else {
-        let disk = u32::from_le_bytes([sector[440], sector[441], sector[442], sector[443]]);
+        let disk = le32(&sector, 440);
         mbr(image, &entries, disk)
             .map_err(|error| ImageError::io("read the partition table of", path, error))?
     };
@@ -225,10 +225,7 @@ fn has_plain_entries(image: &Bytes, len: u64) -> io::Result<bool> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
             Err(error) => return Err(error),
         }
-        let u32_at = |at: usize| {
-            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-        };
-        let is_plain = u32_at(80) <= MAX_GPT_ENTRIES && u32_at(84) == GPT_ENTRY_LEN;
+        let is_plain = le32(&header, 80) <= MAX_GPT_ENTRIES && le32(&header, 84) == GPT_ENTRY_LEN;
         if header.starts_with(b"EFI PART") && !is_plain {
             return Ok(false);
         }
@@ -246,10 +243,8 @@ struct MbrEntry {
 fn mbr_entries(sector: &[u8; SECTOR as usize]) -> [MbrEntry; 4] {
     [0, 1, 2, 3].map(|index| {
         let entry = &sector[MBR_ENTRIES + index * MBR_ENTRY_LEN..][..MBR_ENTRY_LEN];
-        let u32_at = |at: usize| {
-            u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
-        };
-        MbrEntry { kind: entry[MBR_KIND], first: u32_at(MBR_FIRST), sectors: u32_at(MBR_SECTORS) }
+        let (first, sectors) = (le32(entry, MBR_FIRST), le32(entry, MBR_SECTORS));
+        MbrEntry { kind: entry[MBR_KIND], first, sectors }
     })
 }
 

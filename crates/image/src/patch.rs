@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use vireo_delta::{Bundle, Verified};
-use vireo_model::{Digest, Grow, Tree};
+use vireo_model::{Digest, Grow, ImagePath, Tree};
 use vireo_sys::confine::can_mount;
 use vireo_sys::copy::CloneKind;
 use vireo_sys::durable::directory_of;
@@ -19,9 +19,11 @@ use vireo_tree::{ScanOptions, apply, scan};
 
 use crate::bytes::Format;
 use crate::disk::{Access, DiskImage, busy};
+use crate::fat::refuse_unholdable;
 use crate::fsck::fsck_all;
 use crate::grow::{self, Growth, MAX_GROWN_LEN};
 use crate::host::{DetachedHost, MountHost};
+use crate::layout::Volume;
 use crate::partition::RootPartition;
 use crate::probe::FileSystemKind;
 use crate::rootless::{self, Outcome};
@@ -170,10 +172,7 @@ pub fn patch_with(
 
     let done = match host {
         Some(host) => growing(&mut partial, base, host, bundle, options, &mut step),
-        None => {
-            let volume = unmounted::only_volume(&partial.path, base, options.root)?;
-            rootless::patch((&partial.path, &volume.partition), out, bundle, &mut step)
-        }
+        None => rootless::patch((&partial.path, options.root), (base, out), bundle, &mut step),
     };
     let done = done.map_err(|error| blame_host(&partial.path, out, error))?;
     partial.pack(Format::of_name(out))?;
@@ -218,7 +217,7 @@ fn growing(
     loop {
         let image = DiskImage::open(&partial.path, options.root)?;
         match by_mount(image, (base, host), bundle, options.root, step) {
-            Err(error) if error.kind() == ErrorKind::NoSpace && !is_full(&partial.path) => {
+            Err(error) if error.is_for_room() && !is_full(&partial.path) => {
                 let Some(len) = growth.next(error.shortage()) else {
                     return Err(ImageError::full(base, options.grow, error));
                 };
@@ -267,6 +266,12 @@ fn by_mount(
     let mounted = image.mount_by(host, Access::ReadWrite)?;
     let volumes = mounted.volumes().to_vec();
     let failed = |error| ImageError::tree(base, error);
+    let changes = bundle.change_set();
+    let is_holdable = |tree: &Tree| {
+        let mut fats = volumes.iter().filter(|volume| volume.kind == FileSystemKind::Vfat);
+        fats.try_for_each(|volume| refuse_unholdable(base, &volume.at, changes, tree))
+    };
+    is_holdable(&Tree::new())?;
 
     step(PatchStep::Stage);
     let staged =
@@ -279,6 +284,7 @@ fn by_mount(
     step(PatchStep::Verify);
     let tree = scan(mounted.root(), bundle.ignore(), &ScanOptions::default()).map_err(failed)?.tree;
     let digest = tree.digest();
+    is_holdable(&tree)?;
     step(PatchStep::Unmount);
     mounted.finish()?;
     if digest != bundle.target() {
@@ -292,8 +298,19 @@ fn by_mount(
         return Err(ImageError::new(ErrorKind::Mismatch, message));
     }
     step(PatchStep::Check);
-    fsck_all(&path, &volumes)?;
-    if volumes.iter().all(|volume| volume.kind == FileSystemKind::Ext) {
+    // A vfat that the update does not touch is as the machine left it, which may not be tidy.
+    let is_touched =
+        |at: &ImagePath| changes.changes.iter().any(|change| change.path.is_within(at));
+    let checked: Vec<Volume> = volumes
+        .iter()
+        .filter(|volume| volume.kind != FileSystemKind::Vfat || is_touched(&volume.at))
+        .cloned()
+        .collect();
+    fsck_all(&path, &checked)?;
+    if volumes
+        .iter()
+        .all(|volume| matches!(volume.kind, FileSystemKind::Ext | FileSystemKind::Vfat))
+    {
         step(PatchStep::Reread);
         read_again(&path, root, tree, bundle)?;
     }

@@ -8,6 +8,7 @@ use std::io;
 
 use vireo_ext4::Source;
 
+use crate::bytes::{le32, le64};
 use crate::superblock::Superblock;
 
 /// Length of what is read at a partition's start, in bytes.
@@ -59,7 +60,7 @@ pub enum FileSystemKind {
     Xfs,
     /// btrfs: read through a mount.
     Btrfs,
-    /// FAT, as on EFI system partitions: never part of a tree.
+    /// FAT, as on EFI system partitions: read and written without a mount, in its normal form.
     Vfat,
 }
 
@@ -76,17 +77,17 @@ impl FileSystemKind {
         }
     }
 
-    /// Whether what is in it belongs to a version.
-    pub(crate) fn is_in_tree(self) -> bool {
+    /// Whether it can hold the root of a system.
+    fn can_be_root(self) -> bool {
         self != Self::Vfat
     }
 }
 
 impl Contents {
-    /// The file system, if it can be part of a tree.
-    pub(crate) fn tree(&self) -> Option<&FileSystem> {
+    /// The file system, if it can hold the root of a system.
+    pub(crate) fn root(&self) -> Option<&FileSystem> {
         match self {
-            Self::FileSystem(fs) if fs.kind.is_in_tree() => Some(fs),
+            Self::FileSystem(fs) if fs.kind.can_be_root() => Some(fs),
             _ => None,
         }
     }
@@ -149,14 +150,6 @@ impl Part<'_> {
         self.read(at, &mut bytes)?;
         Ok(u32::from_le_bytes(bytes))
     }
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-}
-
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(le32(bytes, at + 4)) << 32 | u64::from(le32(bytes, at))
 }
 
 fn be64(bytes: &[u8], at: usize) -> u64 {

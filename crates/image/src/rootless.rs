@@ -6,6 +6,8 @@
 //! that nobody uses, which debugfs 1.47 forgets with a removed file's attributes), and our own reader, which shares no code with
 //! e2fsprogs, has to find exactly the bundle's target in it. Otherwise nothing is published.
 //!
+//! What is on FAT is written by [`change_fat`], which reads it back.
+//!
 //! There is no journal and no order of writes here: an interrupted run leaves an unfinished copy.
 //!
 //! Names and link targets with a line end cannot be told to debugfs; they are refused by name.
@@ -19,21 +21,24 @@ mod base;
 mod staging;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vireo_delta::{Bundle, Verified, paths_needing, permits_needed};
-use vireo_ext4::{Reader, Scan, ScanOptions};
 use vireo_model::{Change, ChangeSet, Digest, ImagePath, Tree};
 use vireo_sys::lock::FileLock;
 
 use crate::disk::busy;
-use crate::fsck::{fsck, mend};
-use crate::partition::Partition;
+use crate::fat::{change_fat, refuse_unholdable};
+use crate::fsck::{fsck, fsck_copy, mend};
+use crate::layout::Volume;
+use crate::partition::RootPartition;
 use crate::patch::PatchStep;
+use crate::probe::FileSystemKind;
 use crate::script;
-use crate::unmounted::open_at;
+use crate::unmounted::{self, Disk, ScanOptions, Unfinished, open_at};
 use crate::{ErrorKind, ImageError};
 use base::ReaderBase;
 use staging::Staging;
@@ -52,21 +57,24 @@ pub(crate) struct Outcome {
     pub(crate) already: usize,
 }
 
-/// Makes of the file system in `partition` of `image`, a copy that nobody else knows yet, what the
-/// bundle turns it into. `out` names the place where files may be staged.
+/// Makes of the tree in `image`, a copy of `base` that nobody else knows yet, what the bundle turns it into. `out` names
+/// the place where files may be staged. The tree is in one ext file system, and perhaps on FAT.
 pub(crate) fn patch(
-    (image, partition): (&Path, &Partition),
-    out: &Path,
+    (image, root): (&Path, RootPartition),
+    (base, out): (&Path, &Path),
     bundle: &Bundle<'_, Verified<'_>>,
     step: &mut dyn FnMut(PatchStep),
 ) -> Result<Outcome, ImageError> {
+    let disk = unmounted::open(image, root, Unfinished::Refuse)?;
+    let (volume, fats) = only_ext(&disk, base)?;
+    let partition = &volume.partition;
     step(PatchStep::Stage);
     check_permits(out, bundle)?;
     let failed = |step: &'static str| move |error: io::Error| ImageError::io(step, image, error);
     let handle = File::open(image).map_err(failed("open"))?;
     let _lock = FileLock::on(handle).map_err(failed("lock"))?.ok_or_else(|| busy(out))?;
     let reader = open_at(image, partition)?;
-    let before = scan(image, &reader, bundle)?;
+    let before = disk.scan(bundle.ignore(), &ScanOptions::default())?;
     let mut target = before.tree.clone();
     bundle.change_set().apply_to(&mut target);
     let drifted = drifted(bundle, &before.tree);
@@ -79,24 +87,40 @@ pub(crate) fn patch(
     };
     let listed = &bundle.change_set().changes;
     let already = listed.len() - listed.iter().filter(touched).count();
+    for fat in &fats {
+        refuse_unholdable(out, &fat.at, &changes, &target)?;
+    }
 
     let staging = Staging::new(out)?;
-    let base = ReaderBase::new(&reader, &before);
-    let script = Writer { bundle, base: &base, target: &target, staging: &staging }
-        .script(image, partition, &changes)?;
+    let files = ReaderBase::new(&disk, &reader, &before);
+    let writer = Writer { bundle, base: &files, target: &target, staging: &staging, fats: &fats };
+    let script = writer.script(image, partition, &changes)?;
+    // Before debugfs writes: what is new may come from what is there.
+    let plain = writer.stage_plain(&changes)?;
     step(PatchStep::Commit);
     let script_file = staging.path("script");
     fs::write(&script_file, script.bytes())
         .map_err(|error| ImageError::io("write", &script_file, error))?;
     script::run(image, partition, &script_file)?;
-    drop(staging);
+    let mut changed = Vec::new();
+    for fat in &fats {
+        let open = |path: &ImagePath| open_staged(&plain, &fat.at, path);
+        if change_fat(image, fat, &below(&target, &fat.at), &open)? {
+            changed.push(fat);
+        }
+    }
     step(PatchStep::Check);
     if fsck(image, partition).is_err() {
         mend(image, partition)?;
         fsck(image, partition)?;
     }
+    for fat in changed {
+        fsck_copy(image, fat, &staging.path("vfat"))?;
+    }
+    drop(staging);
     step(PatchStep::Verify);
-    let tree = scan(image, &open_at(image, partition)?, bundle)?.tree;
+    let disk = unmounted::open(image, root, Unfinished::Refuse)?;
+    let tree = disk.scan(bundle.ignore(), &ScanOptions::default())?.tree;
     let found = tree.digest();
     if found != bundle.target() {
         let differing = ChangeSet::between(&target, &tree).changes;
@@ -112,13 +136,47 @@ pub(crate) fn patch(
     Ok(Outcome { tree: found, already })
 }
 
-fn scan(
-    image: &Path,
-    reader: &Reader,
-    bundle: &Bundle<'_, Verified<'_>>,
-) -> Result<Scan, ImageError> {
-    let scan = reader.scan(bundle.ignore(), &ScanOptions::default());
-    scan.map_err(|error| ImageError::ext4(image, error))
+/// The one ext file system of `disk`, which messages call `name`, and those with FAT.
+fn only_ext<'d>(disk: &'d Disk, name: &Path) -> Result<(&'d Volume, Vec<&'d Volume>), ImageError> {
+    let is_fat = |volume: &&Volume| volume.kind == FileSystemKind::Vfat;
+    let (fats, others): (Vec<&Volume>, Vec<&Volume>) = disk.volumes().partition(is_fat);
+    let [volume] = others.as_slice() else {
+        let message = format!(
+            "the tree of {} is in several file systems, and only one is patched without mounting; \
+             patch it as root",
+            name.display()
+        );
+        return Err(ImageError::new(ErrorKind::Unsupported, message));
+    };
+    if let Some(superblock) = &volume.fs.superblock {
+        superblock.check_writable(name)?;
+    }
+    Ok((volume, fats))
+}
+
+/// What `tree` has below `at`, with paths that begin there.
+fn below(tree: &Tree, at: &ImagePath) -> Tree {
+    let nodes = tree.iter().filter(|(path, _)| path.is_within(at));
+    nodes.map(|(path, node)| (moved(path, at), node.clone())).collect()
+}
+
+/// The path within the file system at `at`.
+fn moved(path: &ImagePath, at: &ImagePath) -> ImagePath {
+    let below = path.as_bytes().get(at.as_bytes().len()..).unwrap_or(b"");
+    ImagePath::parse(below).unwrap_or_else(|_| ImagePath::root())
+}
+
+/// The staged content of what is at `path` within the file system at `at`.
+fn open_staged(
+    staged: &BTreeMap<ImagePath, PathBuf>,
+    at: &ImagePath,
+    path: &ImagePath,
+) -> Result<File, ImageError> {
+    let is_it =
+        |(whole, _): &(&ImagePath, &PathBuf)| whole.is_within(at) && moved(whole, at) == *path;
+    let file = staged.iter().find(is_it).map(|(_, file)| file.as_path());
+    let file = file.unwrap_or(Path::new(""));
+    File::open(file).map_err(|error| ImageError::io("open what was staged as", file, error))
 }
 
 /// As when mounting: whether the signer permitted what the bundle does.

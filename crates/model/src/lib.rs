@@ -42,6 +42,7 @@ mod ignore;
 mod name;
 mod node;
 mod path;
+mod plain;
 mod tree;
 
 pub use change::{Change, ChangeKind, ChangeSet};
@@ -51,4 +52,7 @@ pub use ignore::{DEFAULT_IGNORE, Ignore, IgnoreError, MAX_PATTERNS};
 pub use name::{ImageName, ImageRef, NameError};
 pub use node::{DeviceKind, Node, NodeKind, Timestamp, Xattrs};
 pub use path::{ImagePath, ImagePathError};
+pub use plain::{
+    PLAIN_MODE, clash, first_not_plain, is_machines_own, not_plain, plain, plain_dir, plain_file,
+};
 pub use tree::Tree;

@@ -19,6 +19,13 @@ const MAX_TIMES: usize = 16;
 /// Span within which two times of a read say all; a start lasts longer.
 const SAME_TIME: Duration = Duration::from_secs(1);
 
+/// Most moments kept at which something was missed; a start takes in more of them than it need be
+/// doubted for. Beyond that every start is.
+const MAX_MISSES: usize = 100_000;
+
+/// How long after it happened an event may be taken at most, where the machine is busy.
+const TAKEN_WITHIN: Duration = Duration::from_millis(50);
+
 /// How often a file that no start and no reload read must be read by a unit that was left alone,
 /// until it counts as one that is read whenever it is needed.
 const RUN_READS_MIN: u32 = 2;
@@ -92,10 +99,36 @@ pub(crate) struct Log {
     units: HashMap<Unit, HashMap<Place, Seen>>,
     watched: BTreeMap<Unit, BTreeSet<Phase>>,
     reads: usize,
+    /// When something was missed that a plan could use, in order.
+    misses: Vec<Duration>,
     pub(crate) counts: Counts,
 }
 
 impl Log {
+    /// Notes that somebody opened something and that nobody knows who, or what.
+    pub(crate) fn miss(&mut self, now: Duration) {
+        if self.misses.len() < MAX_MISSES {
+            self.misses.push(now);
+        }
+    }
+
+    /// How much was missed so far; from some number on it stays the same.
+    pub(crate) fn misses(&self) -> usize {
+        self.misses.len()
+    }
+
+    /// Whether more was missed than is counted.
+    pub(crate) fn misses_overflow(&self) -> bool {
+        self.misses.len() == MAX_MISSES
+    }
+
+    /// Whether nothing was missed of what happened in `range`.
+    fn is_whole(&self, range: &RangeInclusive<Duration>) -> bool {
+        let end = *range.end() + TAKEN_WITHIN;
+        let first = self.misses.partition_point(|time| time < range.start());
+        !self.misses_overflow() && self.misses.get(first).is_none_or(|time| *time > end)
+    }
+
     /// Notes that the units of `scope` were watched all through.
     pub(crate) fn note_watched(&mut self, scope: &Scope) {
         let Scope::These(units, phase) = scope else { return };
@@ -157,7 +190,8 @@ impl Recorded {
     }
 
     /// The read map. What was seen while everybody was watched counts for the units that `starts`
-    /// says when they started, if that was after the recording began.
+    /// says when they started, if that was after the recording began. That a start read no more than
+    /// that is said only where nothing was missed meanwhile.
     #[must_use]
     pub fn map(&self, starts: &Starts) -> ReadMap {
         let mut map = ReadMap::new();
@@ -166,7 +200,8 @@ impl Recorded {
         }
         let starts: BTreeMap<&Unit, _> =
             starts.iter().filter(|(_, range)| *range.start() >= self.began).collect();
-        starts.keys().for_each(|unit| map.watched(unit, Phase::Start));
+        let whole = starts.iter().filter(|(_, range)| self.log.is_whole(range));
+        whole.for_each(|(unit, _)| map.watched(unit, Phase::Start));
         for (unit, places) in &self.log.units {
             for (place, seen) in places {
                 for phase in phases_of(seen, starts.get(unit).copied()) {
@@ -204,7 +239,7 @@ fn phases_of(seen: &Seen, start: Option<&RangeInclusive<Duration>>) -> BTreeSet<
 
 /// Whether a plan could use it: who has a library is seen by what it maps, and documentation is for
 /// people.
-fn is_of_use(path: &ImagePath) -> bool {
+pub(crate) fn is_of_use(path: &ImagePath) -> bool {
     !matches!(class_of(path, 0o644, None), Class::Library | Class::Documentation | Class::Foreign)
 }
 
@@ -292,5 +327,34 @@ mod tests {
         let readers = map.readers_of(&path("/etc/x")).expect("it was read");
         assert_eq!(readers.keys().collect::<Vec<_>>(), [&late]);
         assert!(map.readers_of(&path("/etc/y")).is_none(), "that was no part of a start");
+    }
+
+    #[test]
+    fn a_start_in_which_something_was_missed_says_nothing_of_what_was_not_read() {
+        let units =
+            ["before", "within", "late", "after"].map(|name| Unit::new(format!("{name}.service")));
+        let starts: Starts =
+            units.iter().cloned().zip([20, 30, 40, 50].map(|n| at(n)..=at(n + 5))).collect();
+        let mut log = Log::default();
+        for (unit, secs) in units.iter().zip([21, 31, 41, 51]) {
+            log.add(unit, path("/etc/x"), false, None, at(secs));
+        }
+        log.miss(at(33));
+        // Taken some time after it happened.
+        log.miss(at(45) + Duration::from_millis(20));
+        let map = recorded(log).map(&starts);
+        let watched = units.each_ref().map(|unit| map.was_watched(unit, Phase::Start));
+        assert_eq!(watched, [true, false, false, true]);
+        let readers = map.readers_of(&path("/etc/x")).expect("it was read");
+        assert_eq!(readers.len(), 4, "what was seen counts");
+    }
+
+    #[test]
+    fn where_too_much_was_missed_to_be_counted_every_start_is_doubted() {
+        let unit = Unit::new("a.service");
+        let mut log = Log::default();
+        (0..=MAX_MISSES).for_each(|_| log.miss(at(11)));
+        let starts = Starts::from([(unit.clone(), at(20)..=at(25))]);
+        assert!(!recorded(log).map(&starts).was_watched(&unit, Phase::Start));
     }
 }

@@ -10,11 +10,11 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 use vireo_classify::{Phase, Unit};
-use vireo_model::Ignore;
+use vireo_model::{Ignore, ImagePath};
 use vireo_sys::fanotify::{Event, Watch};
 
 use crate::error::RecordError;
-use crate::log::{Log, Recorded, Scope};
+use crate::log::{Log, Recorded, Scope, is_of_use};
 use crate::mounts::{NotWatched, watch_all};
 use crate::places::Places;
 use crate::processes::{Processes, Reader};
@@ -64,12 +64,33 @@ struct Shared(Mutex<State>);
 struct State {
     scope: Scope,
     log: Log,
+    /// How much had been missed when the scope began.
+    missed_before: usize,
     /// When a unit that is watched last opened something.
     last: Duration,
     /// How often there was nothing left to take.
     rounds: u64,
     stop: bool,
     failed: Option<io::Error>,
+}
+
+impl State {
+    /// What counts from now on.
+    fn begin(&mut self, scope: Scope) {
+        self.scope = scope;
+        self.missed_before = self.log.misses();
+        self.last = now();
+    }
+
+    /// Ends the scope; notes that its units were watched all through, if nothing was missed.
+    fn end(&mut self) -> bool {
+        let whole = self.log.misses() == self.missed_before && !self.log.misses_overflow();
+        let scope = std::mem::take(&mut self.scope);
+        if whole {
+            self.log.note_watched(&scope);
+        }
+        whole
+    }
 }
 
 impl Shared {
@@ -125,15 +146,16 @@ impl Recorder {
     /// start, or did reload. Only then does the map say of a file that it was not read. Then
     /// nothing counts any more.
     ///
+    /// `false` if something was missed meanwhile, by whomever: a process had ended before it could be
+    /// seen whose it was, or the kernel lost events. What was seen counts; that there was no more is
+    /// not said. It may be tried again.
+    ///
     /// # Errors
     ///
     /// The recording has ended by itself.
-    pub fn complete(&self) -> Result<(), RecordError> {
+    pub fn complete(&self) -> Result<bool, RecordError> {
         self.drain()?;
-        let mut state = self.shared.lock();
-        let scope = std::mem::take(&mut state.scope);
-        state.log.note_watched(&scope);
-        Ok(())
+        Ok(self.shared.lock().end())
     }
 
     /// From now on what any unit opens is kept with its time; [`Recorded::map`] wants to know when
@@ -158,9 +180,7 @@ impl Recorder {
     /// What happened before still counts for the scope before.
     fn set(&self, scope: Scope) -> Result<(), RecordError> {
         self.drain()?;
-        let mut state = self.shared.lock();
-        state.scope = scope;
-        state.last = now();
+        self.shared.lock().begin(scope);
         Ok(())
     }
 
@@ -308,6 +328,7 @@ fn note(
 ) {
     let Some(place) = event.place else {
         state.log.counts.lost += 1;
+        state.log.miss(now);
         return;
     };
     if event.pid == own || event.pid == 0 || state.scope == Scope::Nobody {
@@ -319,6 +340,11 @@ fn note(
         Reader::Other => return,
         Reader::Ended => {
             state.log.counts.ended += 1;
+            // Its name may be gone with it: then it may have been any.
+            let of_use = |path: ImagePath| event.directory || is_of_use(&path);
+            if places.path_of(&place).is_none_or(of_use) {
+                state.log.miss(now);
+            }
             return;
         }
     };
@@ -338,4 +364,30 @@ fn note(
 fn now() -> Duration {
     let time = clock_gettime(ClockId::Monotonic);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::log::Starts;
+
+    #[test]
+    fn only_a_phase_in_which_nothing_was_missed_is_complete() {
+        let unit = Unit::new("a.service");
+        let of_unit = |phase| Scope::These(BTreeSet::from([unit.clone()]), phase);
+        let mut state = State::default();
+        state.begin(of_unit(Phase::Reload));
+        state.log.miss(now());
+        assert!(!state.end(), "a process had ended");
+        state.begin(of_unit(Phase::Start));
+        assert!(state.end(), "what was missed before does not count");
+        assert_eq!(state.scope, Scope::Nobody);
+        let log = std::mem::take(&mut state.log);
+        let recorded =
+            Recorded { log, ignore: Ignore::default(), began: now(), not_watched: Vec::new() };
+        let map = recorded.map(&Starts::new());
+        assert!(map.was_watched(&unit, Phase::Start) && !map.was_watched(&unit, Phase::Reload));
+    }
 }

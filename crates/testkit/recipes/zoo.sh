@@ -1,5 +1,5 @@
 #!/bin/bash
-# zoo.sh ROOT: services of many kinds in a guest's root, each with something that shows from outside
+# zoo.sh ROOT JAR: services of many kinds in a guest's root, each with something that shows from outside
 # which version of its files it runs. Their own files are below /opt, /etc/zoo and the usual places.
 set -euo pipefail
 R=$1
@@ -109,6 +109,11 @@ while :; do sleep 1; done
 E
 put /opt/sh/lib.sh <<< 'word=module-base'
 service shapp '/bin/sh /opt/sh/loop.sh'
+mkdir -p "$R/opt/java"
+# An application of our own, made by jar.py, which is $2.
+for word in base target; do chroot "$R" python3 -c "$2" $word /opt/next/$word.jar; done
+mv "$R/opt/next/base.jar" "$R/opt/java/app.jar"
+service jarapp '/usr/bin/java -Xmx16m -jar /opt/java/app.jar' SuccessExitStatus=143
 service javaapp '/usr/bin/rmiregistry 1099' SuccessExitStatus=143
 
 # Templates, and an instance with its own configuration.
@@ -197,7 +202,7 @@ mkdir -p "$R/opt/zoolib"; cp "$Z" "$R/opt/zoolib/libzoo.so.1"
 # A user who need not be logged in.
 chroot "$R" useradd -m -u 1000 -s /bin/bash alice
 mkdir -p "$R/var/lib/systemd/linger"; : > "$R/var/lib/systemd/linger/alice"
-put /opt/user/loop.sh <<< 'while :; do sleep 1; done'
+put /opt/user/loop.sh <<< $'echo base > "$XDG_RUNTIME_DIR/loop"\nwhile :; do sleep 1; done'
 put /etc/systemd/user/usersvc.service <<< $'[Service]\nExecStart=/bin/sh /opt/user/loop.sh\n[Install]\nWantedBy=default.target'
 mkdir -p "$R/etc/systemd/user/default.target.wants"
 ln -s ../usersvc.service "$R/etc/systemd/user/default.target.wants/usersvc.service"

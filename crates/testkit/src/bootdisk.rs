@@ -14,6 +14,7 @@ use crate::web;
 
 const DISK: &str = include_str!("../recipes/boot-disk.sh");
 const KERNEL: &str = include_str!("../recipes/boot-kernel.sh");
+const SYSTEMD: &str = include_str!("../recipes/boot-systemd.sh");
 const PACKAGE: &str = include_str!("../recipes/kernel-package.sh");
 
 /// What such a machine has beside the guest's packages: what finds partitions by their UUIDs.
@@ -21,6 +22,9 @@ const MORE_PACKAGES: &[&str] = &["udev"];
 
 /// MiB of the EFI system partition, of `/boot` and of the root, which lie behind each other.
 const SIZES_MIB: [u64; 3] = [16, 64, 1024];
+
+/// MiB of the EFI system partition that has the kernels.
+const SYSTEMD_ESP_MIB: u64 = 80;
 
 /// Bytes of a MiB; the first partition begins after one.
 const MIB: u64 = 1 << 20;
@@ -58,6 +62,9 @@ impl BootDisks {
     /// Where the file system of `/boot` lies in both, likewise.
     pub const BOOT: (u64, u64) = part(1);
 
+    /// Where the root's file system lies in both, likewise.
+    pub const ROOT: (u64, u64) = part(2);
+
     /// The disks, made or from the cache. Cost: about two minutes and 90 MB the first time, nothing later.
     ///
     /// # Errors
@@ -72,6 +79,22 @@ impl BootDisks {
         let content = tempfile::tempdir().map_err(failed("make", "a temporary directory"))?;
         let target = with_kernel(cache, "target", &base.image, Some(content.path()))?;
         Ok(Self { base, target })
+    }
+
+    /// The same two states, started by systemd-boot: kernels, initramfs and entries lie on the EFI system partition,
+    /// mounted at `/efi`. The target has the base's kernel too, as a way back. Cost: some seconds the first time,
+    /// beside [`BootDisks::build`]'s.
+    ///
+    /// # Errors
+    ///
+    /// As [`BootDisks::build`].
+    pub fn build_systemd(cache: &Cache) -> Result<Self, TestkitError> {
+        let Self { base, target } = Self::build(cache)?;
+        let kernels = [target.kernel.as_str(), &base.kernel];
+        Ok(Self {
+            base: with_systemd_boot(cache, "base", &base, &kernels[1..])?,
+            target: with_systemd_boot(cache, "target", &target, &kernels)?,
+        })
     }
 }
 
@@ -117,6 +140,30 @@ fn with_kernel(
     Ok(BootDisk { image, kernel })
 }
 
+/// The disk `from`, started by systemd-boot, with these `kernels`.
+fn with_systemd_boot(
+    cache: &Cache,
+    state: &str,
+    from: &BootDisk,
+    kernels: &[&str],
+) -> Result<BootDisk, TestkitError> {
+    let key = Key::of(SYSTEMD).and(&from.image.to_string_lossy());
+    let image = cache.entry(&format!("boot-systemd-{state}"), "img", &key, |out| {
+        let work = tempfile::tempdir_in(cache.dir());
+        let work = work.map_err(failed("make a directory in", cache.dir()))?;
+        let run =
+            Run::script("boot-systemd.sh", SYSTEMD).arg(&from.image).arg(out).arg(work.path());
+        let run = run.args([window(part(1)), window(part(2)), SYSTEMD_ESP_MIB.to_string()]);
+        run.args(kernels).deadline(DEADLINE).text().map(drop)
+    })?;
+    Ok(BootDisk { image, kernel: from.kernel.clone() })
+}
+
+/// As recipes are told it.
+fn window((offset, len): (u64, u64)) -> String {
+    format!("{offset},{len}")
+}
+
 fn kernel_package(cache: &Cache, state: &str) -> Result<PathBuf, TestkitError> {
     let Sources { main, security, .. } = Sources::of_host()?;
     let key = Key::of(PACKAGE).and(state).and(SUITE).and(&main).and(&security).and_week();
@@ -142,7 +189,6 @@ fn install_kernel(
     overlay: Option<&[PathBuf]>,
 ) -> Result<(), TestkitError> {
     let mount = tempfile::tempdir().map_err(failed("make", "a temporary directory"))?;
-    let window = |(offset, len): (u64, u64)| format!("{offset},{len}");
     let run = Run::new("unshare").args(["-m", "--propagation", "private", "bash", "-c", KERNEL]);
     let run = run.arg("boot-kernel.sh").arg(disk).arg(mount.path());
     let run = run.args([window(part(1)), window(part(2))]).arg(package);

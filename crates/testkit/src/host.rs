@@ -45,6 +45,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("qemu-utils", "qemu-img"),
     ("rsync", "rsync"),
     ("strace", "strace"),
+    ("systemd-boot-efi", "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"),
     ("systemd-container", "systemd-nspawn"),
     ("time", "/usr/bin/time"),
     ("user-mode-linux", "linux.uml"),

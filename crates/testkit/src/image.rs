@@ -14,6 +14,7 @@ use crate::web;
 
 const RECIPE: &str = include_str!("../recipes/image.sh");
 const ZOO: &str = include_str!("../recipes/zoo.sh");
+const JAR: &str = include_str!("../recipes/jar.py");
 
 /// Size of the guest's file system; sparse, about a quarter of it is in use.
 pub const IMAGE_BYTES: u64 = 1 << 30;
@@ -100,10 +101,10 @@ impl BaseImage {
     pub fn zoo(cache: &Cache) -> Result<PathBuf, TestkitError> {
         let archive = rootfs_with(cache, "zoo-rootfs", ZOO_PACKAGES)?;
         let plain = Self::default().build_from(cache, "zoo-plain", ZOO_BYTES, &archive)?;
-        let key = Key::of(ZOO).and(&plain.to_string_lossy());
+        let key = Key::of(ZOO).and(JAR).and(&plain.to_string_lossy());
         cache.entry("zoo", "img", &key, |out| {
             clone_image(&plain, out)?;
-            fixture::edit(out, 0, ZOO, &[])
+            fixture::edit(out, 0, ZOO, &[JAR])
         })
     }
 

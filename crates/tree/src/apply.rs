@@ -22,12 +22,15 @@
 //! itself is interrupted; a path that is neither was changed by somebody else, and stops recovery
 //! before it touches anything. After `done`: the target.
 //!
+//! On FAT, where there are no links, what comes and a copy of what goes lie in the root's stage, and contents tell what
+//! was done.
+//!
 //! An undo is a transaction like any other, of which the staged files are links to the inodes that
 //! the undone ones replaced.
 //!
 //! # Not here
 //!
-//! File systems without hard links (vfat) and without stable inode numbers: refused when staged.
+//! File systems without hard links and stable inode numbers other than FAT, which is changed otherwise (`fat.rs`).
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use vireo_delta::{Bundle, Verified};
@@ -38,6 +41,7 @@ use crate::{ErrorKind, Root, TreeError};
 mod check;
 mod commit;
 mod drift;
+mod fat;
 mod history;
 mod journal;
 mod limits;

@@ -37,6 +37,18 @@ pub(crate) fn node(dir: &Dir, name: &[u8], stat: &Stat, content: Digest) -> Resu
     })
 }
 
+/// [`node`], of what stands at `path`: in its normal form where that is on FAT.
+pub(crate) fn node_at(
+    root: &Root,
+    path: &ImagePath,
+    (dir, name): (&Dir, &[u8]),
+    stat: &Stat,
+    content: Digest,
+) -> Result<Node, Errno> {
+    let node = node(dir, name, stat, content)?;
+    Ok(if root.is_plain(path) { vireo_model::plain(node) } else { node })
+}
+
 pub(crate) fn len_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }

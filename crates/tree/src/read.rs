@@ -7,7 +7,7 @@ use rustix::fs::Stat;
 use vireo_model::{Digest, Ignore, ImagePath, Node, Timestamp, Tree};
 
 use crate::dir::Dir;
-use crate::node::{digest, is_dir, is_regular, is_sparse, len_of, mtime_of, node};
+use crate::node::{digest, is_dir, is_regular, is_sparse, len_of, mtime_of, node, node_at};
 use crate::{ErrorKind, Root, TreeError};
 
 /// Deepest directory that is read; deeper ones are refused, so that a hostile image cannot
@@ -120,7 +120,7 @@ impl Walk<'_> {
             })?;
             // Every file system has these of its own; they are no part of the tree.
             let is_own = self.root.is_mount(path) && MOUNT_OWN.contains(&name.as_slice());
-            if is_own || self.ignore.matches(&child) {
+            if is_own || self.root.is_machines_own(&child) || self.ignore.matches(&child) {
                 continue;
             }
             if self.root.is_mount(&child) {
@@ -153,16 +153,20 @@ impl Walk<'_> {
                 return Ok(());
             }
         }
-        let node =
-            node(dir, name, &stat, Digest::of(b"")).map_err(self.root.failed("read", &path))?;
+        let node = node_at(self.root, &path, (dir, name), &stat, Digest::of(b""));
+        let node = node.map_err(self.root.failed("read", &path))?;
+        let is_plain = self.root.is_plain(&path);
         if is_regular(&stat) {
             let file = file_stat(&stat);
-            let known = self.known(&path, &file);
+            // FAT has no inode numbers, and times of two seconds.
+            let known = self.known(&path, &file).filter(|_| !is_plain || file.len == 0);
             self.jobs.push((self.nodes.len(), file, known));
         }
         self.nodes.push((path.clone(), node));
         if is_dir(&stat) {
-            self.dir_times.insert(path.clone(), mtime_of(&stat));
+            if !is_plain {
+                self.dir_times.insert(path.clone(), mtime_of(&stat));
+            }
             let below = dir.dir(name).map_err(self.root.failed("open", &path))?;
             self.dir(&below, &path, depth + 1)?;
         }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2};
 use rustix::io::Errno;
 use vireo_model::ImagePath;
 
@@ -15,6 +15,9 @@ use crate::{ErrorKind, TreeError};
 /// No step of the way may be a symbolic link or lead above the root.
 const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+/// What statfs(2) says that FAT is.
+const MSDOS_SUPER_MAGIC: u32 = 0x4d44;
 
 /// The root directory of a tree: a directory, a live root, or a mount that is in no namespace;
 /// with the further file systems that the tree consists of.
@@ -31,6 +34,19 @@ pub struct Root {
 struct Mount {
     at: ImagePath,
     fd: OwnedFd,
+    kind: MountKind,
+}
+
+/// What a file system keeps of its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MountKind {
+    /// All that a node has.
+    Whole,
+    /// FAT: names and contents. What else is seen of it are options of the mount; there are no links, and no inode
+    /// numbers that last.
+    Fat,
+    /// The files of a FAT file system on one that keeps all; whoever put them there takes them back.
+    FatCopy,
 }
 
 impl Root {
@@ -55,10 +71,32 @@ impl Root {
 
     /// The same tree, of which the directory `at` and all below is on the file system whose root
     /// directory is `fd`. What the tree itself has below `at` is hidden, as by a mount.
+    ///
+    /// A FAT file system is told by itself: what is on it is read in its normal form
+    /// ([`vireo_model::plain`]), and updates keep what belongs to it on the root's file system.
     #[must_use]
-    pub fn with_mount(mut self, at: ImagePath, fd: OwnedFd) -> Self {
+    pub fn with_mount(self, at: ImagePath, fd: OwnedFd) -> Self {
+        // The type has another width and sign on other processors.
+        let is_fat = fstatfs(&fd).is_ok_and(|stat| stat.f_type as u32 == MSDOS_SUPER_MAGIC);
+        self.with(at, fd, if is_fat { MountKind::Fat } else { MountKind::Whole })
+    }
+
+    /// As [`Root::with_mount`], for a directory that has the files of a FAT file system and gives them back to it
+    /// when they were changed.
+    #[must_use]
+    pub fn with_plain_copy(self, at: ImagePath, fd: OwnedFd) -> Self {
+        self.with(at, fd, MountKind::FatCopy)
+    }
+
+    /// As a FAT file system that is mounted.
+    #[cfg(test)]
+    pub(crate) fn with_fat(self, at: ImagePath, fd: OwnedFd) -> Self {
+        self.with(at, fd, MountKind::Fat)
+    }
+
+    fn with(mut self, at: ImagePath, fd: OwnedFd, kind: MountKind) -> Self {
         self.mounts.retain(|mount| mount.at != at);
-        self.mounts.push(Mount { at, fd });
+        self.mounts.push(Mount { at, fd, kind });
         self.mounts.sort_by(|a, b| a.at.cmp(&b.at));
         self
     }
@@ -74,6 +112,12 @@ impl Root {
         self.mounts.iter().map(|mount| &mount.at)
     }
 
+    /// Where its file systems with FAT are, in path order.
+    pub fn plain_mounts(&self) -> impl Iterator<Item = &ImagePath> {
+        let plain = self.mounts.iter().filter(|mount| mount.kind != MountKind::Whole);
+        plain.map(|mount| &mount.at)
+    }
+
     /// Opens the regular file `path` for reading, following nothing.
     ///
     /// # Errors
@@ -87,6 +131,25 @@ impl Root {
     /// The file system that holds the directory `path`: where it is, none for the root's own.
     pub(crate) fn mount_of(&self, path: &ImagePath) -> Option<&ImagePath> {
         self.mount(path).map(|mount| &mount.at)
+    }
+
+    /// Whether what stands at `path` is on FAT, or was: names and contents are all that counts of it.
+    pub(crate) fn is_plain(&self, path: &ImagePath) -> bool {
+        self.mount(path).is_some_and(|mount| mount.kind != MountKind::Whole)
+    }
+
+    /// Whether `path` is on a FAT file system.
+    pub(crate) fn is_on_fat(&self, path: &ImagePath) -> bool {
+        self.mount(path).is_some_and(|mount| mount.kind == MountKind::Fat)
+    }
+
+    /// Whether `path` is on FAT and belongs to the machine alone.
+    pub(crate) fn is_machines_own(&self, path: &ImagePath) -> bool {
+        let Some(mount) = self.mount(path).filter(|mount| mount.kind != MountKind::Whole) else {
+            return false;
+        };
+        let below = path.as_bytes().get(mount.at.as_bytes().len() + 1..);
+        below.is_some_and(vireo_model::is_machines_own)
     }
 
     /// Whether a file system of its own begins at `path`.

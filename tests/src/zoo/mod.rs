@@ -130,6 +130,12 @@ impl Ground {
         Ok(recorded.stderr)
     }
 
+    /// What was recorded, if it was.
+    #[must_use]
+    pub fn read_map(&self) -> Option<&[u8]> {
+        self.read_map.get().map(Vec::as_slice)
+    }
+
     /// Takes everything down and expects that nothing of it stays.
     ///
     /// # Errors

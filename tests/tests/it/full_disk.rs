@@ -15,6 +15,9 @@ use vireo_tests::{Disk, FileSystem, Ran, Update, recover_tree, scratch, tree_dig
 const FREE_LENS: &[u64] =
     &[0, 4 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20, 4 << 20, 8 << 20, 12 << 20, 20 << 20];
 
+/// The same on btrfs, which keeps some tens of MiB for itself.
+const FREE_LENS_BTRFS: &[u64] = &[0, 64 << 10, 1 << 20, 4 << 20, 20 << 20, 64 << 20, 96 << 20];
+
 /// Inodes left free, likewise.
 const FREE_INODES: &[u64] = &[0, 1, 2, 3, 5, 10, 20, 40, 60, 80, 100, 150];
 
@@ -137,7 +140,8 @@ fn use_blocks(dir: &Path, free: u64) -> anyhow::Result<()> {
         }
     }
     file.set_len(len.checked_sub(free).context("a disk with that much room")?)?;
-    Ok(file.sync_all()?)
+    // Some file systems give back what was freed with their next transaction alone.
+    Ok(rustix::fs::syncfs(&file)?)
 }
 
 /// Uses up all inodes but `free`.
@@ -176,5 +180,5 @@ fn root_a_full_xfs_keeps_its_base() -> anyhow::Result<()> {
 
 #[test]
 fn root_a_full_btrfs_keeps_its_base() -> anyhow::Result<()> {
-    check(FileSystem::Btrfs, FREE_LENS, &use_blocks)
+    check(FileSystem::Btrfs, FREE_LENS_BTRFS, &use_blocks)
 }

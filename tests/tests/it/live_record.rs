@@ -18,7 +18,7 @@ const RECORD_DEADLINE: Duration = Duration::from_secs(120);
 /// nginx and sshd include files from where no rule expects them; three services of our own: a shell
 /// script that sources another, a Perl program with a module, and one that loads a compiled module as
 /// Python does, whose source is what an update changes.
-const SERVICES: &str = r#"set -e; R=$1
+pub(crate) const SERVICES: &str = r#"set -e; R=$1
 mkdir -p "$R/srv/site" "$R/etc/site/conf.d" "$R/opt/ssh" "$R/opt/sh" "$R/opt/perl/lib" "$R/opt/py/__pycache__"
 echo 'add_header X-Extra 1 always;' > "$R/srv/site/extra.conf"
 echo 'add_header X-One 1 always;' > "$R/etc/site/conf.d/one.conf"
@@ -42,7 +42,7 @@ unit py-app '/bin/sh -c "read line < /opt/py/__pycache__/jobs.cpython-311.pyc; e
 /// Asks for a page and one that is not there, twice each.
 const PAGES: &str = "for n in 1 2; do curl -sf -o /dev/null http://127.0.0.1/; done";
 
-fn path(text: &str) -> anyhow::Result<ImagePath> {
+pub(crate) fn path(text: &str) -> anyhow::Result<ImagePath> {
     Ok(ImagePath::parse(text.as_bytes())?)
 }
 
@@ -109,6 +109,41 @@ fn live_a_recorded_map_leads_changed_and_new_files_to_the_right_units() -> anyho
     let page = map.readers_of(&path("/var/www/html/index.html")?).context("it was asked for")?;
     let nginx = page.get(&Unit::new("nginx.service")).context("by nginx")?;
     ensure!(nginx.iter().eq([&Phase::Run]), "{nginx:?}");
+    drop(guest);
+    world.finish()
+}
+
+/// Processes that open a file of configuration and end at once, so that some have ended before it can
+/// be seen whose they were.
+const STORM: &str = "cp /opt/sh/unused.sh /etc/storm.conf; \
+    printf 'while :; do (: < /etc/storm.conf) & (: < /etc/storm.conf) & (: < /etc/storm.conf) & wait; done' > /run/storm; \
+    for n in 1 2 3; do systemd-run -q --unit=storm$n sh /run/storm; done";
+
+#[test]
+fn live_a_start_of_which_something_was_missed_is_not_said_to_be_all() -> anyhow::Result<()> {
+    let world = World::edited(SERVICES, ":")?;
+    let guest = world.guest()?;
+    put_vireo(&world, &guest)?;
+    let one = |more: &[&str]| -> anyhow::Result<(serde_json::Value, ReadMap)> {
+        let args = [&["-o", "/tmp/reads.json", "--unit", "sh-app"], more].concat();
+        let report = record(&guest, &args)?.ok()?.json("record")?;
+        let map = ReadMap::from_json(shell(&guest, "cat /tmp/reads.json")?.as_bytes())?;
+        Ok((report, map))
+    };
+    let unit = Unit::new("sh-app.service");
+    let (report, map) = one(&[])?;
+    ensure!(report["incomplete"].is_null() && map.was_watched(&unit, Phase::Start), "{report}");
+
+    shell(&guest, STORM)?;
+    let (report, map) = one(&[])?;
+    shell(&guest, "systemctl stop storm1 storm2 storm3")?;
+    println!("{report}");
+    ensure!(report["ended"].as_u64() > Some(0), "nothing was missed: {report}");
+    ensure!(report["incomplete"]["sh-app.service"].is_string(), "{report}");
+    ensure!(!map.was_watched(&unit, Phase::Start), "{report}");
+    // What was seen counts all the same.
+    let readers = map.readers_of(&path("/opt/sh/lib.sh")?).context("it was read")?;
+    ensure!(readers.contains_key(&unit), "{readers:?}");
     drop(guest);
     world.finish()
 }

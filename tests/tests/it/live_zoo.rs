@@ -10,7 +10,7 @@ use vireo_tests::zoo::{Count, Ground, Zoo, cases, rounds};
 const CATALOGUE: &str = include_str!("../../../crates/classify/tests/corpus.tsv");
 
 /// Fewest cases, and rows of the catalogue among them, that a whole run tries.
-const CASES_MIN: usize = 142;
+const CASES_MIN: usize = 143;
 const ROWS_MIN: usize = 86;
 
 /// Fewest needed operations that each of the others finds where it is installed well.

@@ -176,7 +176,7 @@ fn root_an_update_by_the_agent_whose_calls_fail_leaves_a_version_and_says_which(
 -> anyhow::Result<()> {
     let errors = Update::new()?.fail_agent_apply(100)?;
     eprintln!("errors in an update by the agent: {errors}");
-    errors.all_whole()
+    errors.none_bad()
 }
 
 #[test]

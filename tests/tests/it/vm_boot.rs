@@ -1,13 +1,9 @@
 //! A disk with its own boot loader, brought to a new kernel by a push.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-
 use anyhow::{Context as _, ensure};
 use vireo_testkit::bootdisk::BootDisks;
 use vireo_testkit::image::clone_image;
-use vireo_testkit::{Booted, Cache, Lab, boot, fixture};
+use vireo_testkit::{Booted, Cache, Lab, Run, boot, fixture};
 use vireo_tests::{World, require_host};
 
 /// Expects that a machine ran this kernel, as GRUB was told to, mounted what its `/etc/fstab` says and served this
@@ -22,29 +18,69 @@ fn ran(machine: &Booted, kernel: &str, page: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The bytes of the EFI system partition.
-fn esp_of(disk: &Path) -> anyhow::Result<Vec<u8>> {
-    let (offset, len) = BootDisks::ESP;
-    let mut bytes = vec![0; usize::try_from(len)?];
-    File::open(disk)?.read_exact_at(&mut bytes, offset)?;
-    Ok(bytes)
-}
+/// What the next boot loader says.
+const NEXT_LOADER: &str = "The GRUB of the update";
+
+/// Puts another GRUB onto the EFI system partition of the disk `$1`: it says `$3` and goes on as the one before. `$2` is
+/// a directory for what is made.
+const NEXT_GRUB: &str = "set -euo pipefail
+  printf 'serial --unit=0 --speed=115200\nterminal_output serial\necho \"%s\"\n' \"$3\" > \"$2/early.cfg\"
+  printf 'search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)/grub\nconfigfile $prefix/grub.cfg\n' \
+    0b007000-0000-4000-8000-000000000002 >> \"$2/early.cfg\"
+  grub-mkimage -O x86_64-efi -p /grub -c \"$2/early.cfg\" -o \"$2/BOOTX64.EFI\" \
+    part_gpt ext2 fat search search_fs_uuid configfile normal linux serial terminal echo test gzio
+  mcopy -o -i \"$1@@1M\" \"$2/BOOTX64.EFI\" ::/EFI/BOOT/BOOTX64.EFI";
 
 #[test]
-fn vm_a_pushed_kernel_is_what_the_boot_loader_of_the_exported_disk_starts() -> anyhow::Result<()> {
+fn vm_a_pushed_kernel_and_loader_are_what_starts_the_exported_disk() -> anyhow::Result<()> {
     require_host()?;
     let BootDisks { base, target } = BootDisks::build(&Cache::open()?)?;
     ensure!(base.kernel != target.kernel, "both have {}", base.kernel);
-    let world = World::between(&base.image, &target.image)?;
+    let work = tempfile::tempdir()?;
+    let next = work.path().join("next.img");
+    clone_image(&target.image, &next)?;
+    let run = Run::script("loader", NEXT_GRUB).arg(&next).arg(work.path()).arg(NEXT_LOADER);
+    run.text()?;
+    let world = World::between(&base.image, &next)?;
     let server = world.serve()?;
-    ran(&boot(world.lab(), &base.image)?, &base.kernel, "Release 1")?;
+    let machine = boot(world.lab(), &base.image)?;
+    ran(&machine, &base.kernel, "Release 1")?;
+    ensure!(!machine.console.contains(NEXT_LOADER), "{}", machine.console);
 
     world.ask(&server, &["push", &world.arg("update.vireo"), "web"])?.ok()?.says(&["web@2"])?;
     let exported = world.arg("exported.img");
     world.ask(&server, &["image", "export", "web", "-o", &exported])?.ok()?;
-    ran(&boot(world.lab(), exported.as_ref())?, &target.kernel, "Release 2")?;
-    // What belongs to no version is what it was.
-    ensure!(esp_of(exported.as_ref())? == esp_of(&base.image)?, "the ESP was changed");
+    let machine = boot(world.lab(), exported.as_ref())?;
+    ran(&machine, &target.kernel, "Release 2")?;
+    ensure!(machine.console.contains(NEXT_LOADER), "{}", machine.console);
+    drop(server);
+    world.finish()
+}
+
+/// Expects that systemd-boot started this kernel, with the entry that the update brought.
+fn ran_by_systemd_boot(machine: &Booted, kernel: &str, page: &str) -> anyhow::Result<()> {
+    let told = |text: &str| machine.console.contains(text);
+    let (loader, entry) = ("report loader systemd-boot", format!("started debian-{kernel}.conf"));
+    ensure!(told(loader) && told(&entry), "no {loader:?} {entry:?}\n{}", machine.console);
+    ensure!(machine.kernel == kernel, "the kernel {} ran, not {kernel}", machine.kernel);
+    ensure!(machine.page.contains(page), "it served {}, not {page}", machine.page);
+    ensure!(machine.mounts == ["/ ext4", "/efi vfat"], "{:?}", machine.mounts);
+    println!("{kernel}: {} took {:.1?}", machine.accelerator, machine.took);
+    Ok(())
+}
+
+#[test]
+fn vm_a_pushed_kernel_on_the_system_partition_is_what_systemd_boot_starts() -> anyhow::Result<()> {
+    require_host()?;
+    let BootDisks { base, target } = BootDisks::build_systemd(&Cache::open()?)?;
+    let world = World::between(&base.image, &target.image)?;
+    let server = world.serve()?;
+    ran_by_systemd_boot(&boot(world.lab(), &base.image)?, &base.kernel, "Release 1")?;
+
+    world.ask(&server, &["push", &world.arg("update.vireo"), "web"])?.ok()?.says(&["web@2"])?;
+    let exported = world.arg("exported.img");
+    world.ask(&server, &["image", "export", "web", "-o", &exported])?.ok()?;
+    ran_by_systemd_boot(&boot(world.lab(), exported.as_ref())?, &target.kernel, "Release 2")?;
     drop(server);
     world.finish()
 }

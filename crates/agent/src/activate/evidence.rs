@@ -73,7 +73,33 @@ impl Scene<'_> {
                 found.insert(unit.clone(), shortfall);
             }
         }
+        found.extend(self.dragged_down(facts, acted));
         found
+    }
+
+    /// Units that ran, that nobody acted upon, and that are down since one was restarted that they
+    /// go along with. What a restart takes down it starts again, but not where a condition does not
+    /// hold any more, or where the other ended by itself meanwhile. None of them has failed.
+    fn dragged_down<'a>(
+        &'a self,
+        facts: &'a Facts,
+        acted: &'a [(Unit, Job)],
+    ) -> impl Iterator<Item = (Unit, Shortfall)> + 'a {
+        let restarted = acted.iter().filter(|(_, job)| *job == Job::Restart);
+        let movers: BTreeSet<&Unit> = restarted.map(|(unit, _)| unit).collect();
+        let ran = self.before.units.values().filter(|unit| unit.active == ActiveState::Active);
+        // The manager forgets a unit that is down and that nothing else names.
+        let is_down = |unit: &Unit| facts.unit(unit).is_none_or(|now| !now.active.is_up());
+        let down = ran.map(|unit| &unit.name).filter(move |unit| is_down(unit));
+        down.filter_map(move |unit| {
+            let acted_upon = acted.iter().any(|(other, _)| other == unit);
+            if acted_upon || self.plan.action_of(unit) == Some(Action::Stop) {
+                return None;
+            }
+            let with = self.before.goes_along(unit, &movers)?;
+            let why = format!("it went down along with {with} and was not started again");
+            Some((unit.clone(), Shortfall::Ill(why)))
+        })
     }
 
     fn not_active(&self, facts: &Facts, unit: &Unit, job: Job) -> Option<Shortfall> {
@@ -198,10 +224,18 @@ fn state_of(unit: &UnitFacts) -> String {
     format!("it is not active but {}; its log says more", unit.sub)
 }
 
-/// Units that ran and have failed since.
-pub(super) fn failed_since(before: &Facts, after: &Facts) -> Vec<Unit> {
+/// Units that ran and have failed since, or went down along with others.
+pub(super) fn failed_since(
+    before: &Facts,
+    after: &Facts,
+    shortfalls: &BTreeMap<Unit, Shortfall>,
+) -> Vec<Unit> {
     let failed =
         |unit: &Unit| after.unit(unit).is_some_and(|unit| unit.active == ActiveState::Failed);
+    let dragged = |unit: &Unit| {
+        matches!(shortfalls.get(unit), Some(Shortfall::Ill(_)))
+            && after.unit(unit).is_none_or(|unit| !unit.active.is_up())
+    };
     let ran = before.units.values().filter(|unit| unit.active.is_up());
-    ran.map(|unit| unit.name.clone()).filter(failed).collect()
+    ran.map(|unit| unit.name.clone()).filter(|unit| failed(unit) || dragged(unit)).collect()
 }

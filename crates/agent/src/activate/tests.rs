@@ -273,3 +273,33 @@ fn a_socket_and_its_running_service_end_before_either_begins() {
          done restart echo.service"
     );
 }
+
+/// boss and what is bound to it, by way of a target that is not among the units; and one that is not.
+fn bound_machine() -> FakeMachine {
+    let bound = |name, to: &[&str]| UnitFacts {
+        bound_to: to.iter().map(|name| Unit::new(*name)).collect(),
+        ..UnitFacts::running(name)
+    };
+    FakeMachine::new(
+        Facts::new()
+            .with_unit(bound("boss.service", &["sysinit.target"]))
+            .with_unit(bound("all.target", &["boss.service"]))
+            .with_unit(bound("helper.service", &["all.target"]))
+            .with_unit(bound("other.service", &["sysinit.target"]))
+            .with_process(Process::of_unit(10, "boss.service", [LIBRARY])),
+    )
+}
+
+#[test]
+fn a_unit_that_goes_down_along_with_another_and_stays_down_is_ill() {
+    let changes = [change("/usr/lib/libx.so.1", Some(LIBRARY))];
+    let machine = bound_machine();
+    machine.drags("boss.service", "helper.service");
+    let (_, outcome) = run(&machine, &changes);
+    assert_eq!(outcome, "done restart boss.service; ill helper.service; lost helper.service");
+
+    // It ended by itself meanwhile: nothing binds it to what was restarted.
+    let machine = bound_machine();
+    machine.drags("boss.service", "other.service");
+    assert_eq!(run(&machine, &changes).1, "done restart boss.service");
+}

@@ -142,6 +142,9 @@ pub struct Condemned {
     pub because: Vec<String>,
     /// The units that are to run again.
     pub revive: Vec<Unit>,
+    /// Those of them that were not well: they are started again whatever became of them.
+    #[serde(default)]
+    pub ill: Vec<Unit>,
     /// What was done for it.
     pub actions: Vec<ActionReport>,
     /// What the checks before it said.

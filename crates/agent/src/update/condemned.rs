@@ -74,7 +74,7 @@ impl Agent {
         let receipt = &mut applied.receipt;
         // At an early boot nothing runs yet, and nothing that is asked for would before this ends.
         if !condemned.revive.is_empty() && condemned.boot == boot_id()? {
-            self.revive(&condemned.revive, receipt)?;
+            self.revive(condemned, receipt)?;
         }
         receipt.outcome = receipt.judge();
         self.state.set_receipt(receipt)?;
@@ -92,12 +92,16 @@ impl Agent {
     }
 
     /// Starts again what ran before the update and does not now.
-    fn revive(&self, units: &[Unit], receipt: &mut Receipt) -> Result<(), AgentError> {
+    fn revive(&self, condemned: &Condemned, receipt: &mut Receipt) -> Result<(), AgentError> {
         let nothing = BTreeSet::new();
+        let units: BTreeSet<&Unit> = condemned.revive.iter().chain(&condemned.ill).collect();
         let facts = self.system.facts(&nothing)?;
         let acted: BTreeSet<&str> = receipt.actions.iter().map(|it| it.subject.as_str()).collect();
-        let down = units.iter().filter(|unit| is_down(&facts, unit, acted.contains(unit.as_str())));
-        let down: Vec<Unit> = down.cloned().collect();
+        let down = units.iter().filter(|unit| {
+            let was_acted_upon = acted.contains(unit.as_str()) || condemned.ill.contains(unit);
+            is_down(&facts, unit, was_acted_upon)
+        });
+        let down: Vec<Unit> = down.copied().cloned().collect();
         if !down.is_empty() {
             // A unit that was started too often would not start.
             let _ = self.services.reset_failed(&down);
@@ -105,7 +109,7 @@ impl Agent {
         }
         let facts = self.system.facts(&nothing)?;
         let failed = units.iter().filter(|unit| is_failed(&facts, unit));
-        receipt.failed_units = failed.cloned().collect();
+        receipt.failed_units = failed.copied().cloned().collect();
         Ok(())
     }
 }
@@ -118,6 +122,7 @@ fn is_failed(facts: &Facts, unit: &Unit) -> bool {
 /// while nobody acted upon it is left alone.
 fn is_down(facts: &Facts, unit: &Unit, was_acted_upon: bool) -> bool {
     let is_kind = matches!(unit.kind(), "service" | "socket" | "timer" | "path");
-    let is_ended = facts.unit(unit).is_some_and(|unit| !unit.active.is_up());
+    // The manager forgets a unit that is down and that nothing else names.
+    let is_ended = facts.unit(unit).is_none_or(|unit| !unit.active.is_up());
     is_failed(facts, unit) || was_acted_upon && is_kind && is_ended
 }

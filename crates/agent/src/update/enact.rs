@@ -175,6 +175,7 @@ impl Agent {
                 boot: boot_id()?,
                 because: because.collect(),
                 revive: self.to_revive(before),
+                ill: activation.ill.iter().map(|(unit, _)| unit.clone()).collect(),
                 actions: receipt.actions.clone(),
                 checks: receipt.checks.clone(),
             };

@@ -176,6 +176,7 @@ impl Agent {
                 boot: boot_id()?,
                 because: vec![because],
                 revive: Vec::new(),
+                ill: Vec::new(),
                 actions: Vec::new(),
                 checks: Vec::new(),
             };

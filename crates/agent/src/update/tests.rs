@@ -732,6 +732,7 @@ fn an_undo_that_nobody_asked_for_is_tried_again_until_it_is_done() {
         boot: "another".to_owned(),
         because: vec!["nobody confirmed".to_owned()],
         revive: Vec::new(),
+        ill: Vec::new(),
         actions: Vec::new(),
         checks: Vec::new(),
     };

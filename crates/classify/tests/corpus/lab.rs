@@ -1,5 +1,12 @@
-//! A Debian 12 with the services that images are made for, as facts and a read map that were written
-//! by hand, and what each row changes about it.
+//! A Debian 12 as facts and a read map that were written by hand, for rows that the recorded
+//! [guest](crate::guest) cannot serve:
+//!
+//! - it has no kernel of its own, no udev, no network manager, no firewall, no container engine, no
+//!   session and no agent that runs (`KRN`, `NET`, `FW`, `DOC`, `CTR`, `SLF`, SYS-26 to SYS-29, SYS-33);
+//! - what the row wants stopped runs there, or the reverse (SYS-10, SYS-17, SYS-18);
+//! - the row is about files and units that only it has, or that were not recorded (PAM-01, SYS-01, SYS-03,
+//!   SYS-05, SYS-06, SYS-14, SYS-15, SYS-22, SYS-25, SYS-30, SYS-32, CRN-01, PHP-04, DEL-01, NEW-01, LIB-13,
+//!   LIB-16, NSS-03), or every unit is in it (LIB-02), or who holds a file is a login's (LIB-08).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,35 +44,48 @@ pub(crate) fn path(text: &str) -> ImagePath {
     ImagePath::parse(text.as_bytes()).expect("a valid path")
 }
 
-/// The laboratory with these changes: a path, with `+` (added), `-` (removed) or `=` (metadata
-/// only) before it.
-pub(crate) fn lab(changes: &[&str]) -> Scenario {
-    let (facts, ids) = facts();
-    let change = |text: &&str| {
+/// What is changed, with its path: a path, with `+` (added), `-` (removed) or `=` (metadata only) before
+/// it.
+pub(crate) fn changes_of<'a>(changes: &[&'a str]) -> impl Iterator<Item = (&'a str, ChangedFile)> {
+    changes.iter().map(|text| {
         let (kind, text) = match text.split_at(1) {
             ("+", rest) => (ChangeKind::Added, rest),
             ("-", rest) => (ChangeKind::Removed, rest),
             ("=", rest) => (ChangeKind::Metadata, rest),
             _ => (ChangeKind::Modified, *text),
         };
-        let replaced = ids.get(text).copied().filter(|_| kind != ChangeKind::Added);
-        ChangedFile { replaced, ..ChangedFile::new(path(text), kind) }
-    };
-    Scenario {
-        host: host(),
-        reads: reads(&facts),
-        changes: changes.iter().map(change).collect(),
-        facts,
-        check_fails: false,
-        reboot_is_due: true,
-        group: None,
-        beyond: false,
-        manager: None,
-        also: |_| Ok(()),
-    }
+        (text, ChangedFile::new(path(text), kind))
+    })
+}
+
+/// The laboratory with these changes, as [`changes_of`] reads them.
+pub(crate) fn lab(changes: &[&str]) -> Scenario {
+    let (facts, ids) = facts();
+    let changes = changes_of(changes).map(|(path, change)| {
+        let replaced = ids.get(path).copied().filter(|_| change.kind != ChangeKind::Added);
+        ChangedFile { replaced, ..change }
+    });
+    let reads = reads(&facts);
+    Scenario::of(facts, host(), reads, changes.collect())
 }
 
 impl Scenario {
+    /// A machine of which this is true, and what changes on it.
+    pub(crate) fn of(facts: Facts, host: Host, reads: ReadMap, changes: Vec<ChangedFile>) -> Self {
+        Self {
+            facts,
+            host,
+            reads,
+            changes,
+            check_fails: false,
+            reboot_is_due: true,
+            group: None,
+            beyond: false,
+            manager: None,
+            also: |_| Ok(()),
+        }
+    }
+
     /// The same where the last check fails.
     pub(crate) fn failing(mut self) -> Self {
         self.check_fails = true;

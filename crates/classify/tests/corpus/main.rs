@@ -4,6 +4,7 @@
 //! `cargo test -p vireo-classify --test corpus -- --nocapture` prints the score.
 
 mod expected;
+mod guest;
 mod lab;
 mod more;
 mod rows;

@@ -50,8 +50,8 @@ pub(crate) struct Args {
     /// The read map of `vireo record`, to travel with the bundle
     #[arg(long, value_name = "FILE")]
     read_map: Option<PathBuf>,
-    /// Capture although the images' EFI system partitions differ: no bundle carries what is on vfat,
-    /// images and machines keep what they have there
+    /// Leave out what differs on EFI system partitions (vfat): images and machines keep what they have
+    /// there
     #[arg(long)]
     without_esp: bool,
     #[command(flatten)]
@@ -88,6 +88,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
         permits: args.permit.iter().copied().collect(),
         effort: args.effort,
         read_map: args.read_map.as_deref().map(read_map).transpose()?,
+        without_esp: args.without_esp,
     };
     let _step = Step::new(context, format!("capturing {}", args.target.display()));
     let base = CaptureSource::open(&args.base, args.partition)?;
@@ -95,7 +96,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
     base.warn(context, &args.base);
     target.warn(context, &args.target);
     if !args.without_esp {
-        refuse_esp_changes(&args.base, &args.target)?;
+        refuse_esp_changes((&args.base, &base.vfat()), (&args.target, &target.vfat()))?;
     }
     let captured =
         capture(&base, &target, args, &options, &key).map_err(|error| match error.kind() {
@@ -110,14 +111,15 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
 }
 
 /// A bundle would be without what lies there, and a kernel without its modules or the reverse.
-fn refuse_esp_changes(base: &Path, target: &Path) -> Result<(), Failure> {
+fn refuse_esp_changes(base: (&Path, &[u32]), target: (&Path, &[u32])) -> Result<(), Failure> {
     let found = esp_difference(base, target);
     let found = found.map_err(|error| {
         Failure::from(error).hint("repair it, or capture the rest with --without-esp")
     });
     let Some(difference) = found? else { return Ok(()) };
     Err(Failure::refused(format!("cannot capture all of the update: {difference}")).hint(
-        "keep kernels and their entries in /boot on ext4, XFS or btrfs; or capture the rest with --without-esp",
+        "mount it by /etc/fstab in both (at /efi, /boot/efi or /boot), so that it is part of the image; or \
+         capture the rest with --without-esp",
     ))
 }
 

@@ -68,7 +68,7 @@ fn changes(args: &Args, ignore: &Ignore, context: &Context) -> Result<ChangeSet,
     let (base, target) = (open(&args.base)?, open(&args.target)?);
     base.warn(context, &args.base);
     target.warn(context, &args.target);
-    match esp_difference(&args.base, &args.target) {
+    match esp_difference((&args.base, &base.vfat()), (&args.target, &target.vfat())) {
         Ok(None) => {}
         Ok(Some(difference)) => context.warn(&difference),
         Err(error) => context.warn(&format!("what is on vfat was not compared: {error}")),

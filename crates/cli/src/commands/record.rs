@@ -60,25 +60,39 @@ pub(crate) struct Done {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     failed: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    incomplete: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     not_watched: BTreeMap<String, String>,
 }
 
 /// By unit, why it was left out or what went wrong with it.
 type Reasons = BTreeMap<String, String>;
 
+/// How often a unit is reloaded and restarted until nothing is missed of what it opens.
+const ATTEMPTS_MAX: usize = 3;
+
+/// What went wrong with units.
+#[derive(Debug, Default)]
+struct Troubles {
+    /// They could not be reloaded or restarted.
+    failed: Reasons,
+    /// What they were not seen to read may have been read all the same.
+    incomplete: Reasons,
+}
+
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
     // Before anything is done: no service manager, a map that cannot be added to.
     systemd::starts()?;
     let mut map = if args.add { known(&args.out)? } else { ReadMap::new() };
     let recorder = Recorder::start(&Options { ignore: Ignore::default() })?;
-    let (mut skipped, mut failed) = (Reasons::new(), Reasons::new());
+    let (mut skipped, mut troubles) = (Reasons::new(), Troubles::default());
     let units = match (args.each_unit, args.unit.as_slice()) {
         (true, _) => systemd::running_services(&mut skipped)?,
         (false, []) => Vec::new(),
         (false, names) => systemd::named(names)?,
     };
     let starts = if args.each_unit || !args.unit.is_empty() {
-        exercise(&recorder, &units, args, context, &mut failed)?;
+        exercise(&recorder, &units, args, context, &mut troubles)?;
         Starts::new()
     } else {
         let _step = Step::new(context, "recording, Ctrl-C ends it".to_owned());
@@ -92,7 +106,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
     })?;
     vireo_sys::durable::replace(&args.out, text.as_bytes())
         .map_err(|error| Failure::io("write", &args.out, error))?;
-    Ok(Done::new(args.out.clone(), &map, &recorded, skipped, failed))
+    Ok(Done::new(args.out.clone(), &map, &recorded, skipped, troubles))
 }
 
 /// The map that is there, to be added to; an empty one if there is none.
@@ -113,7 +127,7 @@ fn exercise(
     units: &[systemd::Service],
     args: &Args,
     context: &Context,
-    failed: &mut Reasons,
+    troubles: &mut Troubles,
 ) -> Result<(), Failure> {
     for service in units {
         let name = service.unit.to_string();
@@ -121,15 +135,25 @@ fn exercise(
         for (phase, verb) in phases.iter().filter(|(_, verb)| *verb != "reload" || service.reloads)
         {
             let _step = Step::new(context, format!("{verb} {name}"));
-            recorder.watch([&service.unit], *phase)?;
-            let result = systemd::run(&[verb, "--", &name]);
-            recorder.wait_quiet();
-            match result.and_then(|_| systemd::run(&["is-active", "--", &name])) {
-                Ok(_) => recorder.complete()?,
-                Err(why) => {
+            let mut whole = false;
+            for _ in 0..ATTEMPTS_MAX {
+                recorder.watch([&service.unit], *phase)?;
+                let result = systemd::run(&[verb, "--", &name]);
+                recorder.wait_quiet();
+                if let Err(why) = result.and_then(|_| systemd::run(&["is-active", "--", &name])) {
                     recorder.pause()?;
-                    failed.insert(name.clone(), format!("{verb}: {why}"));
+                    troubles.failed.insert(name.clone(), format!("{verb}: {why}"));
+                    break;
                 }
+                whole = recorder.complete()?;
+                if whole {
+                    break;
+                }
+            }
+            if !whole && !troubles.failed.contains_key(&name) {
+                let why =
+                    format!("{verb}: processes ended before it could be seen whose they were");
+                troubles.incomplete.insert(name.clone(), why);
             }
         }
     }
@@ -138,6 +162,7 @@ fn exercise(
         recorder.watch(units.iter().map(|service| &service.unit), Phase::Run)?;
         command(&args.command)?;
         recorder.wait_quiet();
+        // What is read when it is needed is seen, not concluded from what is not.
         recorder.complete()?;
     }
     Ok(())
@@ -198,8 +223,9 @@ impl Done {
         map: &ReadMap,
         recorded: &Recorded,
         skipped: Reasons,
-        failed: Reasons,
+        troubles: Troubles,
     ) -> Self {
+        let Troubles { failed, incomplete } = troubles;
         let Counts { events, attributed, ended, lost, .. } = recorded.counts();
         let not_watched = recorded.not_watched.iter();
         let not_watched = not_watched
@@ -214,6 +240,7 @@ impl Done {
             lost,
             skipped,
             failed,
+            incomplete,
             not_watched: not_watched.collect(),
         }
     }
@@ -234,6 +261,7 @@ impl Report for Done {
         for (what, list) in [
             ("left out", &self.skipped),
             ("failed", &self.failed),
+            ("incomplete", &self.incomplete),
             ("not watched", &self.not_watched),
         ] {
             for (name, why) in list {

@@ -2,18 +2,21 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::syncfs;
+use vireo_model::{Ignore, ImagePath, is_machines_own};
 use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
-use vireo_tree::Root;
+use vireo_tree::{Root, ScanOptions, scan};
 
 use super::busy;
+use crate::fat::change_fat;
 use crate::host::HostMount;
 use crate::layout::{LeftOut, Volume};
+use crate::probe::FileSystemKind;
 use crate::{ErrorKind, ImageError};
 
 /// How long the kernel may take to let a closed mount's loop device go.
@@ -50,7 +53,10 @@ impl Mounted {
             return Err(ImageError::new(ErrorKind::NotAnImage, message));
         };
         let root = Root::from_fd(top, path.clone());
-        let root = parts.fold(root, |root, (volume, top)| root.with_mount(volume.at.clone(), top));
+        let root = parts.fold(root, |root, (volume, top)| match volume.kind {
+            FileSystemKind::Vfat => root.with_plain_copy(volume.at.clone(), top),
+            _ => root.with_mount(volume.at.clone(), top),
+        });
         Ok(Self { path, root, volumes, left_out, write, mounts, lock })
     }
 
@@ -77,19 +83,26 @@ impl Mounted {
     ///
     /// # Errors
     ///
-    /// The last writes failed, or something still holds the image.
+    /// The last writes failed, or something still holds the image; `NoSpace` and `Unsupported` for what
+    /// does not fit on FAT.
     pub fn finish(self) -> Result<(), ImageError> {
-        let Self { path, root, write, mounts, lock, .. } = self;
+        let Self { path, root, volumes, write, mounts, lock, .. } = self;
         if write {
             for mount in &mounts {
                 let synced = mount.open_root().and_then(|top| Ok(syncfs(top)?));
                 synced.map_err(|error| ImageError::io("write out", &path, error))?;
             }
         }
-        drop((root, mounts, lock));
+        let (copies, mounts): (Vec<_>, Vec<_>) =
+            volumes.iter().zip(mounts).partition(|(volume, _)| volume.kind == FileSystemKind::Vfat);
+        drop((root, mounts));
         if !write {
             return Ok(());
         }
+        for (volume, copy) in &copies {
+            write_back(&path, volume, copy)?;
+        }
+        drop((copies, lock));
         for _ in 0..RELEASE_TRIES {
             let file = File::options().read(true).write(true).open(&path);
             let file = file.map_err(|error| ImageError::io("open", &path, error))?;
@@ -103,4 +116,18 @@ impl Mounted {
         }
         Err(busy(&path))
     }
+}
+
+/// Makes the FAT file system that `volume` is what its copy was made.
+fn write_back(image: &Path, volume: &Volume, copy: &HostMount) -> Result<(), ImageError> {
+    let top = copy.open_root().map_err(|error| ImageError::io("open the copy of", image, error))?;
+    let root = Root::from_fd(top, image.to_owned());
+    let options = ScanOptions::default();
+    let scan = scan(&root, &Ignore::nothing(), &options);
+    let scan = scan.map_err(|error| ImageError::tree(image, error))?;
+    let nodes = scan.tree.iter().filter(|(path, _)| !is_machines_own(path.relative()));
+    let wanted = nodes.map(|(path, node)| (path.clone(), node.clone())).collect();
+    let open =
+        |path: &ImagePath| root.open_file(path).map_err(|error| ImageError::tree(image, error));
+    change_fat(image, volume, &wanted, &open).map(drop)
 }

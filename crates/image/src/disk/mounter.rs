@@ -10,11 +10,15 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use vireo_model::ImagePath;
+use vireo_sys::detached;
 
+use crate::bytes::Bytes;
+use crate::fat::{self, MAX_COPY_LEN};
 use crate::host::{HostMount, MountError, MountHost, Window};
 use crate::layout::{self, Volume};
 use crate::partition::Partition;
 use crate::probe::FileSystemKind;
+use crate::unmounted::open_fat;
 use crate::{ErrorKind, ImageError, fstab};
 
 /// Where installers put the root of a btrfs, if not at its default.
@@ -88,12 +92,36 @@ impl Mounter<'_> {
         let Partition { offset, len, .. } = volume.partition;
         let window = Window { offset, len, read_only: !write };
         let failed = |error: MountError| self.explain(volume, error.source);
+        if volume.kind == FileSystemKind::Vfat {
+            return Ok(vec![self.copy_fat(volume)?]);
+        }
         if volume.kind == FileSystemKind::Ext {
             return Ok(vec![self.host.mount(self.file, window).map_err(failed)?]);
         }
         let own: Vec<Vec<(&str, Option<&str>)>> = views.iter().map(|view| options(view)).collect();
         let options: Vec<_> = own.iter().map(Vec::as_slice).collect();
         self.host.mount_as(self.file, window, volume.kind.name(), &options).map_err(failed)
+    }
+
+    /// The files of a FAT file system in memory, where nobody else sees them. The host's kernel need not know FAT;
+    /// [`Mounted::finish`](super::Mounted::finish) writes what was changed.
+    fn copy_fat(&self, volume: &Volume) -> Result<HostMount, ImageError> {
+        let fat = open_fat(&Bytes::open(self.path)?, self.path, volume)?;
+        let len = volume.partition.len.saturating_add(MAX_COPY_LEN).to_string();
+        let options = [("mode", Some("0700")), ("size", Some(len.as_str()))];
+        let top = detached::mount_with(Path::new("vfat"), "tmpfs", false, &options);
+        let top = top.map_err(|error| self.explain(volume, error))?;
+        let opened = openat2(
+            &top,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            BENEATH,
+        );
+        let dir = opened.map_err(|error| self.explain(volume, error.into()))?;
+        let copied = fat::copy_to(&fat, &dir);
+        copied.map_err(|error| ImageError::fat(self.path, &volume.partition, error))?;
+        Ok(HostMount::new(top, ()))
     }
 
     pub(super) fn open(&self, volume: &Volume, mount: &HostMount) -> Result<OwnedFd, ImageError> {

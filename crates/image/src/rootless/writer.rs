@@ -12,6 +12,7 @@ use vireo_model::{Change, ChangeSet, Digest, ImagePath, Node, NodeKind, Tree};
 use super::base::ReaderBase;
 use super::staging::Staging;
 use crate::ImageError;
+use crate::layout::Volume;
 use crate::partition::Partition;
 use crate::script::{self, Links, Script};
 
@@ -24,6 +25,8 @@ pub(super) struct Writer<'a> {
     pub(super) base: &'a ReaderBase<'a>,
     pub(super) target: &'a Tree,
     pub(super) staging: &'a Staging,
+    /// The parts of the tree that debugfs does not write.
+    pub(super) fats: &'a [&'a Volume],
 }
 
 impl Writer<'_> {
@@ -36,6 +39,8 @@ impl Writer<'_> {
         let wide = script::has_wide_inodes(image, partition)?;
         let mut script = Script::new(wide);
         let mut links = Links::default();
+        let own = changes.changes.iter().filter(|change| !self.is_plain(&change.path));
+        let changes = &ChangeSet { changes: own.cloned().collect(), ..*changes };
         let placed = placed(changes);
         // Children before their directories.
         for change in changes.changes.iter().rev() {
@@ -75,17 +80,38 @@ impl Writer<'_> {
             script.set(leader, "links_count", &links.to_string())?;
         }
         for (path, time) in self.bundle.dir_times() {
-            if self.target.get(path).is_some_and(Node::is_dir) {
+            if self.target.get(path).is_some_and(Node::is_dir) && !self.is_plain(path) {
                 script.time(path, *time)?;
             }
         }
         Ok(script)
     }
 
+    fn is_plain(&self, path: &ImagePath) -> bool {
+        self.fats.iter().any(|fat| path.is_within(&fat.at))
+    }
+
+    /// Writes the contents that files on FAT get to files.
+    pub(super) fn stage_plain(
+        &self,
+        changes: &ChangeSet,
+    ) -> Result<BTreeMap<ImagePath, PathBuf>, ImageError> {
+        let mut staged = BTreeMap::new();
+        for change in changes.changes.iter().filter(|change| self.is_plain(&change.path)) {
+            if let Some((len, content)) = change.after.as_ref().and_then(Node::content) {
+                let name = format!("p{}", staged.len());
+                let file = self.stage(&name, &change.path, len, content)?;
+                staged.insert(change.path.clone(), file);
+            }
+        }
+        Ok(staged)
+    }
+
     fn place(&self, script: &mut Script, path: &ImagePath, node: &Node) -> Result<(), ImageError> {
         match &node.kind {
             NodeKind::File { len, content } => {
-                let staged = self.stage(script.next_number(), path, *len, *content)?;
+                let name = format!("f{}", script.next_number());
+                let staged = self.stage(&name, path, *len, *content)?;
                 script.file(path, &staged)?;
             }
             NodeKind::Dir => script.dir(path)?,
@@ -130,12 +156,12 @@ impl Writer<'_> {
     /// Writes the content that `path` gets to a file; compared with its digest on the way.
     fn stage(
         &self,
-        number: usize,
+        name: &str,
         path: &ImagePath,
         len: u64,
         digest: Digest,
     ) -> Result<PathBuf, ImageError> {
-        let staged = self.staging.path(&format!("f{number}"));
+        let staged = self.staging.path(name);
         let failed = |error: io::Error| ImageError::io("write", &staged, error);
         let file = File::create_new(&staged).map_err(failed)?;
         // What is not written is a hole.

@@ -51,6 +51,20 @@ pub struct Booted {
 /// The emulator or its firmware is not installed; or the machine did not boot or report in time: the message has
 /// the end of its console.
 pub fn boot(lab: &Lab, disk: &Path) -> Result<Booted, TestkitError> {
+    run(lab, disk, "snapshot=on")
+}
+
+/// The same, and what the machine writes stays on the disk.
+///
+/// # Errors
+///
+/// As [`boot`].
+pub fn boot_for_good(lab: &Lab, disk: &Path) -> Result<Booted, TestkitError> {
+    // A machine that shuts down in order needs no flush of its host.
+    run(lab, disk, "cache=unsafe")
+}
+
+fn run(lab: &Lab, disk: &Path, writes: &str) -> Result<Booted, TestkitError> {
     let disk = disk.canonicalize().map_err(failed("find the disk", disk))?;
     let (number, _) = lab.next_guest();
     let file = |what: &str| lab.dir().join(format!("q{number}.{what}"));
@@ -68,7 +82,7 @@ pub fn boot(lab: &Lab, disk: &Path) -> Result<Booted, TestkitError> {
     let firmware = "if=pflash,format=raw";
     command.args(["-drive", &format!("{firmware},unit=0,readonly=on,file={}", FIRMWARE[0])]);
     command.args(["-drive", &format!("{firmware},unit=1,file={}", variables.display())]);
-    let disk = format!("if=none,id=disk,format=raw,snapshot=on,file={}", disk.display());
+    let disk = format!("if=none,id=disk,format=raw,{writes},file={}", disk.display());
     command.args(["-drive", &disk, "-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
 
     let started = Instant::now();

@@ -52,7 +52,10 @@ impl Draft {
     /// The regular file that goes, if one does.
     pub(super) fn replaced(&self) -> Option<Replaced> {
         let is_file = self.before.as_ref()?.content().is_some();
-        let stamp = self.stamp.filter(|_| is_file && self.how != How::Metadata)?;
+        // On FAT nothing is known by a number.
+        let has_number = |stamp: &Stamp| stamp.ino != Stamp::NO_INODE;
+        let stamp = self.stamp.filter(|_| is_file && self.how != How::Metadata);
+        let stamp = stamp.filter(has_number)?;
         Some(Replaced { path: self.path.clone(), dev: stamp.dev, ino: stamp.ino })
     }
 }
@@ -183,6 +186,11 @@ impl<'a> Decider<'a> {
             self.plain(change, standing);
             return Ok(());
         }
+        if self.root.is_on_fat(&change.path) {
+            // Nothing can be kept beside by a link.
+            self.drifted.push(change.path.clone());
+            return Ok(());
+        }
         match (self.options.drift)(&change.path) {
             OnDrift::Refuse => self.drifted.push(change.path.clone()),
             OnDrift::Take => self.take(change, standing),
@@ -213,7 +221,9 @@ impl<'a> Decider<'a> {
     /// what is changed here must not be changed there.
     fn has_other_names(&self, standing: &Standing) -> bool {
         let is_dir = standing.found.as_ref().is_none_or(Node::is_dir);
-        let Some(stamp) = standing.stamp.filter(|_| !is_dir) else { return false };
+        let has_number = |stamp: &Stamp| stamp.ino != Stamp::NO_INODE;
+        let stamp = standing.stamp.filter(|_| !is_dir).filter(has_number);
+        let Some(stamp) = stamp else { return false };
         let known = self.names.get(&(stamp.dev, stamp.ino)).copied().unwrap_or_default();
         standing.links > known
     }

@@ -36,7 +36,7 @@ pub(super) fn perform(root: &Root, places: &Places, plan: &Plan) -> Result<(), T
 /// The paths that are neither as they were before the plan nor as they are after it.
 fn foreign(root: &Root, plan: &Plan) -> Result<Vec<ImagePath>, TreeError> {
     let mut foreign = Vec::new();
-    for step in &plan.steps {
+    for step in plan.steps.iter().filter(|step| !root.is_on_fat(&step.path)) {
         let found = super::standing::stat(root, &step.path)?.map(|(_, stat)| stat);
         if !is_ours(step, found.as_ref()) {
             foreign.push(step.path.clone());
@@ -82,6 +82,9 @@ fn rank(step: &Step) -> u8 {
     let holds = |part: &[u8]| path.windows(part.len()).any(|window| window == part);
     if holds(b"/systemd/system/") || holds(b"/systemd/user/") {
         5
+    } else if holds(b"/loader/") {
+        // What systemd-boot reads names kernels, which have to be there.
+        4
     } else if path.starts_with(b"/etc/") {
         4
     } else if step.before.is_none() {
@@ -100,7 +103,7 @@ pub(super) fn set_dir_times(
     root: &Root,
     dir_times: &[(ImagePath, Timestamp)],
 ) -> Result<(), TreeError> {
-    for (path, time) in dir_times {
+    for (path, time) in dir_times.iter().filter(|(path, _)| !root.is_plain(path)) {
         let failed = root.failed("set the time of", path);
         match root.dir(path) {
             Ok(dir) => dir.set_mtime(b".", *time).map_err(failed)?,
@@ -143,6 +146,10 @@ impl Commit<'_> {
 
     fn place(&mut self, number: usize, step: &Step) -> Result<(), TreeError> {
         let path = &step.path;
+        if self.root.is_on_fat(path) {
+            self.parent = None;
+            return super::fat::place(self.root, self.places, number, step);
+        }
         let staged = self.places.staged(self.root, path);
         let failed = self.root.failed("put in place", path);
         let dir = self.parent("put in place", path)?;
@@ -187,7 +194,7 @@ impl Commit<'_> {
     }
 
     fn metadata(&self, step: &Step) -> Result<(), TreeError> {
-        let Some(node) = &step.after else {
+        let Some(node) = step.after.as_ref().filter(|_| !self.root.is_on_fat(&step.path)) else {
             return Ok(());
         };
         let path = &step.path;

@@ -9,7 +9,7 @@ use std::thread;
 use rustix::io::Errno;
 use vireo_model::{Digest, Tree};
 
-use super::tests::{bundle, copy_tree, populate, read, verified};
+use super::tests::{bundle, copy_tree, open, populate, populate_fat, read, verified};
 use super::*;
 use crate::faults::{Fault, Which, with};
 
@@ -41,11 +41,33 @@ enum Work {
     Undo,
 }
 
+/// Everything is tried with both, and on FAT too.
+const WORLDS: [(fn() -> World, Work); 4] = [
+    (World::new, Work::Apply),
+    (World::new, Work::Undo),
+    (World::on_fat, Work::Apply),
+    (World::on_fat, Work::Undo),
+];
+
 impl World {
     fn new() -> Self {
         let (base, target) = (temp(), temp());
         populate(base.path(), 1);
         populate(target.path(), 2);
+        Self::between(base, &target)
+    }
+
+    /// Trees that are on FAT, but for one file.
+    fn on_fat() -> Self {
+        let (base, target) = (temp(), temp());
+        for (dir, edition) in [(&base, 1), (&target, 2)] {
+            populate_fat(dir.path(), edition);
+            fs::write(dir.path().join("version"), [edition]).expect("written");
+        }
+        Self::between(base, &target)
+    }
+
+    fn between(base: tempfile::TempDir, target: &tempfile::TempDir) -> Self {
         let file = bundle(base.path(), target.path());
         let digests = [read(base.path()).digest(), read(target.path()).digest()];
         Self { base, digests, file }
@@ -101,7 +123,7 @@ impl Tester<'_> {
     }
 
     fn run(&self, work: Work, tree: &Path) -> Result<(), TreeError> {
-        let root = Root::open(tree)?;
+        let root = open(tree)?;
         match work {
             Work::Apply => stage(&root, &verified(&self.world.file), &ApplyOptions::default())?
                 .commit()
@@ -158,7 +180,7 @@ impl Tester<'_> {
 }
 
 fn recover_all(tree: &Path) -> Result<(), TreeError> {
-    let root = Root::open(tree)?;
+    let root = open(tree)?;
     if let Recovered::Completed(committed) = recover(&root)? {
         committed.finish()?;
     }
@@ -204,8 +226,8 @@ impl Tally {
 
 #[test]
 fn killed_at_any_step_it_is_the_base_or_the_target() {
-    let world = World::new();
-    for work in [Work::Apply, Work::Undo] {
+    for (world, work) in WORLDS {
+        let world = &world();
         let points: Vec<usize> = (0..world.steps(work, Which::Changes)).collect();
         let name = format!("kill -9 at every step, {work:?}");
         let tally = world.campaign(&name, &points, |tester, at, tally| {
@@ -248,8 +270,8 @@ fn break_recovery(
 
 #[test]
 fn recovery_killed_at_any_step_is_completed_by_the_next() {
-    let world = World::new();
-    for work in [Work::Apply, Work::Undo] {
+    for (world, work) in WORLDS {
+        let world = &world();
         let points: Vec<usize> = (0..world.steps(work, Which::Changes)).collect();
         let name = format!("kill -9 at every step of recovery from a kill at every step, {work:?}");
         let tally = world.campaign(&name, &points, |tester, at, tally| {
@@ -264,8 +286,8 @@ const RECOVERY_STRIDE: usize = 4;
 
 #[test]
 fn recovery_that_fails_or_loses_power_at_any_step_is_completed_by_the_next() {
-    let world = World::new();
-    for work in [Work::Apply, Work::Undo] {
+    for (world, work) in WORLDS {
+        let world = &world();
         let steps = (0..world.steps(work, Which::Changes)).step_by(RECOVERY_STRIDE);
         let points: Vec<usize> = steps.collect();
         let name = format!("an error or a power cut at every step of recovery, {work:?}");
@@ -282,9 +304,9 @@ fn recovery_that_fails_or_loses_power_at_any_step_is_completed_by_the_next() {
 
 #[test]
 fn an_error_at_any_step_leaves_the_base_or_the_target() {
-    let world = World::new();
     let errors = [Errno::NOSPC, Errno::IO, Errno::DQUOT, Errno::ROFS, Errno::MFILE, Errno::PERM];
-    for work in [Work::Apply, Work::Undo] {
+    for (world, work) in WORLDS {
+        let world = &world();
         let steps = 0..world.steps(work, Which::All);
         let points: Vec<(usize, Errno)> =
             steps.flat_map(|at| errors.map(|error| (at, error))).collect();
@@ -321,10 +343,10 @@ fn power_cuts(name: &str, world: &World, work: Work, barriers: bool) -> Tally {
 
 #[test]
 fn cut_from_power_at_any_step_it_is_the_base_or_the_target() {
-    let world = World::new();
-    for work in [Work::Apply, Work::Undo] {
+    for (world, work) in WORLDS {
+        let world = &world();
         let name = format!("{CUTS} power cuts at every step, {work:?}");
-        power_cuts(&name, &world, work, true).assert_good(1_700);
+        power_cuts(&name, world, work, true).assert_good(1_700);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{ErrorKind, Root, TreeError};
 /// the tree; it belongs to no version.
 pub const STATE_DIR: &str = "/.vireo";
 
-const NAME: &[u8] = b".vireo";
+pub(super) const NAME: &[u8] = b".vireo";
 const GARBAGE: &[u8] = b"garbage";
 const STAGED: &[u8] = b"s";
 const BASE: &[u8] = b"b";
@@ -181,7 +181,7 @@ impl<'r> Journal<'r> {
             dir.make_dir(BASE)
         };
         make(&self.dir, &txn.name()).map_err(&failed)?;
-        for at in mounts {
+        for at in mounts.iter().filter(|at| !self.root.is_on_fat(at)) {
             let failed = |error| TreeError::io("make the stage in", self.root.label(), at, error);
             let top = top(self.root, Some(at)).map_err(failed)?;
             match top.make_dir(NAME) {
@@ -314,7 +314,8 @@ impl<'r> Journal<'r> {
         let dir = self.dir.dir(&txn.name()).map_err(&failed)?;
         let time = dir.stat(b".").map_err(&failed)?.st_ctime;
         let mut len = 0;
-        for mount in plan.mounts.iter().map(Some).chain([None]) {
+        let mounts = plan.mounts.iter().filter(|at| !self.root.is_on_fat(at));
+        for mount in mounts.map(Some).chain([None]) {
             let base = self.base(txn, plan.id, mount)?;
             for name in base.names().map_err(&failed)? {
                 let stat = base.try_stat(&name).map_err(&failed)?;
@@ -359,6 +360,10 @@ impl<'r> Journal<'r> {
     fn sweep_parts(&self) -> Result<(), TreeError> {
         let mut owned = None;
         for at in self.root.mounts() {
+            if self.root.is_on_fat(at) {
+                super::fat::tidy(self.root, at)?;
+                continue;
+            }
             let failed = |error| TreeError::io("clean up", self.root.label(), at, error);
             let dir = match top(self.root, Some(at)).and_then(|top| top.dir(NAME)) {
                 Ok(dir) => dir,

@@ -6,13 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustix::fs::{StatVfsMountFlags, fstatvfs};
 use rustix::io::Errno;
 use vireo_delta::{Bundle, Verified, paths_needing, permits_needed};
-use vireo_model::{Change, ImagePath, Node};
+use vireo_model::{Change, ImagePath, Node, not_plain};
 
 use super::check::{Checked, DIFFERS, Draft};
 use super::journal;
 use super::plan::How;
 use crate::{ErrorKind, Root, Shortage, TreeError};
 
+/// Most paths that a message names.
+const MAX_NAMED: usize = 5;
 /// Inodes that staging needs beyond one per staged file.
 const SPARE_INODES: u64 = 16;
 /// Bytes that staging needs beyond the files: directories, the journal.
@@ -21,16 +23,33 @@ const SPARE_LEN: u64 = 1 << 20;
 const PER_FILE_LEN: u64 = 4096;
 
 pub(super) fn check(root: &Root, list: &[Change], checked: &Checked) -> Result<(), TreeError> {
+    let on_fat = checked.drafts.iter().filter(|draft| root.is_on_fat(&draft.path));
+    on_fat.clone().try_for_each(|draft| check_fat(root, draft))?;
     check_removals(root, list, checked)?;
     check_parents(root, &checked.drafts)?;
     for mount in checked.mounts(root).iter().map(Some).chain([None]) {
         let drafts = || checked.drafts.iter().filter(|draft| root.mount_of(&draft.path) == mount);
-        if drafts().next().is_some() {
+        let beside: Vec<&Draft> = on_fat.clone().filter(|_| mount.is_none()).collect();
+        if drafts().next().is_some() || !beside.is_empty() {
             check_device(root, mount, drafts())?;
-            check_room(root, mount, drafts())?;
+            check_room(root, mount, drafts(), &beside)?;
         }
     }
     Ok(())
+}
+
+/// FAT keeps names and contents alone, and does not tell large letters from small ones.
+fn check_fat(root: &Root, draft: &Draft) -> Result<(), TreeError> {
+    let Some(after) = &draft.after else { return Ok(()) };
+    let path = &draft.path;
+    if root.is_mount(path) {
+        return Ok(());
+    }
+    if let Some(why) = not_plain(path.name(), after) {
+        let place = root.label().display();
+        return Err(unsupported(format!("{path} in {place} {why}; nothing was changed")));
+    }
+    super::fat::check_name(root, path)
 }
 
 /// Whether the signer permitted what the bundle does: new set-user-ID files, devices, removing or
@@ -39,7 +58,6 @@ pub(super) fn check_permits(
     root: &Root,
     bundle: &Bundle<'_, Verified<'_>>,
 ) -> Result<(), TreeError> {
-    const MAX_NAMED: usize = 5;
     let changes = bundle.change_set();
     let missing = permits_needed(changes, bundle.base_paths()).without(bundle.permits());
     if missing.is_empty() {
@@ -169,8 +187,17 @@ fn check_room<'a>(
     root: &Root,
     mount: Option<&ImagePath>,
     drafts: impl Iterator<Item = &'a Draft>,
+    beside: &[&Draft],
 ) -> Result<(), TreeError> {
-    let (mut bytes, mut inodes) = (SPARE_LEN, SPARE_INODES);
+    // FAT has no stage.
+    let is_fat = mount.is_some_and(|at| root.is_on_fat(at));
+    let (mut bytes, mut inodes) = (if is_fat { 0 } else { SPARE_LEN }, SPARE_INODES);
+    // What is for FAT is staged here, and what stood there is kept.
+    for node in beside.iter().flat_map(|draft| [&draft.before, &draft.after]).flatten() {
+        inodes += 1;
+        let len = node.content().map_or(0, |(len, _)| len).saturating_add(PER_FILE_LEN);
+        bytes = bytes.saturating_add(len);
+    }
     let mut sizes: BTreeMap<&ImagePath, u64> = BTreeMap::new();
     for draft in drafts.filter(|draft| draft.how == How::Place) {
         inodes += 1;

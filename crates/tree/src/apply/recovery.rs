@@ -109,7 +109,10 @@ fn is_halfway(journal: &Journal<'_>, number: u64) -> bool {
 /// Brings a committed transaction to its target.
 pub(super) fn complete(journal: &Journal<'_>, txn: Txn, plan: &Plan) -> Result<Txn, TreeError> {
     let places = Places::open(journal, txn, plan.id, &plan.mounts)?;
-    commit::perform(journal.root(), &places, plan)?;
+    let root = journal.root();
+    commit::perform(root, &places, plan)?;
+    let fats = plan.mounts.iter().filter(|at| root.is_on_fat(at));
+    fats.into_iter().try_for_each(|at| super::fat::tidy(root, at))?;
     journal.barrier(&plan.mounts)?;
     journal.advance(txn, State::Done)
 }
@@ -159,7 +162,8 @@ fn replaced(root: &Root, plan: &Plan) -> Result<Vec<Replaced>, TreeError> {
     let mut replaced = Vec::new();
     for step in &plan.steps {
         let was_file = step.before.as_ref().is_some_and(|node| node.content().is_some());
-        if let (true, true, Some(ino)) = (was_file, step.how != How::Metadata, step.found) {
+        let is_gone = step.how != How::Metadata && !root.is_on_fat(&step.path);
+        if let (true, true, Some(ino)) = (was_file, is_gone, step.found) {
             let at = root.mount_of(&step.path);
             let dev = super::journal::device(root, at)
                 .map_err(root.failed("look at", at.unwrap_or(&ImagePath::root())))?;

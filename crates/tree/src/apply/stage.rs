@@ -23,12 +23,12 @@ use crate::{ErrorKind, Root, TreeError};
 const HOLE_LEN: usize = 4096;
 
 /// How much of a file is copied at a time, in bytes.
-const COPY_LEN: usize = 256 << 10;
+pub(super) const COPY_LEN: usize = 256 << 10;
 
 /// Open files of the base kept for the next read.
 const OPEN_FILES: usize = 16;
 
-/// The directories that a transaction's files are staged in, one pair a file system.
+/// The directories that a transaction's files are staged in, one pair a file system; what is for FAT is in the root's.
 pub(super) struct Places {
     root: Place,
     mounts: BTreeMap<ImagePath, Place>,
@@ -46,13 +46,15 @@ impl Places {
         id: u64,
         mounts: &[ImagePath],
     ) -> Result<Self, TreeError> {
+        // One that is not mounted has no part, and is missed.
+        let mounts = mounts.iter().filter(|at| !journal.root().is_on_fat(at));
         let place = |mount: Option<&ImagePath>| -> Result<Place, TreeError> {
             Ok(Place {
                 staged: journal.staged(txn, id, mount)?,
                 base: journal.base(txn, id, mount)?,
             })
         };
-        let mounts = mounts.iter().map(|at| Ok((at.clone(), place(Some(at))?)));
+        let mounts = mounts.map(|at| Ok((at.clone(), place(Some(at))?)));
         Ok(Self { root: place(None)?, mounts: mounts.collect::<Result<_, TreeError>>()? })
     }
 
@@ -126,7 +128,9 @@ pub(super) fn step(
     };
     let found = stamp.map(|stamp| stamp.ino);
     let step = Step { path, before, after, how, found, staged };
-    if step.keeps() {
+    if step.keeps() && root.is_on_fat(&step.path) {
+        super::fat::keep(root, places, number, &step)?;
+    } else if step.keeps() {
         let path = &step.path;
         let (dir, own_name) = root.require("keep", path)?;
         dir.link_to(own_name, places.base(root, path), &name).map_err(root.failed("keep", path))?;

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use vireo_model::{Change, Digest, ImagePath, Node, NodeKind, Timestamp};
 
 use crate::dir::Dir;
-use crate::node::{digest, is_dir, is_regular, len_of, mtime_of, node};
+use crate::node::{digest, is_dir, is_regular, len_of, mtime_of, node_at};
 use crate::{Root, TreeError};
 
 /// A state of a path that any write, replacement or change of rights would change. The change
@@ -20,10 +20,14 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    fn of(stat: &Stat) -> Self {
+    /// Instead of an inode number, on FAT.
+    pub(super) const NO_INODE: u64 = 0;
+
+    fn of(stat: &Stat, is_on_fat: bool) -> Self {
         Self {
             dev: stat.st_dev,
-            ino: stat.st_ino,
+            // The kernel makes one up whenever it looks anew.
+            ino: if is_on_fat { Self::NO_INODE } else { stat.st_ino },
             content: (!is_dir(stat)).then(|| (len_of(stat), mtime_of(stat))),
             rights: (stat.st_mode, stat.st_uid, stat.st_gid),
         }
@@ -58,7 +62,7 @@ pub(super) fn stat(root: &Root, path: &ImagePath) -> Result<Option<(Dir, Stat)>,
 }
 
 pub(super) fn stamp(root: &Root, path: &ImagePath) -> Result<Option<Stamp>, TreeError> {
-    Ok(stat(root, path)?.map(|(_, stat)| Stamp::of(&stat)))
+    Ok(stat(root, path)?.map(|(_, stat)| Stamp::of(&stat, root.is_on_fat(path))))
 }
 
 /// Looks at the path of `change`. Reads a regular file's content unless its length or rights
@@ -70,7 +74,8 @@ pub(super) fn standing(root: &Root, change: &Change) -> Result<Standing, TreeErr
         return Ok(Standing { stamp: None, links: 0, found: None, is_base, is_target });
     };
     let name = if root.is_mount(path) || path.is_root() { b".".as_slice() } else { path.name() };
-    let mut found = node(&dir, name, &stat, Digest::of(b"")).map_err(root.failed("read", path))?;
+    let found = node_at(root, path, (&dir, name), &stat, Digest::of(b""));
+    let mut found = found.map_err(root.failed("read", path))?;
     if is_regular(&stat) {
         let content = digest(root, &dir, name, path)?;
         found.kind = NodeKind::File { len: len_of(&stat), content };
@@ -87,7 +92,7 @@ pub(super) fn standing(root: &Root, change: &Change) -> Result<Standing, TreeErr
     };
     let is_target = equals(change.after.as_ref(), true)?;
     let is_base = equals(change.before.as_ref(), false)?;
-    let stamp = Some(Stamp::of(&stat));
+    let stamp = Some(Stamp::of(&stat, root.is_on_fat(path)));
     #[allow(clippy::useless_conversion, reason = "on other processors it has 32 bits")]
     let links = u64::from(stat.st_nlink);
     Ok(Standing { stamp, links, found: Some(found), is_base, is_target })

@@ -17,8 +17,15 @@ pub(super) fn key() -> SecretKey {
     format!("vireo-secret-key-v1:{}", "42".repeat(32)).parse().expect("a fixed key")
 }
 
+/// The tree in `dir`, of which `efi` is on FAT, if it is there.
+pub(super) fn open(dir: &Path) -> Result<Root, TreeError> {
+    let root = Root::open(dir)?;
+    let Ok(top) = fs::File::open(dir.join("efi")) else { return Ok(root) };
+    Ok(root.with_fat(ImagePath::parse(b"/efi").expect("a valid path"), top.into()))
+}
+
 pub(super) fn read(dir: &Path) -> Tree {
-    let root = Root::open(dir).expect("a directory");
+    let root = open(dir).expect("a directory");
     scan(&root, &Ignore::default(), &ScanOptions::default()).expect("readable").tree
 }
 
@@ -64,6 +71,24 @@ fn apply(dir: &Path, file: &[u8]) -> Result<Vec<Replaced>, TreeError> {
     let replaced = committed.replaced().to_vec();
     committed.finish()?;
     Ok(replaced)
+}
+
+/// What systemd-boot starts from, with everything that can change there.
+pub(super) fn populate_fat(dir: &Path, edition: u8) {
+    let at = |name: &str| dir.join("efi").join(name);
+    let write = |name: &str, content: &[u8]| {
+        fs::create_dir_all(at(name).parent().expect("it has one")).expect("made");
+        fs::write(at(name), content).expect("written");
+    };
+    write(&format!("debian/{edition}/linux"), &vec![edition; 70_000]);
+    write(&format!("loader/entries/{edition}.conf"), b"linux");
+    write("loader/loader.conf", format!("default {edition}").as_bytes());
+    write("EFI/BOOT/BOOTX64.EFI", &vec![edition; 30_000]);
+    write("EFI/same", b"same");
+    // The machine's own, with what a mount would never show.
+    write("loader/random-seed", dir.as_os_str().as_encoded_bytes());
+    write(if edition == 1 { "changes" } else { "changes/to/dir" }, b"text");
+    write(if edition == 1 { "back/file" } else { "back" }, b"text");
 }
 
 fn temp() -> tempfile::TempDir {
@@ -475,4 +500,82 @@ proptest! {
         apply(base_dir.path(), &file)?;
         prop_assert_eq!(read(base_dir.path()), read(target_dir.path()));
     }
+}
+
+#[test]
+fn what_is_on_fat_is_read_in_its_normal_form() {
+    let dirs = [temp(), temp()];
+    for dir in &dirs {
+        populate_fat(dir.path(), 1);
+    }
+    let file = dirs[1].path().join("efi/EFI/same");
+    fs::set_permissions(file, fs::Permissions::from_mode(0o644)).expect("set");
+    let trees = dirs.each_ref().map(|dir| read(dir.path()));
+    assert_eq!(ChangeSet::between(&trees[0], &trees[1]).changes, []);
+    let path = |text: &str| ImagePath::parse(text.as_bytes()).expect("a valid path");
+    assert_eq!(trees[0].get(&path("/efi/loader/random-seed")), None);
+    assert_eq!(trees[0].get(&path("/efi")), Some(&vireo_model::plain_dir()));
+    let root = open(dirs[0].path()).expect("opens");
+    let scan = scan(&root, &Ignore::default(), &ScanOptions::default()).expect("readable");
+    assert!(scan.dir_times.keys().all(|at| !at.is_within(&path("/efi"))));
+}
+
+#[test]
+fn what_is_on_fat_is_changed_and_taken_back_without_links_or_traces() {
+    let (base, target) = (temp(), temp());
+    for (dir, edition) in [(&base, 1), (&target, 2)] {
+        populate(dir.path(), edition);
+        populate_fat(dir.path(), edition);
+    }
+    let (before, after) = (read(base.path()), read(target.path()));
+    let file = bundle(base.path(), target.path());
+    {
+        let root = open(base.path()).expect("opens");
+        let committed = stage(&root, &verified(&file), &ApplyOptions::default())
+            .and_then(Staged::commit)
+            .expect("it is the base");
+        let on_fat = |replaced: &Replaced| replaced.path.to_string().starts_with("/efi/");
+        assert!(!committed.replaced().iter().any(on_fat), "nothing is known by a number there");
+        committed.finish().expect("finishes");
+    }
+    assert_eq!(ChangeSet::between(&after, &read(base.path())).changes, []);
+    assert!(!base.path().join("efi/.vireo").exists());
+    let seed = fs::read(base.path().join("efi/loader/random-seed")).expect("it stays");
+    assert_eq!(seed, base.path().as_os_str().as_encoded_bytes());
+    let root = open(base.path()).expect("opens");
+    let undo = stage_undo(&root, 1, &UndoOptions::default()).expect("nobody changed it");
+    undo.commit().and_then(Committed::finish).expect("undone");
+    assert_eq!(ChangeSet::between(&before, &read(base.path())).changes, []);
+    assert!(!base.path().join("efi/.vireo").exists());
+}
+
+#[test]
+fn what_somebody_changed_on_fat_or_fat_cannot_hold_is_refused_before_anything_is_touched() {
+    let refused = |prepare: &dyn Fn(&Path, &Path), kind: ErrorKind, says: &str| {
+        let (base, target) = (temp(), temp());
+        for (dir, edition) in [(&base, 1), (&target, 2)] {
+            populate_fat(dir.path(), edition);
+        }
+        let made = bundle(base.path(), target.path());
+        prepare(base.path(), target.path());
+        let file = if kind == ErrorKind::Drift { made } else { bundle(base.path(), target.path()) };
+        let before = read(base.path()).digest();
+        let root = open(base.path()).expect("opens");
+        let bundle = verified(&file);
+        let options = ApplyOptions { drift: &|_| OnDrift::Take };
+        let error = stage(&root, &bundle, &options).expect_err("it is refused");
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(says), "{error} does not say {says}");
+        assert_eq!(read(base.path()).digest(), before);
+    };
+    let edit = |base: &Path, _: &Path| {
+        fs::write(base.join("efi/loader/loader.conf"), "mine").expect("written");
+    };
+    refused(&edit, ErrorKind::Drift, "/efi/loader/loader.conf");
+    let link = |_: &Path, target: &Path| symlink("x", target.join("efi/link")).expect("made");
+    refused(&link, ErrorKind::Unsupported, "/efi/link in");
+    let name = |_: &Path, target: &Path| fs::write(target.join("efi/a:b"), "").expect("made");
+    refused(&name, ErrorKind::Unsupported, "/efi/a:b in");
+    let letters = |_: &Path, target: &Path| fs::write(target.join("efi/efi"), "").expect("made");
+    refused(&letters, ErrorKind::Unsupported, "/efi/efi differs from EFI");
 }

@@ -7,6 +7,7 @@ use vireo_model::{ImagePath, Node, NodeKind};
 
 use super::check::{Draft, Source};
 use super::drift::{LOCAL_SUFFIX, beside};
+use super::fat::Found;
 use super::journal::{Journal, State, Txn};
 use super::limits;
 use super::plan::{How, Plan, Step};
@@ -107,6 +108,16 @@ impl<'r> Reverse<'r> {
         let mut drafts = Vec::new();
         let mut changed = Vec::new();
         for (path, trace) in traces(undone) {
+            if root.is_on_fat(path) {
+                let is_halfway =
+                    undone.last().is_some_and(|(txn, _)| txn.state == State::Committed);
+                match on_fat(root, path, &trace, is_halfway)? {
+                    OnFat::Back(draft) => drafts.push((*draft, trace.kept)),
+                    OnFat::Same => {}
+                    OnFat::Changed => changed.push(path.clone()),
+                }
+                continue;
+            }
             let found = stat(root, path)?.map(|(_, stat)| stat);
             let ino = found.as_ref().map(|stat| stat.st_ino);
             // A halfway transaction has not got to it yet.
@@ -233,6 +244,38 @@ impl<'r> Reverse<'r> {
         }
         Ok(())
     }
+}
+
+/// What becomes of one path on FAT.
+enum OnFat {
+    Back(Box<Draft>),
+    /// It is as it was.
+    Same,
+    Changed,
+}
+
+/// By contents, as there are no inode numbers. What a halfway transaction was about may be anything.
+fn on_fat(
+    root: &Root,
+    path: &ImagePath,
+    trace: &Trace<'_>,
+    is_halfway: bool,
+) -> Result<OnFat, TreeError> {
+    let found = Found::at(root, path)?;
+    if found.is(trace.before) {
+        return Ok(OnFat::Same);
+    }
+    if !is_halfway && !found.is(trace.last.after.as_ref()) {
+        return Ok(OnFat::Changed);
+    }
+    Ok(OnFat::Back(Box::new(Draft {
+        path: path.clone(),
+        before: found.node(),
+        after: trace.before.cloned(),
+        how: if trace.before.is_some() { How::Place } else { How::Remove },
+        source: Source::Node,
+        stamp: super::standing::stamp(root, path)?,
+    })))
 }
 
 /// Whether the path is still as the step left it; length and time stand for the content.

@@ -42,11 +42,9 @@ fn chosen() -> Vec<Case> {
     vec![
         rebuilt("NGX-06", "/usr/lib/nginx/modules/ngx_mail_module.so", "restart nginx.service"),
         rebuilt("PY-09", "/usr/lib/python3/dist-packages/yaml/_yaml.*.so", "restart app.service"),
-        rebuilt(
-            "java, its library",
-            "/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so",
-            "restart javaapp.service",
-        ),
+        row("java, its library")
+            .rebuild("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so")
+            .wants(&["restart jarapp.service", "restart javaapp.service"]),
         row("java, its modules").rebuild("/usr/lib/jvm/java-17-openjdk-amd64/lib/jrt-fs.jar"),
         row("a program's rights")
             .run("setcap cap_net_bind_service+ep", "/usr/local/bin/capsvc")

@@ -136,8 +136,18 @@ fn others() -> Vec<Case> {
             .leaves("findmnt -no FSTYPE /srv/zoo || true", "", "tmpfs")
             .clean("umount /srv/zoo || true"),
         row("a user's unit")
-            .append("/etc/systemd/user/usersvc.service", "Environment=ZOO=1\n")
-            .wants(&["daemon-reload in user@1000.service"]),
+            .replace(
+                "/etc/systemd/user/usersvc.service",
+                "[Service]\n",
+                "[Service]\nEnvironment=ZOO=1\n",
+            )
+            .wants(&["daemon-reload in user@1000.service"])
+            .shows(
+                "runuser -u alice -- env XDG_RUNTIME_DIR=/run/user/1000 systemctl --user \
+                 show -p Environment --value usersvc",
+                "",
+                "ZOO=1",
+            ),
     ]
 }
 

@@ -90,8 +90,30 @@ fn others() -> Vec<Case> {
             .replace("/opt/sup/child.sh", "echo base", "echo target")
             .wants(&["restart supervisor.service"])
             .shows("cat /run/child", "base", "target"),
+        // Held, and said to wait, it runs on as it was until its user restarts it.
         row("a user's service")
-            .append("/opt/user/loop.sh", "# another\n")
-            .wants(&["hold user@1000.service"]),
+            .replace("/opt/user/loop.sh", "echo base", "echo target")
+            .wants(&["hold user@1000.service"])
+            .prepare(
+                "runuser -u alice -- env XDG_RUNTIME_DIR=/run/user/1000 systemctl --user \
+                 show -p MainPID --value usersvc > /run/user.pid",
+            )
+            .then_shows(
+                "ask() { runuser -u alice -- env XDG_RUNTIME_DIR=/run/user/1000 systemctl --user \"$@\"; }
+                 waits() { vireo-agent status --json | grep -c '\"subject\":\"user@1000.service\"'; }
+                 pid=$(ask show -p MainPID --value usersvc); [ $pid = $(cat /run/user.pid) ] && echo same
+                 cat /run/user/1000/loop; waits
+                 ask restart usersvc; for n in 1 2 3 4 5; do grep -q target /run/user/1000/loop || sleep 0.2; done
+                 [ $pid != $(ask show -p MainPID --value usersvc) ] && echo another
+                 cat /run/user/1000/loop; waits",
+                "same\nbase\n1\nanother\ntarget\n0",
+            )
+            .clean(
+                "runuser -u alice -- env XDG_RUNTIME_DIR=/run/user/1000 systemctl --user restart usersvc",
+            ),
+        row("java, an application's own archive")
+            .copy("/opt/next/target.jar", "/opt/java/app.jar")
+            .wants(&["restart jarapp.service"])
+            .shows("cat /run/jarapp", "base", "target"),
     ]
 }
