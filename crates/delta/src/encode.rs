@@ -12,12 +12,13 @@ use crate::consistency;
 use crate::error::{DeltaError, Detail, io_step};
 use crate::file::{Delta, Search};
 use crate::format::{HEADER_LEN, Header, feature, limit, limits};
-use crate::frames::{Class, Part, StreamId};
+use crate::frames::{Class, Method, Part, StreamId};
 use crate::indexed::Indexed;
 use crate::manifest::{
     self, Body, Content, Contents, FileDelta, Inside, Manifest, Packed, Packing, Segment, Source,
     new_content,
 };
+use crate::model;
 use crate::pair::{self, Encoded, EncodedBody, Pair, Side, Unpacked};
 use crate::spool::Spool;
 use crate::{Permits, SecretKey, read_map};
@@ -393,6 +394,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let has_tokens = self.contents.have_tokens();
         let (contents, sources) = without_unused(self.contents, self.sources);
         let (mut spool, frames, content_len) = self.spool.finish()?;
+        let has_models = frames.iter().any(|frame| frame.method == Method::Model);
         let mut manifest = manifest::encode(
             &Manifest {
                 changes: changes.clone(),
@@ -409,6 +411,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let mut incompat = feature::LAYOUT_2 | feature::DICTIONARIES;
         if has_tokens {
             incompat |= feature::TOKENS;
+        }
+        if has_models {
+            incompat |= feature::MODELS;
         }
         let (mut read_map_len, mut read_map_plain_len) = (0, 0);
         if let Some(map) = self.read_map {
@@ -502,7 +507,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         if end - offset < NEAR_LEN {
             return true;
         }
-        let jumped_len = self.jumped_len + limits::MAX_FRAME_PLAIN_LEN;
+        let is_modelled = class == Class::Text && offset < model::MOST_LEN;
+        let cost = if is_modelled { model::COST } else { 1 };
+        let jumped_len = self.jumped_len + limits::MAX_FRAME_PLAIN_LEN * cost;
         if jumped_len > MAX_JUMPED_LEN {
             return false;
         }

@@ -25,8 +25,10 @@ pub mod feature {
     pub const TOKENS: u32 = 1 << 3;
     /// Manifest and literal text are compressed with the format's dictionaries.
     pub const DICTIONARIES: u32 = 1 << 4;
+    /// Frames of text may be compressed by a model of it (PPMd).
+    pub const MODELS: u32 = 1 << 5;
     /// All that this build can read.
-    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2 | READ_MAP | TOKENS | DICTIONARIES;
+    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2 | READ_MAP | TOKENS | DICTIONARIES | MODELS;
 }
 
 /// What a reader accepts; checked before anything is allocated.

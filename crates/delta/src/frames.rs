@@ -8,6 +8,7 @@ use vireo_model::Digest;
 use crate::bundle::Holder;
 use crate::dictionary::Dictionary;
 use crate::file::varint;
+use crate::model;
 
 /// Most frames that are kept decoded: files that are staged one after another mostly share those at
 /// hand of every stream. Bounds the decoder's memory, and what looking for one costs.
@@ -63,6 +64,11 @@ impl StreamId {
         self == Self::new(Class::Text, Part::Literal)
     }
 
+    /// Whether it holds text as it is.
+    pub(crate) fn is_text(self) -> bool {
+        self.is_literal_text() || self == Self::new(Class::Text, Part::Extra)
+    }
+
     pub(crate) fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -96,11 +102,21 @@ pub(crate) struct Span {
     pub(crate) len: u64,
 }
 
-/// One zstd frame of the content section.
+/// How a frame is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// By zstd.
+    Zstd,
+    /// As [`crate::model`] does.
+    Model,
+}
+
+/// One frame of the content section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) digest: Digest,
     pub(crate) stream: StreamId,
+    pub(crate) method: Method,
     pub(crate) len: u32,
     pub(crate) plain_len: u32,
 }
@@ -199,9 +215,12 @@ impl<'a> Frames<'a> {
         let mut plain = vec![0; frame.plain_len as usize];
         let dictionary =
             if self.has_dictionaries { Dictionary::of(frame.stream) } else { Dictionary::None };
-        let len = dictionary
-            .decompress(bytes, &mut plain)
-            .map_err(|error| format!("frame {number} cannot be decompressed: {error}"))?;
+        let outcome = match frame.method {
+            Method::Zstd => dictionary.decompress(bytes, &mut plain),
+            Method::Model => model::decompress(bytes, &mut plain),
+        };
+        let len =
+            outcome.map_err(|error| format!("frame {number} cannot be decompressed: {error}"))?;
         self.holder.release(bytes);
         if len != plain.len() {
             return Err(format!("frame {number} has another length than it says"));

@@ -76,6 +76,7 @@ mod indexed;
 mod keys;
 mod manifest;
 pub mod merge;
+mod model;
 mod pair;
 mod permits;
 mod read_map;

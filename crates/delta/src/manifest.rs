@@ -249,7 +249,7 @@ pub(crate) fn new_content(change: &Change) -> Option<Digest> {
 mod tests {
     use super::*;
     use crate::format::{Header, feature};
-    use crate::frames::Frame;
+    use crate::frames::{Frame, Method};
     use crate::{ErrorKind, SecretKey};
     use vireo_model::{NodeKind, Timestamp};
 
@@ -367,7 +367,10 @@ mod tests {
         let digest = Digest::of(b"frame");
         let frames = (0..7)
             .filter_map(crate::frames::StreamId::from_number)
-            .map(|stream| Frame { digest, stream, len: 9, plain_len: 10 })
+            .map(|stream| {
+                let method = if stream.is_text() { Method::Model } else { Method::Zstd };
+                Frame { digest, stream, method, len: 9, plain_len: 10 }
+            })
             .collect();
         let digest = Digest::of(b"tree");
         Manifest {

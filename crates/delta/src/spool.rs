@@ -8,7 +8,8 @@ use vireo_model::Digest;
 use crate::dictionary::Dictionary;
 use crate::error::{DeltaError, io_step};
 use crate::format::limits;
-use crate::frames::{Frame, Span, StreamId};
+use crate::frames::{Frame, Method, Span, StreamId};
+use crate::model;
 
 /// Full frames that wait to be compressed side by side. Bounds memory, and how many threads help;
 /// not a matter of the machine, so that the output is the same everywhere.
@@ -33,16 +34,25 @@ const SLOW_LEVEL: i32 = 10;
 /// no level makes less: all they could do is to try for long.
 const NOISE: usize = 64;
 
-/// A frame of `stream`.
-fn compressed(stream: StreamId, plain: &[u8], level: i32) -> io::Result<Vec<u8>> {
+/// A frame of `stream`. New text is also compressed by a model of it, if it may be, and the better one counts.
+fn compressed(
+    stream: StreamId,
+    plain: &[u8],
+    level: i32,
+    may_model: bool,
+) -> io::Result<(Method, Vec<u8>)> {
     let dictionary = Dictionary::of(stream);
     if level >= SLOW_LEVEL && plain.len() >= TRIED_LEN {
         let tried = dictionary.compress(plain, TRIED_LEVEL)?;
         if tried.len() >= plain.len() - plain.len() / NOISE {
-            return Ok(tried);
+            return Ok((Method::Zstd, tried));
         }
     }
-    dictionary.compress(plain, level)
+    let frame = dictionary.compress(plain, level)?;
+    if may_model && let Some(frame) = model::compress(plain, frame.len())? {
+        return Ok((Method::Model, frame));
+    }
+    Ok((Method::Zstd, frame))
 }
 
 /// Compresses streams into a spool. The frames follow each other in the order in which they became
@@ -57,6 +67,8 @@ pub(crate) struct Spool<S> {
     frames: Vec<Frame>,
     /// Bytes written to `out`.
     len: u64,
+    /// Bytes of text that may be compressed by a model yet.
+    model_len: u64,
 }
 
 impl<S: Write> Spool<S> {
@@ -69,6 +81,7 @@ impl<S: Write> Spool<S> {
             waiting: Vec::new(),
             frames: Vec::new(),
             len: 0,
+            model_len: model::MOST_LEN,
         }
     }
 
@@ -109,25 +122,39 @@ impl<S: Write> Spool<S> {
 
     fn compress(&mut self) -> Result<(), DeltaError> {
         let level = self.level;
-        let packed: Vec<_> = self
-            .waiting
+        let waiting = std::mem::take(&mut self.waiting);
+        let waiting: Vec<_> = waiting
+            .into_iter()
+            .map(|(stream, plain)| (stream, self.may_model(stream, plain.len()), plain))
+            .collect();
+        let packed: Vec<_> = waiting
             .par_iter()
-            .map(|(stream, plain)| {
-                let packed = compressed(*stream, plain, level)?;
-                Ok((*stream, plain.len(), Digest::of(&packed), packed))
+            .map(|(stream, may_model, plain)| {
+                let (method, packed) = compressed(*stream, plain, level, *may_model)?;
+                Ok((*stream, method, plain.len(), Digest::of(&packed), packed))
             })
             .collect::<std::io::Result<_>>()
             .map_err(io_step("compress a frame"))?;
-        self.waiting.clear();
-        for (stream, plain_len, digest, packed) in packed {
+        for (stream, method, plain_len, digest, packed) in packed {
             self.out.write_all(&packed).map_err(io_step("write to the spool"))?;
             // Both fit: a frame is at most [`FRAME_PLAIN_LEN`] plain, and zstd adds less than 1 % to what it
             // cannot compress.
             let (len, plain_len) = (packed.len() as u32, plain_len as u32);
-            self.frames.push(Frame { digest, stream, len, plain_len });
+            self.frames.push(Frame { digest, stream, method, len, plain_len });
             self.len += packed.len() as u64;
         }
         Ok(())
+    }
+
+    /// Whether a frame of `len` bytes may be compressed by a model. Decided one after another, so that the
+    /// number of threads does not count.
+    fn may_model(&mut self, stream: StreamId, len: usize) -> bool {
+        let fits = len >= model::LEAST_LEN && len as u64 <= self.model_len;
+        if !(self.level >= SLOW_LEVEL && stream.is_text() && fits) {
+            return false;
+        }
+        self.model_len -= len as u64;
+        true
     }
 
     /// Compresses what is left. Returns the spool, its frames and its length.
@@ -155,9 +182,10 @@ mod tests {
         let mut noise = vec![0; 4 * TRIED_LEN];
         blake3::Hasher::new().update(b"noise").finalize_xof().fill(&mut noise);
         let tried = zstd::bulk::compress(&noise, TRIED_LEVEL).expect("memory");
-        assert_eq!(compressed(stream, &noise, 19).expect("memory"), tried);
+        let found = compressed(stream, &noise, 19, true).expect("memory");
+        assert_eq!(found, (Method::Zstd, tried));
         let text: Vec<u8> = noise.iter().map(|byte| b'a' + byte % 16).collect();
         let well = zstd::bulk::compress(&text, 19).expect("memory");
-        assert_eq!(compressed(stream, &text, 19).expect("memory"), well);
+        assert_eq!(compressed(stream, &text, 19, false).expect("memory"), (Method::Zstd, well));
     }
 }

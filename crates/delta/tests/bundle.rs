@@ -115,6 +115,25 @@ fn same_inputs_give_the_same_bytes_and_they_are_frozen() {
     assert_eq!(Digest::of(&file).to_string(), frozen.trim_end(), "the format changed");
 }
 
+#[test]
+fn new_text_is_modelled_and_only_then_a_reader_must_know_that() {
+    const MODELS: u8 = 1 << 5;
+    let text = prose(7, 150_000);
+    let target = files(&[("a", &text), ("b", &noise(1, 100_000))]);
+    let file = bundle(&Files::new(), &target);
+    assert_eq!(file[8] & MODELS, MODELS);
+    let bundle_of = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    for name in ["a", "b"] {
+        let content =
+            bundle_of.content(&path(name)).expect("it changes").to_vec(&MemBase::default());
+        assert!(content.expect("decodes") == target[name], "{name}");
+    }
+    let frames = zstd::bulk::compress(&text, 19).expect("memory").len() + 100_000;
+    assert!(file.len() < frames, "{} bytes, {frames} by zstd", file.len());
+    let without = bundle(&Files::new(), &files(&[("a", b"short text"), ("b", &noise(1, 100_000))]));
+    assert_eq!(without[8] & MODELS, 0);
+}
+
 /// A bundle with a read map, which is any text here.
 fn with_read_map(map: &[u8]) -> Vec<u8> {
     let (base, target) = (files(&[("a", b"1")]), files(&[("a", b"2")]));

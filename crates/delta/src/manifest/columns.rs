@@ -31,6 +31,9 @@ pub(super) const TOKENS: u8 = 8;
 /// Bit of a source's gzip file's length: its tokens are meant.
 pub(super) const AS_TOKENS: u64 = 1 << 63;
 
+/// Set in the number of a frame's stream if the frame is compressed by the model of text.
+pub(super) const BY_MODEL: u8 = 1 << 7;
+
 pub(super) const SEGMENT_BASE: u8 = 0;
 pub(super) const SEGMENT_LITERAL: u8 = 1;
 pub(super) const SEGMENT_ZERO: u8 = 2;

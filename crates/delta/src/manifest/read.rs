@@ -10,9 +10,9 @@ use vireo_model::{
 };
 
 use super::columns::{
-    AS_TOKENS, ArchivedColumns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR, KIND_FIFO,
-    KIND_FILE, KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, Number, PACKED,
-    SEGMENT_BASE, SEGMENT_LITERAL, SEGMENT_ZERO, SPANS, SPARSE, TOKENS,
+    AS_TOKENS, ArchivedColumns, BY_MODEL, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR,
+    KIND_FIFO, KIND_FILE, KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, Number,
+    PACKED, SEGMENT_BASE, SEGMENT_LITERAL, SEGMENT_ZERO, SPANS, SPARSE, TOKENS,
 };
 use super::weight::{self, Weight};
 use super::work::Work;
@@ -25,7 +25,7 @@ use crate::dictionary::Dictionary;
 use crate::error::{DeltaError, Detail};
 use crate::file::{MAX_CONTROL_LEN, MAX_DELTA_LEN};
 use crate::format::{Header, feature, limit, limits};
-use crate::frames::{CLASSES, Class, Frame, Part, Span, StreamId, stream_lens};
+use crate::frames::{CLASSES, Class, Frame, Method, Part, Span, StreamId, stream_lens};
 use crate::{Permits, consistency, gzip};
 
 const NANOS: u64 = 1_000_000_000;
@@ -54,8 +54,7 @@ pub(super) fn decode_within(
     let columns = rkyv::access::<ArchivedColumns, RancorError>(&plain)
         .map_err(|_| invalid("its structure is damaged"))?;
     check_counts(columns)?;
-    let knows_tokens = header.incompat & feature::TOKENS != 0;
-    let mut reader = Reader::new(columns, Weight::new(most_memory_len), knows_tokens);
+    let mut reader = Reader::new(columns, Weight::new(most_memory_len), header.incompat);
     let ignore = reader.ignore(columns.ignore_lens.iter())?;
     let changes = reader.changes(columns.before_kinds.len())?;
     consistency::check(&changes, &ignore).map_err(|what| invalid(&what))?;
@@ -122,13 +121,13 @@ macro_rules! reader {
             last_path: Vec<u8>,
             paths_len: u64,
             weight: Weight,
-            /// Whether the header says that there may be tokens.
-            knows_tokens: bool,
+            /// What the header says that there may be.
+            features: u32,
             $($column: Column<'a, $number>,)*
         }
 
         impl<'a> Reader<'a> {
-            fn new(columns: &'a ArchivedColumns, weight: Weight, knows_tokens: bool) -> Self {
+            fn new(columns: &'a ArchivedColumns, weight: Weight, features: u32) -> Self {
                 Self {
                     names: &columns.names,
                     texts: &columns.texts,
@@ -137,9 +136,13 @@ macro_rules! reader {
                     last_path: Vec::new(),
                     paths_len: 0,
                     weight,
-                    knows_tokens,
+                    features,
                     $($column: Column(columns.$column.iter()),)*
                 }
+            }
+
+            fn knows(&self, feature: u32) -> bool {
+                self.features & feature != 0
             }
 
             /// Nothing may be left: two readers would see the same.
@@ -362,10 +365,22 @@ impl<'a> Reader<'a> {
         let form = if packed == packed_len { Form::Plain } else { Form::Tokens };
         limit("gzip file length", packed_len, gzip::MAX_PACKED_LEN)?;
         limit("gzip file's plain length", plain_len, gzip::MAX_PLAIN_LEN)?;
-        if form == Form::Tokens && (!self.knows_tokens || packed_len == 0) {
+        if form == Form::Tokens && (!self.knows(feature::TOKENS) || packed_len == 0) {
             return Err(invalid("tokens of a base file are meant that it cannot have"));
         }
         Ok((packed_len > 0).then_some(Inside { form, packed_len, plain_len }))
+    }
+
+    /// The next frame's stream, and how it is compressed.
+    fn frame_stream(&mut self) -> Result<(StreamId, Method), DeltaError> {
+        let number = self.frame_streams.next_u32()?;
+        let is_model = number & u32::from(BY_MODEL) != 0;
+        let stream = StreamId::from_number(number & !u32::from(BY_MODEL))
+            .ok_or_else(|| invalid("a frame is of an unknown stream"))?;
+        if is_model && !(self.knows(feature::MODELS) && stream.is_text()) {
+            return Err(invalid("a frame is compressed as it cannot be"));
+        }
+        Ok((stream, if is_model { Method::Model } else { Method::Zstd }))
     }
 
     fn frames(&mut self, count: usize, content_len: u64) -> Result<Vec<Frame>, DeltaError> {
@@ -374,8 +389,7 @@ impl<'a> Reader<'a> {
         let mut sum = 0_u64;
         for _ in 0..count {
             let digest = self.frame_digests.next().ok_or_else(|| invalid("a frame is missing"))?;
-            let stream = StreamId::from_number(self.frame_streams.next_u32()?)
-                .ok_or_else(|| invalid("a frame is of an unknown stream"))?;
+            let (stream, method) = self.frame_stream()?;
             let (len, plain_len) = (self.frame_lens.next_u32()?, self.frame_plain.next_u32()?);
             limit("frame length", u64::from(len), limits::MAX_FRAME_LEN)?;
             limit("frame's plain length", u64::from(plain_len), limits::MAX_FRAME_PLAIN_LEN)?;
@@ -383,7 +397,8 @@ impl<'a> Reader<'a> {
                 return Err(invalid("a frame is empty"));
             }
             sum += u64::from(len);
-            frames.push(Frame { digest: Digest::from_bytes(*digest), stream, len, plain_len });
+            let digest = Digest::from_bytes(*digest);
+            frames.push(Frame { digest, stream, method, len, plain_len });
         }
         if sum != content_len {
             return Err(invalid("its frames do not add up to the content's length"));
@@ -433,7 +448,7 @@ impl<'a> Reader<'a> {
         let packing = match flags & (PACKED | TOKENS) {
             0 => Packing::None,
             PACKED => Packing::Recipe(self.recipe(class, bounds)?),
-            TOKENS if self.knows_tokens => Packing::Tokens,
+            TOKENS if self.knows(feature::TOKENS) => Packing::Tokens,
             _ => return Err(invalid("a content has flags that exclude each other")),
         };
         let body = if flags & DELTA != 0 {

@@ -10,7 +10,8 @@ use vireo_model::Change;
 use super::{Body, Content, Contents, Packing, Segment, new_content};
 use crate::error::DeltaError;
 use crate::format::{limit, limits};
-use crate::frames::{CACHED_FRAMES, Frame, Part, Span, StreamId};
+use crate::frames::{CACHED_FRAMES, Frame, Method, Part, Span, StreamId};
+use crate::model;
 
 /// What a frame costs apart from its bytes, as many bytes: digest, decompressor, memory.
 const FRAME_COST: u64 = 4 << 10;
@@ -99,7 +100,9 @@ impl<'a> Work<'a> {
             self.kept.remove(0);
         }
         self.kept.push(number);
-        u64::from(self.frames[number].plain_len) + FRAME_COST
+        let frame = &self.frames[number];
+        let cost = if frame.method == Method::Model { model::COST } else { 1 };
+        u64::from(frame.plain_len) * cost + FRAME_COST
     }
 }
 
@@ -115,7 +118,7 @@ mod tests {
     fn frames(count: usize, plain_len: u64) -> Vec<Frame> {
         let stream = StreamId::new(Class::Text, Part::Literal);
         let (digest, len, plain_len) = (Digest::of(b""), 9, plain_len as u32);
-        vec![Frame { digest, stream, len, plain_len }; count]
+        vec![Frame { digest, stream, method: Method::Zstd, len, plain_len }; count]
     }
 
     /// A byte of each of `count` frames in turn, so many `times`.
@@ -148,6 +151,15 @@ mod tests {
         let error = (0..1000).try_for_each(|_| work.content(&content)).expect_err("too much");
         assert_eq!(error.kind(), ErrorKind::Limit);
         assert!(error.to_string().contains("work of decompressing"), "{error}");
+    }
+
+    #[test]
+    fn a_model_of_text_costs_its_readers_more() {
+        let mut frames = frames(1, PLAIN_LEN);
+        frames[0].method = Method::Model;
+        let mut work = Work::new(&frames);
+        work.content(&jumping(1, 1)).expect("once");
+        assert_eq!(work.unpacked_len, PLAIN_LEN * model::COST + FRAME_COST);
     }
 
     #[test]

@@ -6,15 +6,15 @@ use rkyv::rancor::Error as RancorError;
 use vireo_model::{Change, DeviceKind, Digest, ImagePath, Node, NodeKind};
 
 use super::columns::{
-    AS_TOKENS, Columns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR, KIND_FIFO, KIND_FILE,
-    KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, PACKED, SEGMENT_BASE,
-    SEGMENT_LITERAL, SEGMENT_ZERO, SPARSE, TOKENS,
+    AS_TOKENS, BY_MODEL, Columns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR, KIND_FIFO,
+    KIND_FILE, KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, PACKED,
+    SEGMENT_BASE, SEGMENT_LITERAL, SEGMENT_ZERO, SPARSE, TOKENS,
 };
 use super::{Body, Content, FileDelta, Form, Manifest, Packing, Segment};
 use crate::dictionary::Dictionary;
 use crate::error::{DeltaError, Detail, io_step};
 use crate::format::{limit, limits};
-use crate::frames::{CLASSES, Class, Span};
+use crate::frames::{CLASSES, Class, Method, Span};
 
 /// A manifest as it travels.
 #[derive(Debug)]
@@ -51,7 +51,8 @@ pub(crate) fn encode(manifest: &Manifest, level: i32) -> Result<Packed, DeltaErr
     }
     for frame in &manifest.frames {
         writer.columns.frame_digests.push(*frame.digest.as_bytes());
-        writer.columns.frame_streams.push(frame.stream.number());
+        let by_model = if frame.method == Method::Model { BY_MODEL } else { 0 };
+        writer.columns.frame_streams.push(frame.stream.number() | by_model);
         writer.columns.frame_lens.push(frame.len);
         writer.columns.frame_plain.push(frame.plain_len);
     }
