@@ -80,14 +80,47 @@ pub fn for_each_chunk(
     Ok(())
 }
 
-/// A random number for each byte.
-type Gear = [u64; 256];
+/// A random number for each byte: for the second and for the first of a pair, which goes one bit further.
+#[derive(Debug)]
+struct Gear {
+    second: [u64; 256],
+    first: [u64; 256],
+}
 
-/// Those of seed 0.
-fn gear() -> Gear {
-    let mut gear = [0; 256];
-    gear.copy_from_slice(&get_gear_with_seed(0).0);
-    gear
+impl Gear {
+    /// Those of seed 0.
+    fn new() -> Self {
+        let mut second = [0; 256];
+        second.copy_from_slice(&get_gear_with_seed(0).0);
+        Self { second, first: second.map(|number| number << 1) }
+    }
+
+    /// The hash behind one more byte.
+    #[inline]
+    fn next(&self, hash: u64, byte: u8) -> u64 {
+        (hash << 1).wrapping_add(self.second[usize::from(byte)])
+    }
+
+    /// The hash between a pair of bytes, shifted by one bit, and the one behind it.
+    #[inline]
+    fn pair(&self, hash: u64, [first, second]: [u8; 2]) -> (u64, u64) {
+        let between = (hash << 2).wrapping_add(self.first[usize::from(first)]);
+        (between, between.wrapping_add(self.second[usize::from(second)]))
+    }
+}
+
+/// Bits of a hash that are all zero at the end of a chunk.
+#[derive(Clone, Copy, Debug)]
+struct Mask {
+    behind: u64,
+    /// The same between the bytes of a pair.
+    between: u64,
+}
+
+/// For chunks shorter than the aim, and for longer ones.
+fn masks(sizes: Chunker) -> [Mask; 2] {
+    let (shorter, longer) = select_masks(sizes.avg, Normalization::Level1);
+    [shorter, longer].map(|behind| Mask { behind, between: behind << 1 })
 }
 
 /// Bytes after which nothing is left in the hash of what was before them.
@@ -100,7 +133,7 @@ const BLOCK_LEN: usize = 4 * LANE_LEN;
 /// Length of the first chunk of `bytes`, which are at most `max`: crate fastcdc's `cut`, whose time goes
 /// into waiting for the hash of the byte before. As that forgets quickly, four places are hashed side
 /// by side.
-fn cut(bytes: &[u8], sizes: Chunker, masks: (u64, u64), gear: &Gear) -> usize {
+fn cut(bytes: &[u8], sizes: Chunker, masks: &[Mask; 2], gear: &Gear) -> usize {
     if bytes.len() <= sizes.min {
         return bytes.len();
     }
@@ -108,7 +141,9 @@ fn cut(bytes: &[u8], sizes: Chunker, masks: (u64, u64), gear: &Gear) -> usize {
     let center = sizes.avg.min(bytes.len()) & !1;
     let end = bytes.len() & !1;
     let mut hash = 0;
-    for (from, to, mask) in [(sizes.min, center, masks.0), (center.max(sizes.min), end, masks.1)] {
+    for (from, to, mask) in
+        [(sizes.min, center, &masks[0]), (center.max(sizes.min), end, &masks[1])]
+    {
         let part = bytes.get(from..to).unwrap_or_default();
         match find(part, &mut hash, mask, gear) {
             Some(at) => return from + at,
@@ -118,9 +153,9 @@ fn cut(bytes: &[u8], sizes: Chunker, masks: (u64, u64), gear: &Gear) -> usize {
     bytes.len()
 }
 
-/// The first place at which no bit of `mask` is set in the hash. `hash` is that before `bytes`, then that
+/// The first place at which no bit of the mask is set in the hash. `hash` is that before `bytes`, then that
 /// behind them.
-fn find(bytes: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option<usize> {
+fn find(bytes: &[u8], hash: &mut u64, mask: &Mask, gear: &Gear) -> Option<usize> {
     let mut at = 0;
     while let Some(block) = bytes.get(at..at + BLOCK_LEN) {
         if let Some(within) = find_in_block(block, hash, mask, gear) {
@@ -131,65 +166,64 @@ fn find(bytes: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option<usize> {
     find_in_lane(&bytes[at..], hash, mask, gear).map(|within| at + within)
 }
 
-fn next(hash: u64, byte: u8, gear: &Gear) -> u64 {
-    (hash << 1).wrapping_add(gear[usize::from(byte)])
-}
-
 /// As [`find`], byte by byte.
-fn find_in_lane(bytes: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option<usize> {
+fn find_in_lane(bytes: &[u8], hash: &mut u64, mask: &Mask, gear: &Gear) -> Option<usize> {
     bytes.iter().position(|byte| {
-        *hash = next(*hash, *byte, gear);
-        *hash & mask == 0
+        *hash = gear.next(*hash, *byte);
+        *hash & mask.behind == 0
     })
 }
 
-/// As [`find`], in all four places of a block at once.
-fn find_in_block(block: &[u8], hash: &mut u64, mask: u64, gear: &Gear) -> Option<usize> {
+/// As [`find`], in all four places of a block at once, in pairs of bytes. `hash` is that behind the block only if
+/// nothing is found.
+fn find_in_block(block: &[u8], hash: &mut u64, mask: &Mask, gear: &Gear) -> Option<usize> {
     let ([a, b, c, d], _) = block.as_chunks::<LANE_LEN>() else { return None };
     let behind = |lane: &[u8; LANE_LEN]| {
-        lane[LANE_LEN - HASHED_LEN..].iter().fold(0, |hash, byte| next(hash, *byte, gear))
+        lane[LANE_LEN - HASHED_LEN..].iter().fold(0, |hash, byte| gear.next(hash, *byte))
     };
     let (mut w, mut x, mut y, mut z) = (*hash, behind(a), behind(b), behind(c));
-    for at in 0..LANE_LEN {
-        (w, x) = (next(w, a[at], gear), next(x, b[at], gear));
-        (y, z) = (next(y, c[at], gear), next(z, d[at], gear));
-        if w & mask == 0 || x & mask == 0 || y & mask == 0 || z & mask == 0 {
-            return first_of([a, b, c, d], at, [w, x, y, z], mask, gear);
+    let [a, b, c, d] = [a, b, c, d].map(|lane| lane.as_chunks::<2>().0);
+    for at in 0..LANE_LEN / 2 {
+        let is_cut = |(between, behind): (u64, u64)| {
+            between & mask.between == 0 || behind & mask.behind == 0
+        };
+        let next = [(w, a), (x, b), (y, c), (z, d)];
+        let next = next.map(|(hash, lane)| gear.pair(hash, lane[at]));
+        if next.into_iter().any(is_cut) {
+            return first_of(block, *hash, 2 * at, mask, gear);
         }
+        [w, x, y, z] = next.map(|(_, behind)| behind);
     }
     *hash = z;
     None
 }
 
-/// The first place in a block, one of whose lanes has one at `at`, where the hashes are `hashes`: what is
-/// left of the lanes before it comes first. Apart from the loop that calls it, which needs every register.
+/// The first place in a block in which no lane has one before `at`; `hash` is that before the block. Apart from
+/// the loop that calls it, which needs every register.
 #[cold]
 #[inline(never)]
-fn first_of(
-    lanes: [&[u8; LANE_LEN]; 4],
-    at: usize,
-    hashes: [u64; 4],
-    mask: u64,
-    gear: &Gear,
-) -> Option<usize> {
-    for (number, (lane, mut hash)) in lanes.into_iter().zip(hashes).enumerate() {
-        let start = number * LANE_LEN + at;
-        if hash & mask == 0 {
-            return Some(start);
-        }
-        if let Some(more) = find_in_lane(&lane[at + 1..], &mut hash, mask, gear) {
-            return Some(start + 1 + more);
-        }
-    }
-    None
+fn first_of(block: &[u8], hash: u64, at: usize, mask: &Mask, gear: &Gear) -> Option<usize> {
+    let lanes = block.len() / LANE_LEN;
+    (0..lanes).find_map(|lane| {
+        let from = lane * LANE_LEN + at;
+        let (start, hash) = from.checked_sub(HASHED_LEN).map_or((0, hash), |start| (start, 0));
+        let mut hash = block[start..from].iter().fold(hash, |hash, byte| gear.next(hash, *byte));
+        let rest = &block[from..(lane + 1) * LANE_LEN];
+        find_in_lane(rest, &mut hash, mask, gear).map(|within| from + within)
+    })
 }
 
-/// The chunks of bytes that are in memory.
-pub(crate) fn slices(bytes: &[u8], sizes: Chunker) -> impl Iterator<Item = &[u8]> {
-    let masks = select_masks(sizes.avg, Normalization::Level1);
-    let (gear, mut rest) = (gear(), bytes);
+/// The chunks of bytes that are in memory, in order, without copying them.
+///
+/// ```
+/// let bytes = vec![7; 100_000];
+/// let lens: Vec<usize> = vireo_delta::chunk_slices(&bytes, vireo_delta::Chunker::DEFAULT).map(<[u8]>::len).collect();
+/// assert_eq!(lens, [65_536, 34_464]);
+/// ```
+pub fn chunk_slices(bytes: &[u8], sizes: Chunker) -> impl Iterator<Item = &[u8]> {
+    let (masks, gear, mut rest) = (masks(sizes), Gear::new(), bytes);
     std::iter::from_fn(move || {
-        let len = cut(&rest[..rest.len().min(sizes.max)], sizes, masks, &gear);
+        let len = cut(&rest[..rest.len().min(sizes.max)], sizes, &masks, &gear);
         let (chunk, behind) = rest.split_at(len);
         rest = behind;
         (!chunk.is_empty()).then_some(chunk)
@@ -200,7 +234,7 @@ pub(crate) fn slices(bytes: &[u8], sizes: Chunker) -> impl Iterator<Item = &[u8]
 pub(crate) struct Cutter<R> {
     content: R,
     sizes: Chunker,
-    masks: (u64, u64),
+    masks: [Mask; 2],
     gear: Gear,
     window: Vec<u8>,
     /// What of the window is still to be cut.
@@ -216,8 +250,8 @@ impl<R: Read> Cutter<R> {
         Self {
             content,
             sizes,
-            masks: select_masks(sizes.avg, Normalization::Level1),
-            gear: gear(),
+            masks: masks(sizes),
+            gear: Gear::new(),
             window: Vec::new(),
             start: 0,
             end: 0,
@@ -236,7 +270,7 @@ impl<R: Read> Cutter<R> {
         if rest.is_empty() {
             return Ok(None);
         }
-        let len = cut(rest, self.sizes, self.masks, &self.gear);
+        let len = cut(rest, self.sizes, &self.masks, &self.gear);
         let offset = self.offset;
         self.start += len;
         self.offset += len as u64;
@@ -305,8 +339,8 @@ mod tests {
     #[test]
     fn every_length_and_kind_of_content_is_cut_as_ever() {
         use fastcdc::v2020::cut as reference;
-        let masks = select_masks(Chunker::DEFAULT.avg, Normalization::Level1);
-        let (small, large) = masks;
+        let (small, large) = select_masks(Chunker::DEFAULT.avg, Normalization::Level1);
+        let (masks, gear) = (masks(Chunker::DEFAULT), Gear::new());
         let Chunker { min, avg, max } = Chunker::DEFAULT;
         let (noise, zeros) = (noise(200_000), vec![0; max]);
         let text: Vec<u8> = noise.iter().map(|byte| b'a' + byte % 7).collect();
@@ -316,7 +350,7 @@ mod tests {
                 for bytes in [rest, &rest[..rest.len().min(min + start % 8192)]] {
                     let wanted =
                         reference(bytes, min, avg, max, small, large, small << 1, large << 1);
-                    let found = cut(bytes, Chunker::DEFAULT, masks, &gear());
+                    let found = cut(bytes, Chunker::DEFAULT, &masks, &gear);
                     assert_eq!(found, wanted.1, "{} bytes from {start} on", bytes.len());
                 }
             }
@@ -370,7 +404,8 @@ mod tests {
         let mut visited = Vec::new();
         for_each_chunk(&content[..], Chunker::DEFAULT, |_, _, bytes| visited.push(bytes.len()))
             .expect("memory reads");
-        let slices: Vec<usize> = slices(&content, Chunker::DEFAULT).map(<[u8]>::len).collect();
+        let slices: Vec<usize> =
+            chunk_slices(&content, Chunker::DEFAULT).map(<[u8]>::len).collect();
         assert_eq!((&slices, &slices), (&lens.expect("memory reads"), &visited));
     }
 }

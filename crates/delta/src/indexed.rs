@@ -49,7 +49,7 @@ impl Indexed {
             let segment = Segment::Base { source, offset, len };
             self.chunks.entry(Digest::of(bytes)).or_insert(segment);
             if offset < SHORT_LEN && self.small.len() < MAX_SMALL {
-                for piece in chunk::slices(bytes, SMALL) {
+                for piece in chunk::chunk_slices(bytes, SMALL) {
                     self.small.entry(beginning(piece)).or_insert(source);
                 }
             }
@@ -71,15 +71,15 @@ impl Indexed {
     /// The file that has most chunks of `content`, with its length, if it has enough of them; if none has,
     /// the one with most small pieces.
     pub(crate) fn most_alike(&self, content: &[u8]) -> Option<(ImagePath, u64)> {
-        let chunks = chunk::slices(content, Chunker::DEFAULT);
+        let chunks = chunk::chunk_slices(content, Chunker::DEFAULT);
         let by_chunks = chunks.filter_map(|chunk| match self.get(&Digest::of(chunk))? {
             Segment::Base { source, len, .. } => Some((source, len)),
             _ => None,
         });
         let start = &content[..content.len().min(SHORT_LEN as usize)];
         let by_pieces = || {
-            let pieces = chunk::slices(start, Chunker::DEFAULT);
-            let pieces = pieces.flat_map(|chunk| chunk::slices(chunk, SMALL));
+            let pieces = chunk::chunk_slices(start, Chunker::DEFAULT);
+            let pieces = pieces.flat_map(|chunk| chunk::chunk_slices(chunk, SMALL));
             pieces
                 .filter_map(|piece| Some((*self.small.get(&beginning(piece))?, piece.len() as u64)))
         };

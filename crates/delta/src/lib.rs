@@ -85,7 +85,7 @@ mod tokens;
 mod view;
 
 pub use bundle::{Bundle, FrameInfo, Head, Release, Unverified, Verified};
-pub use chunk::{Chunk, Chunker, chunks, for_each_chunk};
+pub use chunk::{Chunk, Chunker, chunk_slices, chunks, for_each_chunk};
 pub use content::{BaseRead, ContentSource, MemBase, Piece};
 pub use derive::{Derive, compose, reverse};
 pub use encode::{BundleWriter, Effort, Finished, Statement};
