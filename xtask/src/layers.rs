@@ -41,7 +41,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // `sys` for durable writes, locks and mapped bundles.
     (
         "vireo-agent",
-        &["vireo-model", "vireo-delta", "vireo-tree", "vireo-classify", "vireo-wire", "vireo-sys"],
+        &[
+            "vireo-model",
+            "vireo-delta",
+            "vireo-tree",
+            "vireo-classify",
+            "vireo-record",
+            "vireo-wire",
+            "vireo-sys",
+        ],
     ),
     (
         "vireo-cli",

@@ -64,6 +64,7 @@ pub mod client;
 mod error;
 pub mod guard;
 mod host;
+pub mod learn;
 mod mapped;
 mod packages;
 mod policy;

@@ -195,11 +195,16 @@ impl ServiceError {
     }
 }
 
+/// Whether systemd runs this machine (sd_booted(3)).
+pub(crate) fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 /// The service manager of the running system: over its bus if that answers, else by `systemctl`,
 /// else none.
 #[must_use]
 pub fn system_services() -> Box<dyn Services> {
-    if !Path::new("/run/systemd/system").is_dir() {
+    if !has_systemd() {
         return Box::new(NoServices);
     }
     services_over_bus().unwrap_or_else(|_| services_by_command())

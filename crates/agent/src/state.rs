@@ -12,11 +12,13 @@
 //! held.json        files that updates of this boot replaced
 //! hold.json        a version that was undone and is not to come back by itself
 //! reads.json       the read map that came with an update last
+//! learned.json     the read map of what was learned on this machine
 //! kept.json        files beside the version that the running kernel needs
 //! edits.json       local edits that updates met, and what became of them
 //! incoming/        bundles on their way
 //! lock             held while an update is under way
 //! guard.lock       held while an update is confirmed or found to be unconfirmed
+//! learned.lock     held while something learned is added
 //! ```
 
 use std::fs;
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use vireo_classify::ReadMap;
 use vireo_model::Digest;
 use vireo_sys::durable;
 use vireo_sys::lock::FileLock;
@@ -51,6 +54,12 @@ const GUARD_LOCK_WAIT: Duration = Duration::from_secs(20);
 
 /// Longest state file read, in bytes: a plan of a million files.
 const MAX_FILE_LEN: u64 = 512 << 20;
+
+/// What was learned on this machine.
+const LEARNED: &str = "learned.json";
+
+/// How long to wait for another one who adds to it.
+const LEARNED_LOCK_WAIT: Duration = Duration::from_secs(20);
 
 /// Most versions whose numbers are remembered.
 const MAX_KNOWN: usize = 64;
@@ -204,12 +213,68 @@ impl StateDir {
     ///
     /// It cannot be read.
     pub fn read_map(&self) -> Result<Option<Vec<u8>>, AgentError> {
-        let path = self.0.join("reads.json");
+        self.text("reads.json")
+    }
+
+    fn text(&self, name: &str) -> Result<Option<Vec<u8>>, AgentError> {
+        let path = self.0.join(name);
         match fs::read(&path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(AgentError::io("read", &path, error)),
         }
+    }
+
+    /// What was learned on this machine, an empty map if nothing was.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged.
+    pub fn learned(&self) -> Result<ReadMap, AgentError> {
+        let Some(text) = self.text(LEARNED)? else { return Ok(ReadMap::new()) };
+        ReadMap::from_json(&text).map_err(|error| {
+            let message = format!(
+                "what was learned on this machine ({}) is damaged; forget it with `vireo-agent learn --forget`",
+                self.0.join(LEARNED).display()
+            );
+            AgentError::new(ErrorKind::State, message).caused_by(error)
+        })
+    }
+
+    /// Adds `seen` to what was learned on this machine, and gives all of it.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged, `Busy` if another one adds to it for long, `Failed` if it would become too
+    /// long or cannot be written.
+    pub fn learn(&self, seen: &ReadMap) -> Result<ReadMap, AgentError> {
+        self.create()?;
+        let lock = self.0.join("learned.lock");
+        let held = FileLock::exclusive_wait(&lock, LEARNED_LOCK_WAIT)
+            .map_err(|error| AgentError::io("lock", &lock, error))?;
+        let _held = held.ok_or_else(|| {
+            let message = format!("another vireo-agent holds {}; try again later", lock.display());
+            AgentError::new(ErrorKind::Busy, message)
+        })?;
+        let mut map = self.learned()?;
+        map.merge(seen);
+        let text = map.to_json().map_err(|error| {
+            let message = "cannot keep so much; begin anew with `vireo-agent learn --forget`";
+            AgentError::new(ErrorKind::Failed, message).caused_by(error)
+        })?;
+        let path = self.0.join(LEARNED);
+        durable::replace(&path, text.as_bytes())
+            .map_err(|error| AgentError::io("write", &path, error))?;
+        Ok(map)
+    }
+
+    /// Forgets what was learned on this machine.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be removed.
+    pub fn forget_learned(&self) -> Result<(), AgentError> {
+        self.remove(LEARNED)
     }
 
     /// Keeps a read map's text.

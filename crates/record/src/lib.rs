@@ -44,10 +44,12 @@ mod mounts;
 mod places;
 mod processes;
 mod recorder;
+mod starts;
 
 pub use error::{ErrorKind, RecordError};
-pub use log::{Counts, MAX_READS, Recorded, Starts};
+pub use log::{Counts, MAX_READS, Recorded};
 pub use mounts::NotWatched;
 pub use places::MAX_DIRECTORIES;
 pub use processes::MAX_PROCESSES;
 pub use recorder::{Options, Recorder};
+pub use starts::{START_PROPERTIES, Starts, parse_starts};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vireo_classify::{Class, Phase, ReadMap, Unit, class_of};
 use vireo_model::{Ignore, ImagePath};
 
-use crate::NotWatched;
+use crate::{NotWatched, Starts};
 
 /// Most reads kept, each a unit with a path: some 200 bytes each. Beyond that new ones are counted
 /// as lost.
@@ -29,10 +29,6 @@ const TAKEN_WITHIN: Duration = Duration::from_millis(50);
 /// How often a file that no start and no reload read must be read by a unit that was left alone,
 /// until it counts as one that is read whenever it is needed.
 const RUN_READS_MIN: u32 = 2;
-
-/// When each unit started, on the system's monotonic clock: from the moment it left being inactive
-/// until it had settled.
-pub type Starts = BTreeMap<Unit, RangeInclusive<Duration>>;
 
 /// Whose reads count at the moment, and as what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -371,7 +371,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::log::Starts;
+    use crate::Starts;
 
     #[test]
     fn only_a_phase_in_which_nothing_was_missed_is_complete() {

@@ -11,5 +11,7 @@ if ! [ -f /sys/fs/cgroup/cgroup.procs ]; then
   mount -t cgroup2 none /sys/fs/cgroup
 fi
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
+# A machine can watch its file systems; a container cannot unless it is let.
+WATCH="fanotify_init fanotify_mark name_to_handle_at open_by_handle_at"
 exec systemd-nspawn -q -M "$MACHINE" -D "$R" --register=no --keep-unit --link-journal=no --resolv-conf=off --timezone=off \
-  --console=pipe --network-bridge=br0 --set-credential=vireo.ip:"$ADDRESS" -b
+  --console=pipe --system-call-filter="$WATCH" --network-bridge=br0 --set-credential=vireo.ip:"$ADDRESS" -b

@@ -21,6 +21,7 @@ mod live_cut_off;
 mod live_drift;
 mod live_foreign;
 mod live_killed;
+mod live_learn;
 mod live_record;
 mod live_recorded;
 mod live_refused;

@@ -20,6 +20,7 @@ mod check;
 mod confirm;
 mod enroll;
 mod history;
+mod learn;
 mod plan;
 mod recover;
 mod run;
@@ -59,6 +60,7 @@ enum Command {
     Verify(verify::Args),
     Undo(undo::Args),
     History(history::Args),
+    Learn(learn::Args),
     Recover(recover::Args),
     /// Look at the files as an update would make them: reads an order, answers it
     #[command(hide = true, name = CHECK_VIEW)]
@@ -116,6 +118,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Output, Failure> {
         Command::Verify(args) => verify::run(&args, &context),
         Command::Undo(args) => undo::run(&args, &context),
         Command::History(args) => history::run(&args, &context),
+        Command::Learn(args) => learn::run(&args, &context),
         Command::Recover(args) => recover::run(&args, &context),
         Command::CheckView => {
             let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());

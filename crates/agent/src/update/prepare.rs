@@ -143,18 +143,22 @@ impl Agent {
         planner.with_packages(&packages).plan(changes, facts)
     }
 
-    /// The read map of a bundle, or else the last one that came to this machine.
+    /// The read map of a bundle, or else the last one that came to this machine; and what was learned here.
     pub(super) fn read_map(&self, of_bundle: Option<&[u8]>) -> Result<ReadMap, AgentError> {
         let known = match of_bundle {
             Some(_) => None,
             None => self.state.read_map()?,
         };
-        let Some(text) = of_bundle.or(known.as_deref()) else { return Ok(ReadMap::new()) };
-        ReadMap::from_json(text).map_err(|error| {
-            let message =
-                "the read map that came with the update cannot be used; upgrade the agent";
-            AgentError::new(ErrorKind::Refused, message).caused_by(error)
-        })
+        let mut map = self.state.learned()?;
+        if let Some(text) = of_bundle.or(known.as_deref()) {
+            let came = ReadMap::from_json(text).map_err(|error| {
+                let message =
+                    "the read map that came with the update cannot be used; upgrade the agent";
+                AgentError::new(ErrorKind::Refused, message).caused_by(error)
+            })?;
+            map.merge(&came);
+        }
+        Ok(map)
     }
 
     /// The same plan from what is true now that the files are in place: processes may have come.

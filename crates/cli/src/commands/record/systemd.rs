@@ -4,17 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use vireo_classify::{Owner, Policy, SHOW_PROPERTIES, Unit, UnitFacts, owner_of, parse_show};
-use vireo_record::Starts;
+use vireo_record::{START_PROPERTIES, Starts, parse_starts};
 
 use super::Reasons;
 use crate::exit::Failure;
-
-/// For how long after it is active a unit counts as starting: many say too early that they are
-/// ready.
-const SETTLE: Duration = Duration::from_secs(5);
 
 /// A service that can be restarted.
 #[derive(Debug)]
@@ -98,42 +93,7 @@ pub(super) fn named(names: &[String]) -> Result<Vec<Service>, Failure> {
 
 /// When the units started last.
 pub(super) fn starts() -> Result<Starts, Failure> {
-    let properties = "--property=Id,InactiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic,InactiveEnterTimestampMonotonic";
-    let text = run(&["show", properties, "--", "*"]).map_err(no_manager)?;
-    let text = String::from_utf8_lossy(&text);
-    Ok(text.split("\n\n").filter_map(start_of).collect())
-}
-
-/// The start in one block of `systemctl show`.
-fn start_of(block: &str) -> Option<(Unit, std::ops::RangeInclusive<Duration>)> {
-    let value = |key: &str| {
-        let mut lines = block.lines().filter_map(|line| line.split_once('='));
-        lines.find(|(name, _)| *name == key).map(|(_, value)| value)
-    };
-    let time = |key: &str| {
-        let micros = value(key).and_then(|value| value.parse().ok()).unwrap_or(0);
-        Duration::from_micros(micros)
-    };
-    let from = time("InactiveExitTimestampMonotonic");
-    // One that ended at once, or that is still starting, never was active.
-    let ends = [time("ActiveEnterTimestampMonotonic"), time("InactiveEnterTimestampMonotonic")];
-    let end = ends.into_iter().filter(|end| *end >= from).min().unwrap_or(Duration::MAX / 2);
-    (from > Duration::ZERO).then(|| Some((Unit::new(value("Id")?), from..=end + SETTLE)))?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_start_lasts_until_the_unit_has_settled() {
-        let block = "Id=a.service\nInactiveExitTimestampMonotonic=7000000\n\
-            ActiveEnterTimestampMonotonic=8000000\nInactiveEnterTimestampMonotonic=6000000\n";
-        let secs = Duration::from_secs;
-        assert_eq!(start_of(block), Some((Unit::new("a.service"), secs(7)..=secs(13))));
-        let failed = block.replace("=8000000", "=5000000").replace("=6000000", "=7500000");
-        let (_, range) = start_of(&failed).expect("it left being inactive");
-        assert_eq!(*range.end(), Duration::from_millis(12_500));
-        assert_eq!(start_of("Id=a.service\nInactiveExitTimestampMonotonic=0\n"), None);
-    }
+    let properties = format!("--property={}", START_PROPERTIES.join(","));
+    let text = run(&["show", &properties, "--", "*"]).map_err(no_manager)?;
+    Ok(parse_starts(&text))
 }
