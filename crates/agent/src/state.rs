@@ -241,25 +241,36 @@ impl StateDir {
         })
     }
 
-    /// Adds `seen` to what was learned on this machine, and gives all of it.
-    ///
-    /// # Errors
-    ///
-    /// `State` if the record is damaged, `Busy` if another one adds to it for long, `Failed` if it would become too
-    /// long or cannot be written.
-    pub fn learn(&self, seen: &ReadMap) -> Result<ReadMap, AgentError> {
+    fn lock_learned(&self) -> Result<FileLock, AgentError> {
         self.create()?;
         let lock = self.0.join("learned.lock");
         let held = FileLock::exclusive_wait(&lock, LEARNED_LOCK_WAIT)
             .map_err(|error| AgentError::io("lock", &lock, error))?;
-        let _held = held.ok_or_else(|| {
+        held.ok_or_else(|| {
             let message = format!("another vireo-agent holds {}; try again later", lock.display());
             AgentError::new(ErrorKind::Busy, message)
-        })?;
+        })
+    }
+
+    /// Adds `seen` to what was learned on this machine, and gives all of it. Where both are too much for one map,
+    /// what was learned earlier is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// `State` if the record is damaged, `Busy` if another one adds to it for long, `Failed` if it is too long by
+    /// itself or cannot be written.
+    pub fn learn(&self, seen: &ReadMap) -> Result<ReadMap, AgentError> {
+        let _held = self.lock_learned()?;
         let mut map = self.learned()?;
         map.merge(seen);
-        let text = map.to_json().map_err(|error| {
-            let message = "cannot keep so much; begin anew with `vireo-agent learn --forget`";
+        let mut text = map.to_json();
+        if text.is_err() {
+            // Names of units that come and go would fill it in the end: the newest counts.
+            map = seen.clone();
+            text = map.to_json();
+        }
+        let text = text.map_err(|error| {
+            let message = "cannot keep so much; watch for a shorter time";
             AgentError::new(ErrorKind::Failed, message).caused_by(error)
         })?;
         let path = self.0.join(LEARNED);
@@ -272,8 +283,9 @@ impl StateDir {
     ///
     /// # Errors
     ///
-    /// The file cannot be removed.
+    /// `Busy` if another one adds to it for long; the file cannot be removed.
     pub fn forget_learned(&self) -> Result<(), AgentError> {
+        let _held = self.lock_learned()?;
         self.remove(LEARNED)
     }
 

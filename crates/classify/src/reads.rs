@@ -112,6 +112,43 @@ impl ReadMap {
         self.directories.entry(place).or_default().entry(unit.clone()).or_default().insert(phase);
     }
 
+    /// What of it units that `keep` names read. What they were seen not to read is left out: a map that is
+    /// kept for long may no longer say that.
+    ///
+    /// ```
+    /// use vireo_classify::{Phase, ReadMap, Unit};
+    /// use vireo_model::ImagePath;
+    ///
+    /// let (nginx, path) = (Unit::new("nginx.service"), ImagePath::parse(b"/srv/extra.conf")?);
+    /// let mut map = ReadMap::new();
+    /// map.watched(&nginx, Phase::Start);
+    /// map.add_file(&path, &nginx, Phase::Start);
+    /// let read = map.reads_of(|unit| unit.kind() == "service");
+    /// assert!(read.readers_of(&path).is_some() && !read.was_watched(&nginx, Phase::Start));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn reads_of(&self, keep: impl Fn(&Unit) -> bool) -> Self {
+        let of = |places: &BTreeMap<Vec<u8>, BTreeMap<Unit, BTreeSet<Phase>>>| {
+            let kept = places.iter().map(|(place, readers)| {
+                let kept = readers.iter().filter(|(unit, _)| keep(unit));
+                (place.clone(), kept.map(|(unit, phases)| (unit.clone(), phases.clone())).collect())
+            });
+            kept.filter(|(_, readers): &(_, BTreeMap<_, _>)| !readers.is_empty()).collect()
+        };
+        Self {
+            watched: BTreeMap::new(),
+            files: of(&self.files),
+            directories: of(&self.directories),
+        }
+    }
+
+    /// The units that read anything.
+    #[must_use]
+    pub fn readers(&self) -> BTreeSet<&Unit> {
+        self.files.values().chain(self.directories.values()).flat_map(BTreeMap::keys).collect()
+    }
+
     /// Adds all that `other` knows.
     pub fn merge(&mut self, other: &Self) {
         for (unit, phases) in &other.watched {

@@ -20,7 +20,7 @@ use crate::manifest::{
 };
 use crate::model;
 use crate::pair::{self, Encoded, EncodedBody, Pair, Side, Unpacked};
-use crate::spool::Spool;
+use crate::spool::{FRAME_PLAIN_LEN, Spool};
 use crate::{Permits, SecretKey, read_map};
 
 /// Memory that pairs may take that are encoded side by side, in bytes. Not a matter of the machine, so
@@ -507,9 +507,13 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         if end - offset < NEAR_LEN {
             return true;
         }
-        let is_modelled = class == Class::Text && offset < model::MOST_LEN;
-        let cost = if is_modelled { model::COST } else { 1 };
-        let jumped_len = self.jumped_len + limits::MAX_FRAME_PLAIN_LEN * cost;
+        let is_modelled = self.spool.models() && class == Class::Text && offset < model::MOST_LEN;
+        let cost = if is_modelled {
+            model::cost(FRAME_PLAIN_LEN as u64)
+        } else {
+            limits::MAX_FRAME_PLAIN_LEN
+        };
+        let jumped_len = self.jumped_len + cost;
         if jumped_len > MAX_JUMPED_LEN {
             return false;
         }

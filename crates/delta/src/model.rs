@@ -16,12 +16,17 @@ const ORDER: u32 = 5;
 const MEMORY_LEN: u32 = 1 << 20;
 
 /// What decompressing a byte costs, in bytes of zstd's.
-pub(crate) const COST: u64 = 64;
+const BYTE_COST: u64 = 64;
+
+/// What decompressing a frame of `len` bytes costs, in bytes of zstd's: its model is made anew for each.
+pub(crate) fn cost(len: u64) -> u64 {
+    (len * BYTE_COST).max(u64::from(MEMORY_LEN))
+}
 
 /// Frames of less are not tried, in bytes: zstd with its dictionary knows more about them.
 pub(crate) const LEAST_LEN: usize = 8 << 10;
 
-/// Most text of a bundle that is compressed so, in bytes: a reader takes some two seconds for it.
+/// Most text of a bundle that is tried so, in bytes: a reader takes some two seconds for it.
 pub(crate) const MOST_LEN: u64 = 32 << 20;
 
 /// At least this share of zstd's frame has to be saved, in percent.

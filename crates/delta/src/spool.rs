@@ -17,7 +17,7 @@ const WAITING_FRAMES: usize = 8;
 
 /// Length of a full frame before compression, in bytes. Readers keep a frame of each stream at hand, so
 /// this is what applying takes in memory; shorter ones compress worse.
-const FRAME_PLAIN_LEN: usize = 512 << 10;
+pub(crate) const FRAME_PLAIN_LEN: usize = 512 << 10;
 const _: () = assert!(FRAME_PLAIN_LEN as u64 <= limits::MAX_FRAME_PLAIN_LEN);
 
 /// Frames of this length or more are tried before they are compressed well, in bytes. What is shorter
@@ -85,6 +85,11 @@ impl<S: Write> Spool<S> {
         }
     }
 
+    /// Whether text is tried with a model of it.
+    pub(crate) fn models(&self) -> bool {
+        self.level >= SLOW_LEVEL
+    }
+
     pub(crate) fn set_level(&mut self, level: i32) {
         self.level = level;
     }
@@ -150,7 +155,7 @@ impl<S: Write> Spool<S> {
     /// number of threads does not count.
     fn may_model(&mut self, stream: StreamId, len: usize) -> bool {
         let fits = len >= model::LEAST_LEN && len as u64 <= self.model_len;
-        if !(self.level >= SLOW_LEVEL && stream.is_text() && fits) {
+        if !(self.models() && stream.is_text() && fits) {
             return false;
         }
         self.model_len -= len as u64;

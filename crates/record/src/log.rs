@@ -7,6 +7,7 @@ use std::time::Duration;
 use vireo_classify::{Class, Phase, ReadMap, Unit, class_of};
 use vireo_model::{Ignore, ImagePath};
 
+use crate::starts::SETTLE;
 use crate::{NotWatched, Starts};
 
 /// Most reads kept, each a unit with a path: some 200 bytes each. Beyond that new ones are counted
@@ -174,6 +175,8 @@ pub struct Recorded {
     pub(crate) ignore: Ignore,
     /// When it began, on the system's monotonic clock.
     pub began: Duration,
+    /// When it ended.
+    pub(crate) ended: Duration,
     /// Mounted disk file systems that could not be watched.
     pub not_watched: Vec<NotWatched>,
 }
@@ -196,7 +199,10 @@ impl Recorded {
         }
         let starts: BTreeMap<&Unit, _> =
             starts.iter().filter(|(_, range)| *range.start() >= self.began).collect();
-        let whole = starts.iter().filter(|(_, range)| self.log.is_whole(range));
+        // Of a unit that was still starting at the end the rest was not seen.
+        let had_started = |range: &RangeInclusive<Duration>| *range.end() <= self.ended + SETTLE;
+        let whole =
+            starts.iter().filter(|(_, range)| had_started(range) && self.log.is_whole(range));
         whole.for_each(|(unit, _)| map.watched(unit, Phase::Start));
         for (unit, places) in &self.log.units {
             for (place, seen) in places {
@@ -249,7 +255,7 @@ mod tests {
 
     fn recorded(log: Log) -> Recorded {
         let ignore = Ignore::new(["/var/log/**"]).expect("a glob");
-        Recorded { log, ignore, began: Duration::from_secs(10), not_watched: Vec::new() }
+        Recorded { log, ignore, began: at(10), ended: at(60), not_watched: Vec::new() }
     }
 
     fn at(secs: u64) -> Duration {
@@ -305,6 +311,20 @@ mod tests {
                 let map = recorded.map(&Starts::from([(unit.clone(), range)]));
                 assert!(map.readers_of(&path("/etc/x")).is_some(), "{step} ms apart");
             }
+        }
+    }
+
+    #[test]
+    fn of_a_unit_that_still_starts_at_the_end_nothing_is_said_not_to_be_read() {
+        let unit = Unit::new("slow.service");
+        let mut log = Log::default();
+        log.add(&unit, path("/etc/x"), false, None, at(21));
+        let recorded = recorded(log);
+        let started_until = |end| recorded.map(&Starts::from([(unit.clone(), at(20)..=end)]));
+        for (end, whole) in [(at(64), true), (Duration::MAX / 2 + SETTLE, false)] {
+            let map = started_until(end);
+            assert!(map.readers_of(&path("/etc/x")).is_some());
+            assert_eq!(map.was_watched(&unit, Phase::Start), whole, "until {end:?}");
         }
     }
 

@@ -45,6 +45,9 @@ const QUIET_WAIT_MAX: Duration = Duration::from_secs(5);
 pub struct Options {
     /// What belongs to no version, and so into no map.
     pub ignore: Ignore,
+    /// Takes every event at once also while everybody is watched, so that short-lived processes are seen. Costs a
+    /// machine that opens thousands of files a second some percent.
+    pub at_once: bool,
 }
 
 /// A recording that goes on. Dropped without [`finish`](Self::finish) it ends and is lost.
@@ -120,6 +123,7 @@ impl Recorder {
             watch,
             shared: Arc::clone(&shared),
             own: std::process::id(),
+            at_once: options.at_once,
         };
         let thread = thread::Builder::new()
             .name("record".to_owned())
@@ -233,7 +237,7 @@ impl Recorder {
         drop(state);
         let (ignore, not_watched) =
             (std::mem::take(&mut self.ignore), std::mem::take(&mut self.not_watched));
-        Ok(Recorded { log, ignore, began: self.began, not_watched })
+        Ok(Recorded { log, ignore, began: self.began, ended: now(), not_watched })
     }
 
     fn end(&mut self) {
@@ -259,6 +263,7 @@ struct Loop {
     processes: Processes,
     shared: Arc<Shared>,
     own: u32,
+    at_once: bool,
 }
 
 impl Loop {
@@ -306,7 +311,7 @@ impl Loop {
                 note(&mut self.places, &mut self.processes, self.own, &mut state, event, now);
             }
             if !any {
-                break matches!(state.scope, Scope::These(..));
+                break self.at_once || matches!(state.scope, Scope::These(..));
             }
         };
         if !at_once {
@@ -385,8 +390,8 @@ mod tests {
         assert!(state.end(), "what was missed before does not count");
         assert_eq!(state.scope, Scope::Nobody);
         let log = std::mem::take(&mut state.log);
-        let recorded =
-            Recorded { log, ignore: Ignore::default(), began: now(), not_watched: Vec::new() };
+        let (ignore, now) = (Ignore::default(), now());
+        let recorded = Recorded { log, ignore, began: now, ended: now, not_watched: Vec::new() };
         let map = recorded.map(&Starts::new());
         assert!(map.was_watched(&unit, Phase::Start) && !map.was_watched(&unit, Phase::Reload));
     }

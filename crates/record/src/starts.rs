@@ -20,7 +20,7 @@ pub const START_PROPERTIES: [&str; 4] = [
 
 /// For how long after it is active a unit counts as starting: many say too early that they are
 /// ready.
-const SETTLE: Duration = Duration::from_secs(5);
+pub(crate) const SETTLE: Duration = Duration::from_secs(5);
 
 /// When the units started last, by what `systemctl show --property=...` says of all of them: a block of lines
 /// per unit. Units that never started are left out.

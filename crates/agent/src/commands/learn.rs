@@ -10,7 +10,7 @@ use crate::exit::{Failure, Output};
 
 /// Learn on this machine which unit reads which file, for the plans of later updates
 ///
-/// Watches for a while and keeps what units read while they started; what starts at another time is not
+/// Watches for a while and keeps what services read while they started; what starts at another time is not
 /// learned. Nothing is restarted and nobody's access is delayed. The read map that comes with a version
 /// counts as well.
 #[derive(Debug, clap::Args)]
@@ -32,17 +32,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
     if !is_own_root(&context.root) {
         return Err(Failure::new("only the machine that runs can be watched: do without --root"));
     }
-    // From here on a request to end is one to keep what was seen.
     let mut outcome = Ok(());
     let most = args.seconds.map(Duration::from_secs);
-    let learned = learn(&context.state, || {
-        // Services that wait for this one may start now; nobody need listen.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        outcome = wait_for_end(most);
-    })?;
+    let learned = learn(&context.state, || outcome = wait_for_end(most))?;
     outcome?;
-    let text = format!(
-        "{} units started and were seen; {} files and directories of {} units are known\n\
+    let mut text = format!(
+        "{} services started and were seen; {} files and directories of {} services are known\n\
          {} events, {} of the units, {} of processes that had ended, {} lost\n",
         learned.new_units,
         learned.paths,
@@ -52,12 +47,16 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
         learned.ended,
         learned.lost
     );
+    for (mount_point, why) in &learned.not_watched {
+        text.push_str(&format!("not watched {mount_point}: {why}\n"));
+    }
     let mut done = serde_json::to_value(&learned)
         .map_err(|error| Failure::new(format!("cannot say what was learned: {error}")))?;
     done["schema"] = "vireo.learned/1".into();
     Output::new(text, &done)
 }
 
+/// Says that it watches, then waits; a request to end is one to keep what was seen.
 fn wait_for_end(most: Option<Duration>) -> Result<(), Failure> {
     block_on(async {
         let listen = |kind| {
@@ -66,6 +65,8 @@ fn wait_for_end(most: Option<Duration>) -> Result<(), Failure> {
         };
         let (mut term, mut int) =
             (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        // Services that wait for this one may start now; nobody need listen.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         let time = async {
             match most {
                 Some(most) => tokio::time::sleep(most).await,

@@ -143,6 +143,14 @@ impl Agent {
         planner.with_packages(&packages).plan(changes, facts)
     }
 
+    /// The read map for a way back: one that cannot be read must not be in its way.
+    pub(super) fn read_map_of_return(&self, say: Say<'_>) -> ReadMap {
+        self.read_map(None).unwrap_or_else(|error| {
+            say(&format!("going on without a read map: {}", chain(&error)));
+            ReadMap::new()
+        })
+    }
+
     /// The read map of a bundle, or else the last one that came to this machine; and what was learned here.
     pub(super) fn read_map(&self, of_bundle: Option<&[u8]>) -> Result<ReadMap, AgentError> {
         let known = match of_bundle {

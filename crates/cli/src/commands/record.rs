@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use vireo_classify::{Phase, ReadMap};
-use vireo_model::Ignore;
 use vireo_record::{Counts, Options, Recorded, Recorder, Starts};
 
 use crate::Context;
@@ -84,7 +83,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
     // Before anything is done: no service manager, a map that cannot be added to.
     systemd::starts()?;
     let mut map = if args.add { known(&args.out)? } else { ReadMap::new() };
-    let recorder = Recorder::start(&Options { ignore: Ignore::default() })?;
+    let recorder = Recorder::start(&Options::default())?;
     let (mut skipped, mut troubles) = (Reasons::new(), Troubles::default());
     let units = match (args.each_unit, args.unit.as_slice()) {
         (true, _) => systemd::running_services(&mut skipped)?,

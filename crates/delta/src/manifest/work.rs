@@ -101,8 +101,8 @@ impl<'a> Work<'a> {
         }
         self.kept.push(number);
         let frame = &self.frames[number];
-        let cost = if frame.method == Method::Model { model::COST } else { 1 };
-        u64::from(frame.plain_len) * cost + FRAME_COST
+        let len = u64::from(frame.plain_len);
+        FRAME_COST + if frame.method == Method::Model { model::cost(len) } else { len }
     }
 }
 
@@ -155,11 +155,13 @@ mod tests {
 
     #[test]
     fn a_model_of_text_costs_its_readers_more() {
-        let mut frames = frames(1, PLAIN_LEN);
-        frames[0].method = Method::Model;
-        let mut work = Work::new(&frames);
-        work.content(&jumping(1, 1)).expect("once");
-        assert_eq!(work.unpacked_len, PLAIN_LEN * model::COST + FRAME_COST);
+        for (len, cost) in [(PLAIN_LEN, 64 * PLAIN_LEN), (1, 1 << 20)] {
+            let mut frames = frames(1, len);
+            frames[0].method = Method::Model;
+            let mut work = Work::new(&frames);
+            work.content(&jumping(1, 1)).expect("once");
+            assert_eq!(work.unpacked_len, cost + FRAME_COST);
+        }
     }
 
     #[test]
