@@ -200,10 +200,11 @@ impl Agent {
         }
         let undone = committed.undoes().to_vec();
         committed.finish()?;
-        self.state.clear_obligation()?;
         if is_update {
+            // Before it counts as over: whoever asks then what waits has to know what is held.
             self.note_replaced(&obligation.boot, number, &replaced)?;
         }
+        self.state.clear_obligation()?;
         if is_condemned {
             return self.undo_condemned(say);
         }
