@@ -66,7 +66,8 @@ impl Bench {
     /// Checks the host, makes the images if the cache has them not, and reads them once.
     pub(crate) fn open(quick: bool) -> anyhow::Result<Self> {
         host::require_root()?;
-        install_missing()?;
+        let wanted = [host::PACKAGES, PACKAGES, crate::workloads::PACKAGES].concat();
+        host::install(&wanted, |what| eprintln!("{what}"))?;
         let vireo = programs::find("vireo")?;
         let cache = Cache::open()?;
         let lock = lock(&cache)?;
@@ -236,26 +237,6 @@ impl Drop for Bench {
 /// A string in JSON.
 pub(crate) fn text(value: &Value) -> anyhow::Result<String> {
     value.as_str().map(str::to_owned).with_context(|| format!("{value} is no text"))
-}
-
-/// Installs what the contestants need.
-fn install_missing() -> anyhow::Result<()> {
-    let mut missing = host::missing();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = |program: &str| std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
-    missing.extend(
-        PACKAGES
-            .iter()
-            .chain(crate::workloads::PACKAGES)
-            .filter(|(_, program)| !there(program))
-            .map(|(package, _)| *package),
-    );
-    if missing.is_empty() {
-        return Ok(());
-    }
-    eprintln!("installing {}", missing.join(" "));
-    host::install(&missing)
-        .with_context(|| format!("cannot install: apt-get install {}", missing.join(" ")))
 }
 
 /// Held for the whole run: two at a time would measure each other.

@@ -1,11 +1,12 @@
 //! Learning on the machine itself which unit reads which file, where an administrator asks for it.
 //!
-//! A version may bring a read map that `vireo record` made where the update was. What only this machine
-//! has (a unit of its own, an include somebody added) is not in it. [`learn`] watches for a while, keeps what services
-//! read while they started, and every later plan counts it beside the version's map. What they were not seen to
-//! read is not kept: that may change with any update. Nobody's access is
-//! delayed, no unit is touched: what does not start meanwhile is not learned. So it is best begun early in the boot
-//! (`vireo-agent-learn.service`).
+//! A version may bring a read map that `vireo record` made where the update was. What only this machine has
+//! (a service of its own, an include somebody added) is not in it. [`learn`] watches for a while, keeps what
+//! services read while they started, and every later plan counts it beside the version's map. What they were not
+//! seen to read is not kept: that may change with any update.
+//!
+//! Nobody's access is delayed, no unit is touched: what does not start meanwhile is not learned. So it is best
+//! begun early in the boot (`vireo-agent-learn.service`).
 
 use std::collections::BTreeMap;
 
@@ -28,10 +29,10 @@ const OWN_UNITS: [&str; 3] =
 pub struct Learned {
     /// Services that are known to read something.
     pub units: usize,
-    /// Files and directories that they read.
-    pub paths: usize,
-    /// Those of them that were seen this time.
+    /// Services that were seen to read something this time.
     pub new_units: usize,
+    /// Files and directories that services are known to read.
+    pub paths: usize,
     /// Files and directories that were opened meanwhile, by whomever.
     pub events: u64,
     /// Those of units.
@@ -45,8 +46,8 @@ pub struct Learned {
     pub not_watched: BTreeMap<String, String>,
 }
 
-/// Watches, calls `wait`, and when that returns adds to what `state` keeps which
-/// files services read that started meanwhile.
+/// Watches, calls `wait`, and when that returns adds to what `state` keeps which files services read that
+/// started meanwhile.
 ///
 /// Nothing is kept before `wait` returns: a crash leaves what was learned earlier.
 ///
@@ -86,16 +87,12 @@ pub fn learn(state: &StateDir, wait: impl FnOnce()) -> Result<Learned, AgentErro
     let counts = recorded.counts();
     Ok(Learned {
         units: all.readers().len(),
-        paths: all.len(),
         new_units: seen.readers().len(),
+        paths: all.len(),
         events: counts.events,
         attributed: counts.attributed,
         ended: counts.ended,
         lost: counts.lost,
-        not_watched: recorded
-            .not_watched
-            .iter()
-            .map(|refused| (refused.mount_point.display().to_string(), refused.why.to_string()))
-            .collect(),
+        not_watched: recorded.not_watched(),
     })
 }

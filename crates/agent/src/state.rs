@@ -55,8 +55,14 @@ const GUARD_LOCK_WAIT: Duration = Duration::from_secs(20);
 /// Longest state file read, in bytes: a plan of a million files.
 const MAX_FILE_LEN: u64 = 512 << 20;
 
+/// What to do about a damaged record; without what the machine is to be, nothing is safe to be guessed.
+const ENROL_AGAIN: &str = "enrol again";
+
 /// What was learned on this machine.
 const LEARNED: &str = "learned.json";
+
+/// What to do where that is damaged.
+const FORGET_LEARNED: &str = "forget what was learned with `vireo-agent learn --forget`";
 
 /// How long to wait for another one who adds to it.
 const LEARNED_LOCK_WAIT: Duration = Duration::from_secs(20);
@@ -213,16 +219,7 @@ impl StateDir {
     ///
     /// It cannot be read.
     pub fn read_map(&self) -> Result<Option<Vec<u8>>, AgentError> {
-        self.text("reads.json")
-    }
-
-    fn text(&self, name: &str) -> Result<Option<Vec<u8>>, AgentError> {
-        let path = self.0.join(name);
-        match fs::read(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(AgentError::io("read", &path, error)),
-        }
+        self.text("reads.json", ENROL_AGAIN)
     }
 
     /// What was learned on this machine, an empty map if nothing was.
@@ -231,13 +228,10 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn learned(&self) -> Result<ReadMap, AgentError> {
-        let Some(text) = self.text(LEARNED)? else { return Ok(ReadMap::new()) };
+        let Some(text) = self.text(LEARNED, FORGET_LEARNED)? else { return Ok(ReadMap::new()) };
         ReadMap::from_json(&text).map_err(|error| {
-            let message = format!(
-                "what was learned on this machine ({}) is damaged; forget it with `vireo-agent learn --forget`",
-                self.0.join(LEARNED).display()
-            );
-            AgentError::new(ErrorKind::State, message).caused_by(error)
+            let path = self.0.join(LEARNED);
+            damaged(&path, FORGET_LEARNED, "no read map").caused_by(error)
         })
     }
 
@@ -521,19 +515,25 @@ impl StateDir {
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, AgentError> {
+        let Some(text) = self.text(name, ENROL_AGAIN)? else { return Ok(None) };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| damaged(&self.0.join(name), ENROL_AGAIN, &error.to_string()))
+    }
+
+    /// The bytes of a record, or `None` if there is none; `remedy` is for one that cannot be read.
+    fn text(&self, name: &str, remedy: &str) -> Result<Option<Vec<u8>>, AgentError> {
         let path = self.0.join(name);
-        let damaged = |why: String| {
-            let message =
-                format!("the agent's record {} is damaged ({why}); enrol again", path.display());
-            AgentError::new(ErrorKind::State, message)
-        };
         match fs::metadata(&path) {
-            Ok(there) if there.len() > MAX_FILE_LEN => return Err(damaged("too long".to_owned())),
+            // Whoever opens a pipe waits for its other end.
+            Ok(there) if !there.is_file() => return Err(damaged(&path, remedy, "not a file")),
+            Ok(there) if there.len() > MAX_FILE_LEN => {
+                return Err(damaged(&path, remedy, "too long"));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             _ => {}
         }
-        let bytes = fs::read(&path).map_err(|error| AgentError::io("read", &path, error))?;
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(error.to_string()))
+        fs::read(&path).map(Some).map_err(|error| AgentError::io("read", &path, error))
     }
 
     fn write(&self, name: &str, value: &impl Serialize) -> Result<(), AgentError> {
@@ -555,6 +555,11 @@ impl StateDir {
             _ => Ok(()),
         }
     }
+}
+
+fn damaged(path: &Path, remedy: &str, why: &str) -> AgentError {
+    let message = format!("the agent's record {} is damaged ({why}); {remedy}", path.display());
+    AgentError::new(ErrorKind::State, message)
 }
 
 /// Tries to lock until it is free or the time is over.
@@ -645,6 +650,20 @@ mod tests {
         let error = StateDir::at(dir.path()).position().expect_err("damaged");
         assert_eq!(error.kind(), ErrorKind::State);
         assert!(error.to_string().contains("version.json is damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_record_that_is_no_file_or_too_long_is_refused_without_being_read() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state = StateDir::at(dir.path());
+        fs::create_dir(dir.path().join("version.json")).expect("made");
+        let too_long = fs::File::create(dir.path().join("learned.json")).expect("made");
+        too_long.set_len(MAX_FILE_LEN + 1).expect("sparse");
+        let error = state.position().expect_err("a directory");
+        assert!(error.to_string().contains("version.json is damaged (not a file)"), "{error}");
+        let error = state.learned().expect_err("too long");
+        assert_eq!(error.kind(), ErrorKind::State);
+        assert!(error.to_string().contains("(too long); forget what was learned"), "{error}");
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Agent {
             replaced: &preview.replaced,
             settled: &preview.settled,
             contents: &contents,
-            reads: self.read_map(bundle.read_map())?,
+            reads: self.reads(bundle.read_map())?,
             wire_len: bundle.wire_len(),
         };
         let policy = self.policy_with(policy.clone(), &outlook)?;
@@ -316,7 +316,7 @@ impl Agent {
             replaced: staged.replaced(),
             settled: staged.settled(),
             contents: &contents,
-            reads: self.read_map(bundle.read_map())?,
+            reads: self.reads(bundle.read_map())?,
             wire_len: bundle.wire_len(),
         };
         let policy = self.policy_with(policy, &outlook)?;

@@ -409,6 +409,24 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_made_by_the_model_only_if_it_is_text_and_the_header_says_so() {
+        let packed = encode(&sample(), 19).expect("small");
+        let known = header(&packed.bytes, packed.plain_len);
+        let without = Header { incompat: known.incompat & !feature::MODELS, ..known };
+        let mut of_programs = sample();
+        of_programs.frames.iter_mut().for_each(|frame| frame.method = Method::Model);
+        assert!(of_programs.frames.iter().any(|frame| !frame.stream.is_text()));
+        let program = encode(&of_programs, 19).expect("small");
+        for (header, packed) in
+            [(without, &packed), (header(&program.bytes, program.plain_len), &program)]
+        {
+            let error = decode(&header, &packed.bytes).expect_err("compressed as it cannot be");
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.to_string().contains("compressed as it cannot be"), "{error}");
+        }
+    }
+
+    #[test]
     fn manifests_that_nobody_wrote_never_panic() {
         let packed = encode(&sample(), 19).expect("small");
         let mut plain = vec![0; packed.plain_len as usize];

@@ -48,7 +48,6 @@ mod starts;
 
 pub use error::{ErrorKind, RecordError};
 pub use log::{Counts, MAX_READS, Recorded};
-pub use mounts::NotWatched;
 pub use places::MAX_DIRECTORIES;
 pub use processes::MAX_PROCESSES;
 pub use recorder::{Options, Recorder};

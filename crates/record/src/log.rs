@@ -7,8 +7,9 @@ use std::time::Duration;
 use vireo_classify::{Class, Phase, ReadMap, Unit, class_of};
 use vireo_model::{Ignore, ImagePath};
 
+use crate::Starts;
+use crate::mounts::NotWatched;
 use crate::starts::SETTLE;
-use crate::{NotWatched, Starts};
 
 /// Most reads kept, each a unit with a path: some 200 bytes each. Beyond that new ones are counted
 /// as lost.
@@ -177,8 +178,7 @@ pub struct Recorded {
     pub began: Duration,
     /// When it ended.
     pub(crate) ended: Duration,
-    /// Mounted disk file systems that could not be watched.
-    pub not_watched: Vec<NotWatched>,
+    pub(crate) not_watched: Vec<NotWatched>,
 }
 
 impl Recorded {
@@ -186,6 +186,15 @@ impl Recorded {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.log.counts
+    }
+
+    /// Where disk file systems are mounted that could not be watched, and why.
+    #[must_use]
+    pub fn not_watched(&self) -> BTreeMap<String, String> {
+        let told = |refused: &NotWatched| {
+            (refused.mount_point.display().to_string(), refused.why.to_string())
+        };
+        self.not_watched.iter().map(told).collect()
     }
 
     /// The read map. What was seen while everybody was watched counts for the units that `starts`

@@ -17,11 +17,9 @@ const DISK_TYPES: &[&str] = &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "b
 
 /// A mounted file system that is not watched.
 #[derive(Debug)]
-pub struct NotWatched {
-    /// Where it is mounted.
-    pub mount_point: PathBuf,
-    /// Why not.
-    pub why: io::Error,
+pub(crate) struct NotWatched {
+    pub(crate) mount_point: PathBuf,
+    pub(crate) why: io::Error,
 }
 
 /// One line of `/proc/self/mountinfo`, as proc_pid_mountinfo(5) describes it.

@@ -29,6 +29,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("gdisk", "sgdisk"),
     ("grub-common", "grub-mkimage"),
     ("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/linux.mod"),
+    ("grub-pc-bin", "/usr/lib/grub/i386-pc/linux.mod"),
     ("iproute2", "ip"),
     ("kmod", "depmod"),
     ("libc6-dev", "/usr/lib/{arch}-linux-gnu/libc.a"),
@@ -57,9 +58,13 @@ pub const PACKAGES: &[(&str, &str)] = &[
 /// Time for installing packages, another user of the package manager included.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(900);
 
-/// The packages of [`PACKAGES`] that are not there. Cost: a few hundred file look-ups.
+/// How often packages are installed until none is missing. Installing one can remove another that came from
+/// elsewhere (a part of qemu from backports beside the release's), which then has to come back.
+const INSTALL_ROUNDS: usize = 3;
+
+/// Those of `packages`, given as [`PACKAGES`] is, that are not there. Cost: a few hundred file look-ups.
 #[must_use]
-pub fn missing() -> Vec<&'static str> {
+pub fn missing<'a>(packages: &[(&'a str, &str)]) -> Vec<&'a str> {
     let path = search_path();
     let there = |brings: &str| {
         if brings.starts_with('/') {
@@ -67,15 +72,34 @@ pub fn missing() -> Vec<&'static str> {
         }
         env::split_paths(&path).any(|dir| dir.join(brings).is_file())
     };
-    PACKAGES.iter().filter(|(_, brings)| !there(brings)).map(|(package, _)| *package).collect()
+    packages.iter().filter(|(_, brings)| !there(brings)).map(|(package, _)| *package).collect()
 }
 
-/// Installs `packages` with the distribution's package manager, without recommendations.
+/// Installs those of `packages` that are missing with the distribution's package manager, without
+/// recommendations, and has `say` tell which. Does nothing, quickly, if none is.
 ///
 /// # Errors
 ///
-/// This is not root, or the package manager failed.
-pub fn install(packages: &[&str]) -> Result<(), TestkitError> {
+/// This is not root, the package manager failed, or something is missing all the same; the message has the
+/// command to be tried by hand.
+pub fn install(packages: &[(&str, &str)], say: impl Fn(&str)) -> Result<(), TestkitError> {
+    for _ in 0..INSTALL_ROUNDS {
+        let missing = missing(packages);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        say(&format!("installing {}", missing.join(" ")));
+        run_apt(&missing)?;
+    }
+    let missing = missing(packages);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let message = format!("missing packages: apt-get install {}", missing.join(" "));
+    Err(TestkitError::new(ErrorKind::Host, message))
+}
+
+fn run_apt(packages: &[&str]) -> Result<(), TestkitError> {
     require_root()?;
     let apt = |args: &[&str]| {
         Run::new("env")
@@ -99,7 +123,7 @@ pub fn install(packages: &[&str]) -> Result<(), TestkitError> {
 pub fn obstacles() -> Vec<String> {
     let mut found = Vec::new();
     found.extend(require_root().err().map(|error| error.to_string()));
-    let missing = missing();
+    let missing = missing(PACKAGES);
     if !missing.is_empty() {
         found.push(format!("missing packages: apt-get install {}", missing.join(" ")));
     }

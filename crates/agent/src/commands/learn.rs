@@ -8,7 +8,7 @@ use vireo_agent::learn::learn;
 use super::{Context, block_on};
 use crate::exit::{Failure, Output};
 
-/// Learn on this machine which unit reads which file, for the plans of later updates
+/// Learn on this machine which service reads which file, for the plans of later updates
 ///
 /// Watches for a while and keeps what services read while they started; what starts at another time is not
 /// learned. Nothing is restarted and nobody's access is delayed. The read map that comes with a version

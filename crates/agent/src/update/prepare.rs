@@ -143,30 +143,29 @@ impl Agent {
         planner.with_packages(&packages).plan(changes, facts)
     }
 
-    /// The read map for a way back: one that cannot be read must not be in its way.
-    pub(super) fn read_map_of_return(&self, say: Say<'_>) -> ReadMap {
-        self.read_map(None).unwrap_or_else(|error| {
-            say(&format!("going on without a read map: {}", chain(&error)));
-            ReadMap::new()
-        })
+    /// What is known of who reads what, for a way back: what cannot be read of it must not be in the way.
+    pub(super) fn reads_for_return(&self, say: Say<'_>) -> ReadMap {
+        let or_none = |map: Result<ReadMap, AgentError>| {
+            map.unwrap_or_else(|error| {
+                say(&format!("going on without a read map: {}", chain(&error)));
+                ReadMap::new()
+            })
+        };
+        let mut map = or_none(self.state.learned());
+        map.merge(&or_none(self.last_read_map()));
+        map
     }
 
-    /// The read map of a bundle, or else the last one that came to this machine; and what was learned here.
-    pub(super) fn read_map(&self, of_bundle: Option<&[u8]>) -> Result<ReadMap, AgentError> {
-        let known = match of_bundle {
-            Some(_) => None,
-            None => self.state.read_map()?,
-        };
+    /// What is known of who reads what: by a bundle, or else by the last one that came to this machine, and
+    /// what was learned here.
+    pub(super) fn reads(&self, of_bundle: Option<&[u8]>) -> Result<ReadMap, AgentError> {
         let mut map = self.state.learned()?;
-        if let Some(text) = of_bundle.or(known.as_deref()) {
-            let came = ReadMap::from_json(text).map_err(|error| {
-                let message =
-                    "the read map that came with the update cannot be used; upgrade the agent";
-                AgentError::new(ErrorKind::Refused, message).caused_by(error)
-            })?;
-            map.merge(&came);
-        }
+        map.merge(&of_bundle.map_or_else(|| self.last_read_map(), parse_read_map)?);
         Ok(map)
+    }
+
+    fn last_read_map(&self) -> Result<ReadMap, AgentError> {
+        self.state.read_map()?.map_or_else(|| Ok(ReadMap::new()), |text| parse_read_map(&text))
     }
 
     /// The same plan from what is true now that the files are in place: processes may have come.
@@ -195,6 +194,13 @@ impl Agent {
             ..plan
         }
     }
+}
+
+fn parse_read_map(text: &[u8]) -> Result<ReadMap, AgentError> {
+    ReadMap::from_json(text).map_err(|error| {
+        let message = "the read map that came with the update cannot be used; upgrade the agent";
+        AgentError::new(ErrorKind::Refused, message).caused_by(error)
+    })
 }
 
 /// The policy files among what changes.

@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use vireo_classify::{Facts, FileId, UnitFacts};
+use vireo_classify::{Facts, FileId, Phase, ReadMap, Unit, UnitFacts};
 use vireo_delta::{BundleWriter, Permits, SecretKey, Statement};
 use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Tree};
 use vireo_tree::apply::UndoOptions;
@@ -330,6 +330,33 @@ fn an_undo_brings_back_the_files_and_what_the_units_had() {
     assert_eq!(held.number, Some(2));
     let error = agent.undo(None, &UndoOptions::default(), &quiet).expect_err("nothing is left");
     assert_eq!(error.kind(), ErrorKind::Refused);
+}
+
+/// A machine that a version brought this many bytes of a read map to, and that learned one itself; both may
+/// be damaged. What an undo then does to its units.
+fn calls_of_undo(came: &str, learned: &str) -> Vec<String> {
+    let lab = Lab::new();
+    let facts = Facts::new().with_unit(UnitFacts::running("web.service"));
+    let machine = leak(FakeMachine::new(facts));
+    let agent = lab.agent(machine);
+    drop(agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect("applied"));
+    write(&lab.at("state/reads.json"), came);
+    write(&lab.at("state/learned.json"), learned);
+    let calls = machine.calls().len();
+    drop(agent.undo(None, &UndoOptions::default(), &quiet).expect("undone"));
+    machine.calls()[calls..].to_vec()
+}
+
+#[test]
+fn one_damaged_read_map_takes_neither_the_undo_nor_the_other_map_away() {
+    let mut map = ReadMap::new();
+    let page = ImagePath::parse(b"/srv/www/index.html").expect("a valid path");
+    map.add_file(&page, &Unit::new("web.service"), Phase::Start);
+    let map = map.to_json().expect("short");
+    assert!(calls_of_undo("", "").is_empty());
+    for (came, learned) in [(map.as_str(), "{"), ("{", map.as_str())] {
+        assert_eq!(calls_of_undo(came, learned), ["restart web.service"], "{came} {learned}");
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Agent {
             replaced: staged.replaced(),
             settled: staged.settled(),
             contents: &contents,
-            reads: self.read_map_of_return(say),
+            reads: self.reads_for_return(say),
             wire_len: 0,
         };
         let prepared = self.prepare(policy, outlook)?;

@@ -226,9 +226,6 @@ impl Done {
     ) -> Self {
         let Troubles { failed, incomplete } = troubles;
         let Counts { events, attributed, ended, lost, .. } = recorded.counts();
-        let not_watched = recorded.not_watched.iter();
-        let not_watched = not_watched
-            .map(|refused| (refused.mount_point.display().to_string(), refused.why.to_string()));
         Self {
             file,
             units: map.units().count(),
@@ -240,7 +237,7 @@ impl Done {
             skipped,
             failed,
             incomplete,
-            not_watched: not_watched.collect(),
+            not_watched: recorded.not_watched(),
         }
     }
 }
