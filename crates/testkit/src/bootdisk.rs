@@ -15,6 +15,7 @@ use crate::web;
 const DISK: &str = include_str!("../recipes/boot-disk.sh");
 const KERNEL: &str = include_str!("../recipes/boot-kernel.sh");
 const SYSTEMD: &str = include_str!("../recipes/boot-systemd.sh");
+const BIOS: &str = include_str!("../recipes/boot-bios.sh");
 const PACKAGE: &str = include_str!("../recipes/kernel-package.sh");
 
 /// What such a machine has beside the guest's packages: what finds partitions by their UUIDs.
@@ -96,6 +97,20 @@ impl BootDisks {
             target: with_systemd_boot(cache, "target", &target, &kernels)?,
         })
     }
+
+    /// The same two states as qcow2 images that a BIOS starts: MBR partition table, GRUB in the first sectors, `/boot`
+    /// and root on ext4. Cost: some seconds the first time, beside [`BootDisks::build`]'s.
+    ///
+    /// # Errors
+    ///
+    /// As [`BootDisks::build`].
+    pub fn build_bios(cache: &Cache) -> Result<Self, TestkitError> {
+        let Self { base, target } = Self::build(cache)?;
+        Ok(Self {
+            base: for_bios(cache, "base", &base)?,
+            target: for_bios(cache, "target", &target)?,
+        })
+    }
 }
 
 /// Offset and length of a partition, in bytes.
@@ -155,6 +170,19 @@ fn with_systemd_boot(
             Run::script("boot-systemd.sh", SYSTEMD).arg(&from.image).arg(out).arg(work.path());
         let run = run.args([window(part(1)), window(part(2)), SYSTEMD_ESP_MIB.to_string()]);
         run.args(kernels).deadline(DEADLINE).text().map(drop)
+    })?;
+    Ok(BootDisk { image, kernel: from.kernel.clone() })
+}
+
+/// The disk `from` as one that a BIOS starts.
+fn for_bios(cache: &Cache, state: &str, from: &BootDisk) -> Result<BootDisk, TestkitError> {
+    let key = Key::of(BIOS).and(&from.image.to_string_lossy());
+    let image = cache.entry(&format!("boot-bios-{state}"), "qcow2", &key, |out| {
+        let work = tempfile::tempdir_in(cache.dir());
+        let work = work.map_err(failed("make a directory in", cache.dir()))?;
+        let run = Run::script("boot-bios.sh", BIOS).arg(&from.image).arg(out).arg(work.path());
+        let run = run.args([window(part(1)), window(part(2))]);
+        run.deadline(DEADLINE).text().map(drop)
     })?;
     Ok(BootDisk { image, kernel: from.kernel.clone() })
 }

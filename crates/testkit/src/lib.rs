@@ -63,7 +63,7 @@ pub mod web;
 
 pub use cache::{Cache, Key};
 pub use error::{ErrorKind, TestkitError};
-pub use guest::{Booted, Exit, Guest, Nspawn, Uml, boot, boot_for_good};
+pub use guest::{Booted, Exit, Firmware, Guest, Nspawn, Uml, boot, boot_for_good};
 pub use http::Response;
 pub use lab::{HOST_ADDRESS, Lab};
 pub use moto::Moto;

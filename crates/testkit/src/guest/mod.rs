@@ -15,7 +15,7 @@ use crate::lab::Lab;
 use crate::run::Output;
 
 pub use nspawn::Nspawn;
-pub use qemu::{Booted, boot, boot_for_good};
+pub use qemu::{Booted, Firmware, boot, boot_for_good};
 pub use uml::Uml;
 
 /// Longest that a command inside a guest may take, unless the caller says otherwise.

@@ -10,8 +10,17 @@ use crate::run::{Run, tail};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
+/// What starts the disk's boot loader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// UEFI, as Debian's `ovmf` has it.
+    Efi,
+    /// A BIOS, the emulator's own.
+    Bios,
+}
+
 /// UEFI for virtual machines, and where it keeps its variables.
-const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 
 /// Memory of the machine.
 const MEMORY: &str = "320M";
@@ -43,34 +52,32 @@ pub struct Booted {
     pub took: Duration,
 }
 
-/// Starts a machine from the whole disk `disk` and waits until it has shut down. What it writes is thrown away, so
-/// the disk stays as it is.
+/// Starts a machine from the whole disk `disk`, which is qcow2 if its name ends so, and waits until it has shut down.
+/// What it writes is thrown away, so the disk stays as it is.
 ///
 /// # Errors
 ///
 /// The emulator or its firmware is not installed; or the machine did not boot or report in time: the message has
 /// the end of its console.
-pub fn boot(lab: &Lab, disk: &Path) -> Result<Booted, TestkitError> {
-    run(lab, disk, "snapshot=on")
+pub fn boot(lab: &Lab, disk: &Path, firmware: Firmware) -> Result<Booted, TestkitError> {
+    run(lab, disk, firmware, "snapshot=on")
 }
 
-/// The same, and what the machine writes stays on the disk.
+/// The same by UEFI, and what the machine writes stays on the disk.
 ///
 /// # Errors
 ///
 /// As [`boot`].
 pub fn boot_for_good(lab: &Lab, disk: &Path) -> Result<Booted, TestkitError> {
     // A machine that shuts down in order needs no flush of its host.
-    run(lab, disk, "cache=unsafe")
+    run(lab, disk, Firmware::Efi, "cache=unsafe")
 }
 
-fn run(lab: &Lab, disk: &Path, writes: &str) -> Result<Booted, TestkitError> {
+fn run(lab: &Lab, disk: &Path, firmware: Firmware, writes: &str) -> Result<Booted, TestkitError> {
     let disk = disk.canonicalize().map_err(failed("find the disk", disk))?;
     let (number, _) = lab.next_guest();
     let file = |what: &str| lab.dir().join(format!("q{number}.{what}"));
-    let (console, variables) = (file("console"), file("variables"));
-    require_firmware()?;
-    fs::copy(FIRMWARE[1], &variables).map_err(failed("copy", FIRMWARE[1]))?;
+    let console = file("console");
 
     let accelerator = accelerator();
     let mut command = lab.command(PROGRAM);
@@ -79,10 +86,11 @@ fn run(lab: &Lab, disk: &Path, writes: &str) -> Result<Booted, TestkitError> {
     command.args(["-machine", "q35", "-m", MEMORY, "-no-reboot", "-nodefaults", "-nic", "none"]);
     command.args(processor(accelerator)).args(["-display", "none"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
-    let firmware = "if=pflash,format=raw";
-    command.args(["-drive", &format!("{firmware},unit=0,readonly=on,file={}", FIRMWARE[0])]);
-    command.args(["-drive", &format!("{firmware},unit=1,file={}", variables.display())]);
-    let disk = format!("if=none,id=disk,format=raw,{writes},file={}", disk.display());
+    if firmware == Firmware::Efi {
+        command.args(ovmf(&file("variables"))?);
+    }
+    let format = if disk.extension().is_some_and(|end| end == "qcow2") { "qcow2" } else { "raw" };
+    let disk = format!("if=none,id=disk,format={format},{writes},file={}", disk.display());
     command.args(["-drive", &disk, "-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
 
     let started = Instant::now();
@@ -98,12 +106,16 @@ fn run(lab: &Lab, disk: &Path, writes: &str) -> Result<Booted, TestkitError> {
     Ok(Booted { kernel, mounts, page, console, accelerator, took })
 }
 
-fn require_firmware() -> Result<(), TestkitError> {
-    if FIRMWARE.iter().all(|path| Path::new(path).exists()) {
-        return Ok(());
+/// What has the emulator start UEFI, which keeps its variables in the file `variables`.
+fn ovmf(variables: &Path) -> Result<Vec<String>, TestkitError> {
+    if !OVMF.iter().all(|path| Path::new(path).exists()) {
+        let message = format!("{} is absent: apt-get install ovmf", OVMF.join(" or "));
+        return Err(TestkitError::new(ErrorKind::Host, message));
     }
-    let message = format!("{} is absent: apt-get install ovmf", FIRMWARE.join(" or "));
-    Err(TestkitError::new(ErrorKind::Host, message))
+    fs::copy(OVMF[1], variables).map_err(failed("copy", OVMF[1]))?;
+    let drive = |what: String| ["-drive".to_owned(), format!("if=pflash,format=raw,{what}")];
+    let code = drive(format!("unit=0,readonly=on,file={}", OVMF[0]));
+    Ok([code, drive(format!("unit=1,file={}", variables.display()))].concat())
 }
 
 /// `kvm` where it runs any kernel, else `tcg`.
