@@ -11,9 +11,11 @@
 //! tokens of all, each in one to three bytes.
 
 mod bits;
+mod token;
 mod trees;
 
 use bits::{BitReader, BitWriter};
+use token::{Token, WHATS};
 use trees::{Decoder, Tree};
 
 use crate::file::varint;
@@ -26,23 +28,17 @@ const STORED: u8 = 0;
 const FIXED: u8 = 1;
 const DYNAMIC: u8 = 2;
 
-/// Before a byte of which the first bit is set, or that is zero.
-const ESCAPE: u8 = 0;
-/// First bit of a reference.
-const REFERENCE: u8 = 0x80;
-/// Second byte of a reference's distance: the eighth bit of its length.
-const LONG: u8 = 0x80;
+/// Bytes of text that are collected before they are kept.
+const STAGED_LEN: usize = 4 << 10;
 
 /// Symbol that ends a block (RFC 1951, 3.2.5).
 const END: usize = 256;
 
-/// One token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
-    Byte(u8),
-    /// Length less 3, distance less 1.
-    Reference(u8, u16),
-}
+/// What reading it as a token gives.
+const END_VALUE: u32 = WHATS as u32;
+
+/// Longest code of a byte, a length or a distance.
+const MAX_BITS: usize = 15;
 
 /// The text of a whole deflate stream; `None` if it is none, or the text would be longer than `most`.
 pub(crate) fn read(stream: &[u8], most: usize) -> Option<Vec<u8>> {
@@ -95,54 +91,26 @@ fn coded(
     tokens: &mut Vec<u8>,
     most: usize,
 ) -> Option<u64> {
+    let (mut staged, mut len) = ([0; STAGED_LEN], 0);
     let mut count = 0;
     while tokens.len() <= most {
-        let symbol = literals.next(bits)?;
-        if symbol == END {
+        bits.fill();
+        let what = literals.next(bits)?;
+        if what == END_VALUE {
+            tokens.extend_from_slice(&staged[..len]);
             return Some(count);
         }
+        let distance = if what < 256 { 0 } else { distances.next(bits)? };
+        let (text, text_len) = Token { what, distance }.text();
+        staged.get_mut(len..len + 4)?.copy_from_slice(&text.to_le_bytes());
+        len += text_len;
         count += 1;
-        if let Ok(byte) = u8::try_from(symbol) {
-            put(Token::Byte(byte), tokens);
-            continue;
+        if len > STAGED_LEN - 4 {
+            tokens.extend_from_slice(&staged[..len]);
+            len = 0;
         }
-        let (first, extra) = trees::length_of(symbol)?;
-        let len = first + bits.take(extra)?;
-        let (first, extra) = trees::distance_of(distances.next(bits)?)?;
-        let distance = first + bits.take(extra)?;
-        put(Token::Reference(u8::try_from(len).ok()?, u16::try_from(distance).ok()?), tokens);
     }
     None
-}
-
-#[inline]
-fn put(token: Token, text: &mut Vec<u8>) {
-    match token {
-        Token::Byte(byte) if byte == 0 || byte & REFERENCE != 0 => text.extend([ESCAPE, byte]),
-        Token::Byte(byte) => text.push(byte),
-        Token::Reference(len, distance) => {
-            let [low, high] = distance.to_le_bytes();
-            text.extend([REFERENCE | (len & 0x7f), low, high | (len & LONG)]);
-        }
-    }
-}
-
-/// The token at the start of `text`, and what is behind it.
-#[inline]
-fn next(text: &[u8]) -> Option<(Token, &[u8])> {
-    let (first, rest) = text.split_first()?;
-    if first & REFERENCE != 0 {
-        let ([low, high], rest) = rest.split_first_chunk()?;
-        let len = (first & 0x7f) | (high & LONG);
-        let distance = u16::from_le_bytes([*low, high & !LONG]);
-        return Some((Token::Reference(len, distance), rest));
-    }
-    if *first != ESCAPE {
-        return Some((Token::Byte(*first), rest));
-    }
-    let (byte, rest) = rest.split_first()?;
-    let needs_it = *byte == 0 || byte & REFERENCE != 0;
-    needs_it.then_some((Token::Byte(*byte), rest))
 }
 
 /// The deflate stream that `text` stands for; `None` if it stands for none.
@@ -165,18 +133,20 @@ pub(crate) fn write(text: &[u8]) -> Option<Vec<u8>> {
             tokens = rest;
             continue;
         }
-        let (literal_counts, distance_counts, rest) = frequencies(tokens, *len)?;
+        let (literals, distances, rest) = frequencies(tokens, *len)?;
         let block = &tokens[..tokens.len() - rest.len()];
         tokens = rest;
-        match *kind {
-            FIXED => write_block(block, &trees::fixed_trees(), &mut bits)?,
+        let (literals, distances) = match *kind {
+            FIXED => trees::fixed_trees(),
             DYNAMIC => {
-                let trees = (Tree::of(&literal_counts, 15), Tree::of(&distance_counts, 15));
+                let trees = (Tree::of(&literals, MAX_BITS), Tree::of(&distances, MAX_BITS));
                 trees::write_trees(&trees.0, &trees.1, &mut bits);
-                write_block(block, &trees, &mut bits)?;
+                trees
             }
             _ => return None,
-        }
+        };
+        write_block(block, &Codes::of(&literals, &distances), &mut bits)?;
+        literals.put(END, &mut bits);
     }
     (tokens.is_empty() && !blocks.is_empty()).then(|| bits.finish())
 }
@@ -186,43 +156,84 @@ fn frequencies(
     tokens: &[u8],
     len: u64,
 ) -> Option<([u32; trees::LITERALS], [u32; trees::DISTANCES], &[u8])> {
-    let (mut literals, mut distances) = ([0; trees::LITERALS], [0; trees::DISTANCES]);
-    literals[END] = 1;
+    let (mut whats, mut distances) = ([0_u32; WHATS], [0; DISTANCE_SYMBOLS]);
     let mut rest = tokens;
     for _ in 0..len {
-        let (token, behind) = next(rest)?;
-        match token {
-            Token::Byte(byte) => literals[usize::from(byte)] += 1,
-            Token::Reference(len, distance) => {
-                literals[trees::length_code(len).0] += 1;
-                distances[trees::distance_code(distance).0] += 1;
-            }
-        }
+        let (token, behind) = Token::next(rest)?;
+        whats[token.what as usize % WHATS] += 1;
+        distances[distance_symbol(token).0] += 1;
         rest = behind;
     }
-    Some((literals, distances, rest))
+    let mut literals = [0; trees::LITERALS];
+    literals[END] = 1;
+    for (what, count) in whats.iter().enumerate() {
+        literals[symbol_of(what).0] += count;
+    }
+    let mut used = [0; trees::DISTANCES];
+    used.copy_from_slice(&distances[..trees::DISTANCES]);
+    Some((literals, used, rest))
 }
 
-fn write_block(
-    block: &[u8],
-    (literals, distances): &(Tree, Tree),
-    bits: &mut BitWriter,
-) -> Option<()> {
+/// Symbols of distances, [`NO_DISTANCE`] among them; a power of two.
+const DISTANCE_SYMBOLS: usize = 32;
+
+/// What bytes have in the place of a symbol for their distance.
+const NO_DISTANCE: usize = DISTANCE_SYMBOLS - 1;
+
+/// The symbol of a token's distance, its further bits and how many.
+#[inline(always)]
+fn distance_symbol(token: Token) -> (usize, u32, u32) {
+    let (symbol, extra, width) = trees::distance_code(token.distance);
+    let symbol = if token.is_reference() { symbol } else { NO_DISTANCE };
+    (symbol % DISTANCE_SYMBOLS, extra, width)
+}
+
+/// The symbol of what a token is, its further bits and how many.
+fn symbol_of(what: usize) -> (usize, u32, u32) {
+    match what.checked_sub(256) {
+        None => (what, 0, 0),
+        Some(len) => trees::length_code(len as u8),
+    }
+}
+
+/// What is written for each token of a block.
+struct Codes {
+    /// By [`Token::what`]: the bits, and above the lowest 24 how many.
+    whats: [u32; WHATS],
+    /// By the symbol of the distance: the code, and above the lowest 24 its length.
+    distances: [u32; DISTANCE_SYMBOLS],
+}
+
+impl Codes {
+    fn of(literals: &Tree, distances: &Tree) -> Self {
+        let mut codes = Self { whats: [0; WHATS], distances: [0; DISTANCE_SYMBOLS] };
+        for (what, code) in codes.whats.iter_mut().enumerate() {
+            let (symbol, extra, width) = symbol_of(what);
+            let (bits, len) = literals.code(symbol);
+            *code = bits | extra << len | (len + width) << 24;
+        }
+        for (symbol, code) in codes.distances.iter_mut().enumerate().take(trees::DISTANCES) {
+            let (bits, len) = distances.code(symbol);
+            *code = bits | len << 24;
+        }
+        codes
+    }
+}
+
+fn write_block(block: &[u8], codes: &Codes, bits: &mut BitWriter) -> Option<()> {
+    const CODE: u32 = (1 << 24) - 1;
     let mut rest = block;
     while !rest.is_empty() {
-        let (token, behind) = next(rest)?;
-        match token {
-            Token::Byte(byte) => literals.put(usize::from(byte), bits),
-            Token::Reference(len, distance) => {
-                let (symbol, extra, width) = trees::length_code(len);
-                literals.put_with(symbol, extra, width, bits);
-                let (symbol, extra, width) = trees::distance_code(distance);
-                distances.put_with(symbol, extra, width, bits);
-            }
-        }
+        let (token, behind) = Token::next(rest)?;
+        let (symbol, extra, width) = distance_symbol(token);
+        let (what, distance) = (codes.whats[token.what as usize % WHATS], codes.distances[symbol]);
+        let (what_len, distance_len) = (what >> 24, distance >> 24);
+        // Nothing of a byte: its distance is zero, and the code of none is empty.
+        let distance = u64::from(distance & CODE | extra << distance_len);
+        let both = u64::from(what & CODE) | distance << what_len;
+        bits.put_long(both, what_len + distance_len + width);
         rest = behind;
     }
-    literals.put(END, bits);
     Some(())
 }
 
@@ -245,25 +256,6 @@ mod tests {
     }
 
     const MOST: usize = 4 << 20;
-
-    #[test]
-    fn tokens_have_one_form() {
-        for token in [
-            Token::Byte(0),
-            Token::Byte(1),
-            Token::Byte(0x7f),
-            Token::Byte(0x80),
-            Token::Byte(0xff),
-            Token::Reference(0, 0),
-            Token::Reference(127, 255),
-            Token::Reference(128, 256),
-            Token::Reference(255, 32767),
-        ] {
-            let mut text = Vec::new();
-            put(token, &mut text);
-            assert_eq!(next(&text), Some((token, &b""[..])));
-        }
-    }
 
     #[test]
     fn what_gnu_gzip_wrote_comes_out_the_same() {

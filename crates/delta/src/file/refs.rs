@@ -183,30 +183,6 @@ pub(crate) enum From {
     Zero,
 }
 
-/// Classes of bytes in code: what may come right before a relative operand.
-const NONE: u8 = 0;
-const CALL: u8 = 1;
-const ESCAPE: u8 = 2;
-const OPERAND: u8 = 3;
-
-static CLASS: [u8; 256] = classes();
-
-const fn classes() -> [u8; 256] {
-    let mut table = [NONE; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        // Mode 0, register 5: an operand relative to the instruction pointer.
-        if byte & 0xc7 == 0x05 {
-            table[byte] = OPERAND;
-        }
-        byte += 1;
-    }
-    table[0xe8] = CALL;
-    table[0xe9] = CALL;
-    table[0x0f] = ESCAPE;
-    table
-}
-
 /// Finds the references that lie wholly in `bytes`, which stand at `offset` of the base's file, and
 /// hands them to `found` in order. Returns how many bytes are done with: what is left belongs before
 /// the bytes that follow, unless there are none (`last`).
@@ -239,16 +215,33 @@ pub(crate) fn scan(
     done
 }
 
-/// The highest bit of each of these eight bytes that is of another class than [`NONE`].
-#[inline]
-fn marks(word: u64) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    // Without the highest bit of each byte that is zero. No byte's sum runs into the next.
-    let others = |word: u64| (word & (ONES * 0x7f)).wrapping_add(ONES * 0x7f) | word;
-    let operands = others((word & (ONES * 0xc7)) ^ (ONES * 0x05));
-    let calls = others((word & (ONES * 0xfe)) ^ (ONES * 0xe8));
-    let escapes = others(word ^ (ONES * 0x0f));
-    !(operands & calls & escapes) & (ONES * 0x80)
+/// Bytes of code that are looked at together.
+const BLOCK_LEN: usize = 64;
+
+/// Begins a conditional jump, if the next byte says so.
+const ESCAPE: u8 = 0x0f;
+
+/// Mode 0, register 5: an operand relative to the instruction pointer follows.
+fn is_operand(byte: u8) -> bool {
+    byte & 0xc7 == 0x05
+}
+
+/// A call or a jump.
+fn is_call(byte: u8) -> bool {
+    byte & 0xfe == 0xe8
+}
+
+/// A bit for each of these bytes that may begin a reference. Without a branch: the compiler makes vectors of it.
+#[inline(always)]
+fn marks(block: &[u8; BLOCK_LEN]) -> u64 {
+    let flags = block.map(|byte| u8::from(is_operand(byte) | is_call(byte) | (byte == ESCAPE)));
+    let mut marks = 0;
+    for (place, flags) in flags.as_chunks::<8>().0.iter().enumerate() {
+        // Gathers the lowest bit of each byte in the highest byte of the product.
+        let gathered = u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        marks |= gathered << (8 * place);
+    }
+    marks
 }
 
 /// The longest pattern is two bytes and an operand of four.
@@ -262,59 +255,83 @@ fn scan_code(
     found: &mut impl FnMut(Reference),
 ) -> usize {
     let Some(address) = layout.base_address(offset) else { return code.len() };
-    let loaded = layout.loaded_within();
+    let places = Places::of(layout);
     let mut at = 0;
-    'words: while at + LONGEST <= code.len() {
-        // Eight bytes are looked at together; the last ones may all begin a reference.
-        let (mut marks, len) = match code[at..].first_chunk::<8>() {
-            Some(word) => (marks(u64::from_le_bytes(*word)), 8),
-            None => (0x80, 1),
+    while at < code.len() {
+        let mut next = at + BLOCK_LEN;
+        let mut marks = match code[at..].first_chunk() {
+            Some(block) => marks(block),
+            None => marks(&padded(&code[at..])),
         };
         while marks != 0 {
-            let place = at + (marks.trailing_zeros() / 8) as usize;
+            let place = at + marks.trailing_zeros() as usize;
             if place + LONGEST > code.len() {
                 return place;
             }
-            let reference = code_reference(layout, loaded, address, code, place);
-            if let Some((operand, points_at)) = reference {
+            marks &= marks - 1;
+            if let Some((operand, points_at)) = places.reference(layout, address, code, place) {
                 let stands_at = offset + operand as u64;
                 found(Reference { at: stands_at, len: 4, points_at, from: From::Itself(4) });
-                at = operand + 4;
-                continue 'words;
+                // Nothing begins within it.
+                let behind = operand + 4;
+                next = next.max(behind);
+                marks &= u64::MAX.checked_shl((behind - at) as u32).unwrap_or(0);
             }
-            marks &= marks - 1;
         }
-        at += len;
+        at = next;
     }
-    at
+    code.len()
 }
 
-/// Where the operand of the reference that begins at `place` stands, and the address it points at; `None`
-/// if none does. `address` is that of `code`, `loaded` the first and the last address that may be loaded.
-#[inline(always)]
-fn code_reference(
-    layout: &Layout,
-    loaded: (u64, u64),
-    address: u64,
-    code: &[u8],
-    place: usize,
-) -> Option<(usize, u64)> {
-    let (operand, is_jump) = match CLASS[usize::from(code[place])] {
-        CALL => (place + 1, true),
-        ESCAPE if code[place + 1] & 0xf0 == 0x80 => (place + 2, true),
-        OPERAND => (place + 1, false),
-        _ => return None,
-    };
-    let number = i32::from_le_bytes(*code.get(operand..)?.first_chunk()?);
-    let next = address + operand as u64 + 4;
-    let points_at = next.wrapping_add_signed(i64::from(number));
-    let good = if is_jump {
-        layout.is_code(points_at)
-    } else {
+/// The last bytes of code, and zeros, which begin nothing.
+fn padded(code: &[u8]) -> [u8; BLOCK_LEN] {
+    let mut block = [0; BLOCK_LEN];
+    block.iter_mut().zip(code).for_each(|(to, from)| *to = *from);
+    block
+}
+
+/// The addresses that references in code may point at: the first, and how many there are.
+struct Places {
+    of_jumps: (u64, u64),
+    /// All that are loaded lie within; what lies within need not be loaded.
+    of_operands: (u64, u64),
+}
+
+impl Places {
+    fn of(layout: &Layout) -> Self {
+        let (first, end) = layout.code;
+        let (loaded, last) = layout.loaded_within();
+        Self {
+            of_jumps: (first, end.saturating_sub(first)),
+            of_operands: (loaded, last.saturating_add(1).saturating_sub(loaded)),
+        }
+    }
+
+    /// Where the operand of the reference that begins at `place` stands, and the address it points at; `None`
+    /// if none does. `address` is that of `code`.
+    #[inline(always)]
+    fn reference(
+        &self,
+        layout: &Layout,
+        address: u64,
+        code: &[u8],
+        place: usize,
+    ) -> Option<(usize, u64)> {
+        let (byte, next) = (code[place], code[place + 1]);
+        let (is_operand, is_escape) = (is_operand(byte), byte == ESCAPE);
+        if is_escape && next & 0xf0 != 0x80 {
+            return None;
+        }
+        let operand = place + 1 + usize::from(is_escape);
+        let number = i32::from_le_bytes(*code.get(operand..)?.first_chunk()?);
+        let behind = address + operand as u64 + 4;
+        let points_at = behind.wrapping_add_signed(i64::from(number));
         // Most of what looks like an operand is none and would point anywhere.
-        points_at >= loaded.0 && points_at <= loaded.1 && layout.is_loaded(points_at)
-    };
-    good.then_some((operand, points_at))
+        let (first, count) = if is_operand { self.of_operands } else { self.of_jumps };
+        let good =
+            points_at.wrapping_sub(first) < count && (!is_operand || layout.is_loaded(points_at));
+        good.then_some((operand, points_at))
+    }
 }
 
 fn scan_words(

@@ -6,6 +6,7 @@
 //! equal lengths are written as soon as there is an escape for them. Tests compare with their streams.
 
 use super::bits::{BitReader, BitWriter};
+use super::{END, END_VALUE, MAX_BITS};
 
 /// Symbols of bytes, the end and lengths that zlib counts.
 pub(super) const LITERALS: usize = 286;
@@ -16,8 +17,7 @@ const LENGTHS: usize = 19;
 /// The order in which the lengths of those stand (RFC 1951, 3.2.7).
 const ORDER: [usize; LENGTHS] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 
-/// Longest code of a byte, length or distance, and of the length of such a code.
-const MAX_BITS: usize = 15;
+/// Longest code of the length of a code.
 const MAX_LENGTH_BITS: usize = 7;
 
 /// The symbol of a length less 3, its further bits and how many (RFC 1951, 3.2.5).
@@ -36,19 +36,16 @@ pub(super) fn length_code(len: u8) -> (usize, u32, u32) {
 }
 
 /// The same of a distance less 1.
-#[inline]
-pub(super) fn distance_code(distance: u16) -> (usize, u32, u32) {
-    let distance = u32::from(distance);
-    if distance < 4 {
-        return (distance as usize, 0, 0);
-    }
-    let width = distance.ilog2() - 1;
-    let symbol = 2 * (width + 1) + ((distance >> width) & 1);
+#[inline(always)]
+pub(super) fn distance_code(distance: u32) -> (usize, u32, u32) {
+    // The first two have symbols as if they had a bit less than one.
+    let width = (distance | 2).ilog2() - 1;
+    let symbol = 2 * width + 2 + ((distance >> width) & 1) - 2 * u32::from(distance < 2);
     (symbol as usize, distance & ((1 << width) - 1), width)
 }
 
 /// The least length less 3 that a symbol means, and how many bits follow.
-pub(super) fn length_of(symbol: usize) -> Option<(u32, u32)> {
+fn length_of(symbol: usize) -> Option<(u32, u32)> {
     let code = symbol.checked_sub(257)? as u32;
     match code {
         0..8 => Some((code, 0)),
@@ -62,7 +59,7 @@ pub(super) fn length_of(symbol: usize) -> Option<(u32, u32)> {
 }
 
 /// The same of a distance less 1.
-pub(super) fn distance_of(symbol: usize) -> Option<(u32, u32)> {
+fn distance_of(symbol: usize) -> Option<(u32, u32)> {
     let code = symbol as u32;
     match code {
         0..4 => Some((code, 0)),
@@ -78,22 +75,26 @@ pub(super) fn distance_of(symbol: usize) -> Option<(u32, u32)> {
 /// than most files to read.
 const SHORT_BITS: u32 = 9;
 
-/// Finds symbols by their code.
+/// A symbol's value and how many further bits are added to it; `None` if it has no meaning.
+type Meaning = fn(usize) -> Option<(u32, u32)>;
+
+/// Reads values by the codes of their symbols.
 #[derive(Debug)]
 pub(super) struct Decoder {
     bits: u32,
     /// How many of them are looked up in `short`.
     short_bits: u32,
-    /// By the next bits: the symbol, and the length of its code in the lowest four; 0 for none. For longer
-    /// codes the number of a part of `long`, counted from 1, and no length.
-    short: Vec<u16>,
+    /// By the next bits: the length of the code in the lowest four, the number of further bits in the next
+    /// four, above them the value; 0 for none. For longer codes the number of a part of `long`, counted from 1, in
+    /// the place of the value and nothing else.
+    short: Vec<u32>,
     /// The same by the bits that follow.
-    long: Vec<u16>,
+    long: Vec<u32>,
 }
 
 impl Decoder {
-    /// The code whose symbols have these lengths; `None` if there is no such code.
-    fn new(lens: &[u8]) -> Option<Self> {
+    /// The code whose symbols have these lengths and mean that; `None` if there is no such code.
+    fn new(lens: &[u8], meaning: Meaning) -> Option<Self> {
         let bits = u32::from(lens.iter().copied().max()?).max(1);
         let taken: u32 =
             lens.iter().filter(|len| **len > 0).map(|len| 1 << (bits - u32::from(*len))).sum();
@@ -104,11 +105,9 @@ impl Decoder {
         let more = bits - short_bits;
         let (mut short, mut long) = (vec![0; 1 << short_bits], Vec::new());
         for ((symbol, len), code) in lens.iter().enumerate().zip(codes(lens)) {
-            let (entry, len, code) = ((symbol as u16) << 4, u32::from(*len), usize::from(code));
-            let entry = entry | len as u16;
-            if len == 0 {
-                continue;
-            }
+            let (len, code) = (u32::from(*len), usize::from(code));
+            let Some((value, width)) = meaning(symbol).filter(|_| len > 0) else { continue };
+            let entry = value << 8 | width << 4 | len;
             if len <= short_bits {
                 fill(&mut short, code, len, entry);
                 continue;
@@ -116,33 +115,39 @@ impl Decoder {
             let link = &mut short[code & ((1 << short_bits) - 1)];
             if *link == 0 {
                 long.resize(long.len() + (1 << more), 0);
-                *link = ((long.len() >> more) as u16) << 4;
+                *link = ((long.len() >> more) as u32) << 8;
             }
-            let part = (usize::from(*link >> 4) - 1) << more;
+            let part = ((*link >> 8) as usize - 1) << more;
             fill(&mut long[part..part + (1 << more)], code >> short_bits, len - short_bits, entry);
         }
         Some(Self { bits, short_bits, short, long })
     }
 
-    #[inline]
-    pub(super) fn next(&self, bits: &mut BitReader<'_>) -> Option<usize> {
-        let code = bits.peek(self.bits) as usize;
-        let mut entry = self.short[code & ((1 << self.short_bits) - 1)];
+    /// The value of the next symbol with its further bits; `None` if it has none, or the stream has ended. Takes
+    /// at most 28 bits, which have to be [filled](BitReader::fill) before.
+    #[inline(always)]
+    pub(super) fn next(&self, bits: &mut BitReader<'_>) -> Option<u32> {
+        let ahead = bits.ahead();
+        let mut entry = *self.short.get(ahead as usize & ((1 << self.short_bits) - 1))?;
         if entry & 15 == 0 {
-            let part = usize::from(entry >> 4).checked_sub(1)?;
-            let more = self.bits - self.short_bits;
-            entry = self.long[part << more | code >> self.short_bits];
-            if entry == 0 {
-                return None;
-            }
+            entry = self.long_entry(entry, ahead)?;
         }
-        bits.skip(u32::from(entry & 15))?;
-        Some(usize::from(entry >> 4))
+        let (len, width) = (entry & 15, (entry >> 4) & 15);
+        bits.skip(len + width)?;
+        Some((entry >> 8) + ((ahead >> len) as u32 & ((1 << width) - 1)))
+    }
+
+    #[inline(never)]
+    fn long_entry(&self, link: u32, ahead: u64) -> Option<u32> {
+        let part = (link >> 8).checked_sub(1)? as usize;
+        let code = ahead as usize & ((1 << self.bits) - 1);
+        let place = part << (self.bits - self.short_bits) | code >> self.short_bits;
+        self.long.get(place).copied().filter(|entry| *entry != 0)
     }
 }
 
 /// Puts `entry` wherever the lowest `len` bits are `code`.
-fn fill(table: &mut [u16], code: usize, len: u32, entry: u16) {
+fn fill(table: &mut [u32], code: usize, len: u32, entry: u32) {
     table.iter_mut().skip(code).step_by(1 << len).for_each(|at| *at = entry);
 }
 
@@ -176,7 +181,17 @@ fn fixed_lens() -> (Vec<u8>, Vec<u8>) {
 
 pub(super) fn fixed_decoders() -> Option<(Decoder, Decoder)> {
     let (literals, distances) = fixed_lens();
-    Some((Decoder::new(&literals)?, Decoder::new(&distances)?))
+    decoders(&literals, &distances)
+}
+
+/// Those of tokens: of bytes and lengths as [`Token::what`](super::Token), the end as the next number, and of distances.
+fn decoders(literals: &[u8], distances: &[u8]) -> Option<(Decoder, Decoder)> {
+    let what = |symbol: usize| match symbol {
+        0..=255 => Some((symbol as u32, 0)),
+        END => Some((END_VALUE, 0)),
+        _ => length_of(symbol).map(|(len, width)| (256 + len, width)),
+    };
+    Some((Decoder::new(literals, what)?, Decoder::new(distances, distance_of)?))
 }
 
 pub(super) fn fixed_trees() -> (Tree, Tree) {
@@ -192,9 +207,10 @@ pub(super) fn read_decoders(bits: &mut BitReader<'_>) -> Option<(Decoder, Decode
     for place in &ORDER[..count] {
         lens[*place] = bits.take(3)? as u8;
     }
-    let decoder = Decoder::new(&lens)?;
+    let decoder = Decoder::new(&lens, |symbol| Some((symbol as u32, 0)))?;
     let mut lens = Vec::with_capacity(literals + distances);
     while lens.len() < literals + distances {
+        bits.fill();
         let (len, times) = match decoder.next(bits)? {
             16 => (*lens.last()?, 3 + bits.take(2)?),
             17 => (0, 3 + bits.take(3)?),
@@ -207,7 +223,7 @@ pub(super) fn read_decoders(bits: &mut BitReader<'_>) -> Option<(Decoder, Decode
         return None;
     }
     let (literals, distances) = lens.split_at(literals);
-    Some((Decoder::new(literals)?, Decoder::new(distances)?))
+    decoders(literals, distances)
 }
 
 /// A code to write with.
@@ -232,17 +248,15 @@ impl Tree {
         Self::new(lens_of(counts, max_bits))
     }
 
-    #[inline]
-    pub(super) fn put(&self, symbol: usize, bits: &mut BitWriter) {
-        self.put_with(symbol, 0, 0, bits);
+    /// The code of a symbol and its length.
+    pub(super) fn code(&self, symbol: usize) -> (u32, u32) {
+        let code = self.codes[symbol];
+        (code & 0xffff, code >> 16)
     }
 
-    /// A symbol, then the lowest `width` bits of `extra`.
-    #[inline]
-    pub(super) fn put_with(&self, symbol: usize, extra: u32, width: u32, bits: &mut BitWriter) {
-        let code = self.codes[symbol];
-        let len = code >> 16;
-        bits.put(extra << len | code & 0xffff, len + width);
+    pub(super) fn put(&self, symbol: usize, bits: &mut BitWriter) {
+        let (code, len) = self.code(symbol);
+        bits.put(code, len);
     }
 
     /// The lengths up to the last symbol that is used.
@@ -306,81 +320,88 @@ fn runs(lens: &[u8]) -> Vec<(usize, u32, u32)> {
     out
 }
 
-/// Heap of the nodes that still have no parent: by frequency, then by depth.
-struct Heap<'a> {
-    nodes: Vec<usize>,
-    counts: &'a mut Vec<u32>,
-    depths: &'a mut Vec<u32>,
+/// A node of the tree that lengths are taken from, packed for quick comparison: how often what is below it
+/// occurs, its depth, its number.
+#[derive(Clone, Copy)]
+struct TreeNode(u64);
+
+impl TreeNode {
+    fn new(count: u32, depth: u16, number: usize) -> Self {
+        Self(u64::from(count) << 32 | u64::from(depth) << 16 | number as u64 & 0xffff)
+    }
+
+    fn count(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn depth(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    fn number(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+
+    /// Of two that are equal by count and depth each is before the other.
+    fn is_before(self, other: Self) -> bool {
+        self.0 >> 16 <= other.0 >> 16
+    }
 }
 
-impl Heap<'_> {
-    fn is_before(&self, a: usize, b: usize) -> bool {
-        let key = |node: usize| (self.counts[node], self.depths[node]);
-        key(a) <= key(b)
-    }
-
-    /// Lets the node at `place` (counted from 0) sink to where it belongs.
-    fn sink(&mut self, mut place: usize) {
-        let node = self.nodes[place];
-        loop {
-            let mut child = 2 * place + 1;
-            if child >= self.nodes.len() {
-                break;
-            }
-            if child + 1 < self.nodes.len()
-                && self.is_before(self.nodes[child + 1], self.nodes[child])
-            {
-                child += 1;
-            }
-            if self.is_before(node, self.nodes[child]) {
-                break;
-            }
-            self.nodes[place] = self.nodes[child];
-            place = child;
+/// Lets the node at `place` of the heap (counted from 0) sink to where it belongs.
+fn sink(heap: &mut [TreeNode], mut place: usize) {
+    let node = heap[place];
+    loop {
+        let mut child = 2 * place + 1;
+        if child >= heap.len() {
+            break;
         }
-        self.nodes[place] = node;
+        if child + 1 < heap.len() && heap[child + 1].is_before(heap[child]) {
+            child += 1;
+        }
+        if node.is_before(heap[child]) {
+            break;
+        }
+        heap[place] = heap[child];
+        place = child;
     }
+    heap[place] = node;
 }
 
 /// The lengths of the codes for symbols of these frequencies.
 fn lens_of(frequencies: &[u32], max_bits: usize) -> Vec<u8> {
     let symbols = frequencies.len();
-    let mut counts = frequencies.to_vec();
-    let mut nodes: Vec<usize> = (0..symbols).filter(|symbol| counts[*symbol] > 0).collect();
+    let used = frequencies.iter().enumerate().filter(|(_, count)| **count > 0);
+    let mut heap: Vec<TreeNode> =
+        used.map(|(symbol, count)| TreeNode::new(*count, 0, symbol)).collect();
     // A code has at least two symbols.
-    while nodes.len() < 2 {
-        let symbol = match nodes.last() {
-            Some(last) if *last >= 2 => 0,
+    while heap.len() < 2 {
+        let symbol = match heap.last().map(|last| last.number()) {
+            Some(last) if last >= 2 => 0,
             last => last.map_or(0, |last| last + 1),
         };
-        counts[symbol] = 1;
-        nodes.push(symbol);
+        heap.push(TreeNode::new(1, 0, symbol));
     }
-    let mut depths = vec![0; symbols];
     // Every node of the tree from the root on, in the order that shortening needs.
-    let mut sorted = Vec::with_capacity(2 * nodes.len());
+    let mut sorted = Vec::with_capacity(2 * heap.len());
     let mut parents = vec![0; 2 * symbols];
-    let mut heap = Heap { nodes, counts: &mut counts, depths: &mut depths };
-    for place in (0..heap.nodes.len() / 2).rev() {
-        heap.sink(place);
+    for place in (0..heap.len() / 2).rev() {
+        sink(&mut heap, place);
     }
-    while heap.nodes.len() > 1 {
-        let first = heap.nodes[0];
-        let end = heap.nodes.len() - 1;
-        heap.nodes.swap(0, end);
-        heap.nodes.truncate(end);
-        heap.sink(0);
-        let second = heap.nodes[0];
-        sorted.extend([first, second]);
-        let node = heap.counts.len();
-        heap.counts.push(heap.counts[first] + heap.counts[second]);
-        heap.depths.push(heap.depths[first].max(heap.depths[second]) + 1);
-        (parents[first], parents[second]) = (node, node);
-        heap.nodes[0] = node;
-        heap.sink(0);
+    let mut nodes = symbols;
+    while heap.len() > 1 {
+        let first = heap.swap_remove(0);
+        sink(&mut heap, 0);
+        let second = heap[0];
+        sorted.extend([first.number(), second.number()]);
+        (parents[first.number()], parents[second.number()]) = (nodes, nodes);
+        let depth = first.depth().max(second.depth()) + 1;
+        heap[0] = TreeNode::new(first.count() + second.count(), depth, nodes);
+        nodes += 1;
+        sink(&mut heap, 0);
     }
     sorted.reverse();
-    limited(&sorted, &parents, symbols, heap.counts.len() - 1, max_bits)
+    limited(&sorted, &parents, symbols, nodes - 1, max_bits)
 }
 
 /// The lengths by depth in the tree of which `sorted` has all nodes but the `root`; none above `max_bits`.
@@ -431,6 +452,10 @@ fn limited(
 mod tests {
     use super::*;
 
+    fn plain(symbol: usize) -> Option<(u32, u32)> {
+        Some((symbol as u32, 0))
+    }
+
     #[test]
     fn symbols_and_numbers_agree() {
         for len in 0..=255 {
@@ -438,10 +463,10 @@ mod tests {
             let (first, more) = length_of(symbol).expect("a symbol of a length");
             assert_eq!((first + extra, more), (u32::from(len), width));
         }
-        for distance in 0..32768_u16 {
+        for distance in 0..32768 {
             let (symbol, extra, width) = distance_code(distance);
             let (first, more) = distance_of(symbol).expect("a symbol of a distance");
-            assert_eq!((first + extra, more), (u32::from(distance), width));
+            assert_eq!((first + extra, more), (distance, width));
         }
         assert_eq!((length_of(256), length_of(286), distance_of(30)), (None, None, None));
     }
@@ -478,26 +503,32 @@ mod tests {
             [[11, 10].repeat(400), vec![2, 0, 12]].concat(),
             vec![0, 3, 0, 15, 12],
         ] {
-            let decoder = Decoder::new(&lens).expect("a code");
+            let decoder = Decoder::new(&lens, plain).expect("a code");
             let tree = Tree::new(lens.clone());
             let used = || (0..lens.len()).filter(|symbol| lens[*symbol] > 0);
             let mut bits = BitWriter::new(0);
             used().for_each(|symbol| tree.put(symbol, &mut bits));
             let stream = bits.finish();
             let mut bits = BitReader::new(&stream);
-            assert!(used().all(|symbol| decoder.next(&mut bits) == Some(symbol)), "{lens:?}");
+            let mut next = || {
+                bits.fill();
+                decoder.next(&mut bits)
+            };
+            assert!(used().all(|symbol| next() == Some(symbol as u32)), "{lens:?}");
         }
-        let decoder = Decoder::new(&[1, 0, 12, 15]).expect("a code, if not all of one");
+        let decoder = Decoder::new(&[1, 0, 12, 15], plain).expect("a code, if not all of one");
         for stream in [[0xff, 0xff], [0x01, 0x02]] {
-            assert_eq!(decoder.next(&mut BitReader::new(&stream)), None, "{stream:?}");
+            let mut bits = BitReader::new(&stream);
+            bits.fill();
+            assert_eq!(decoder.next(&mut bits), None, "{stream:?}");
         }
     }
 
     #[test]
     fn lengths_that_are_no_code_are_refused() {
-        assert!(Decoder::new(&[]).is_none());
-        assert!(Decoder::new(&[1, 1, 1]).is_none());
-        assert!(Decoder::new(&[1, 2, 2]).is_some());
-        assert!(Decoder::new(&[1]).is_some(), "one distance alone");
+        assert!(Decoder::new(&[], plain).is_none());
+        assert!(Decoder::new(&[1, 1, 1], plain).is_none());
+        assert!(Decoder::new(&[1, 2, 2], plain).is_some());
+        assert!(Decoder::new(&[1], plain).is_some(), "one distance alone");
     }
 }
