@@ -12,18 +12,15 @@
 
 use std::fmt::Debug;
 use std::fs;
-use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use vireo_classify::{ChangedFile, Check, Class};
 use vireo_model::{ImagePath, NodeKind};
+use vireo_sys::child::{self, ChildError, Limits};
 use vireo_tree::apply::{StagedEntry, StagedView};
 
 mod mounts;
@@ -44,8 +41,8 @@ const MISSING_CODE: i32 = 127;
 /// How long making the view may take, in addition to the checks.
 const VIEW_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How often the helper is looked after.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Longest answer of the helper, in bytes: thousands of checks.
+const MAX_ANSWER_LEN: u64 = 16 << 20;
 
 /// Most bytes of staged files that are copied into the view, which is in memory.
 const VIEW_LEN_MAX: u64 = 1 << 30;
@@ -147,26 +144,25 @@ impl NamespaceChecker {
     }
 
     fn ask(&self, order: &Order) -> Result<Answer, String> {
-        let failed = |error: std::io::Error| format!("the checks' helper cannot be run: {error}");
+        let failed = |error: ChildError| match error {
+            ChildError::Io(error) => format!("the checks' helper cannot be run: {error}"),
+            error => format!("the checks' helper was ended: {error}"),
+        };
         let (program, arguments) =
             self.helper.split_first().ok_or_else(|| "there is no helper".to_owned())?;
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            // So that all it starts can be ended with it.
-            .process_group(0)
-            .spawn()
+        let text = serde_json::to_vec(order)
+            .map_err(|error| format!("the checks cannot be written as JSON: {error}"))?;
+        let runs = u32::try_from(order.checks.len().saturating_mul(2)).unwrap_or(u32::MAX);
+        let limits = Limits {
+            deadline: VIEW_DEADLINE.saturating_add(CHECK_DEADLINE.saturating_mul(runs)),
+            output_len_max: MAX_ANSWER_LEN,
+            // It leaves nothing, unless it was ended itself.
+            ends_all: true,
+        };
+        let ended = child::run(Command::new(program).args(arguments), Some(text), &limits)
             .map_err(failed)?;
-        let group = Group::of(&child);
-        let most =
-            VIEW_DEADLINE + CHECK_DEADLINE * 2 * u32::try_from(order.checks.len()).unwrap_or(1);
-        let answer = talk(&mut child, order, most);
-        // Ends what is left, which is nothing unless it is late.
-        drop(group);
-        let _ = child.wait();
-        answer
+        serde_json::from_slice(&ended.output)
+            .map_err(|_| "the checks' helper ended without an answer".to_owned())
     }
 }
 
@@ -185,52 +181,6 @@ impl Checker for NamespaceChecker {
             return Err("the checks' helper gave no answer".to_owned());
         }
         Ok(answers)
-    }
-}
-
-/// Sends the order, waits for the answer.
-fn talk(child: &mut Child, order: &Order, most: Duration) -> Result<Answer, String> {
-    let failed = |error: String| format!("the checks' helper cannot be spoken with: {error}");
-    let text = serde_json::to_vec(order).map_err(|error| failed(error.to_string()))?;
-    let input = child.stdin.take();
-    let sender = thread::spawn(move || {
-        // Should it end early, its answer says why.
-        input.and_then(|mut input| input.write_all(&text).ok())
-    });
-    let output = child.stdout.take();
-    let receiver = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let read = output.map(|mut output| std::io::Read::read_to_end(&mut output, &mut bytes));
-        read.and_then(Result::ok).map(|_| bytes)
-    });
-    let start = Instant::now();
-    while !receiver.is_finished() {
-        if start.elapsed() > most {
-            return Err(format!("the checks did not end within {} s", most.as_secs()));
-        }
-        thread::sleep(POLL_INTERVAL);
-    }
-    drop(sender.join());
-    let answer = receiver.join().ok().flatten().unwrap_or_default();
-    serde_json::from_slice(&answer)
-        .map_err(|_| "the checks' helper ended without an answer".to_owned())
-}
-
-/// The processes of the helper; ended when dropped.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(i32::try_from(child.id()).ok().and_then(Pid::from_raw))
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // It has ended already, mostly.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
     }
 }
 

@@ -1,24 +1,15 @@
 //! systemd by its command, which reaches the manager without a bus as well.
 
-use std::io::{self, Read as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use vireo_classify::{ManagerAction, Probe, Unit};
+use vireo_sys::child::{self, Limits};
 
 use crate::services::{
     JOB_DEADLINE, Job, MANAGER_DEADLINE, PROBE_DEADLINE, ServiceError, Services, TOOL_DEADLINE,
 };
-
-/// How often a running command is looked after.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
-
-/// How long after a command's end its output may still come.
-const OUTPUT_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest output of a command that is read, in bytes: thousands of units.
 const MAX_OUTPUT_LEN: u64 = 32 << 20;
@@ -152,66 +143,25 @@ pub(crate) fn run(command: &[&str], deadline: Duration) -> Result<Vec<u8>, Servi
     let failed = |why: String| ServiceError::new(command.join(" "), why);
     let (program, arguments) =
         command.split_first().ok_or_else(|| failed("no command".to_owned()))?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        // So that what it starts can be ended with it.
-        .process_group(0)
-        .spawn()
+    let limits = Limits { deadline, output_len_max: MAX_OUTPUT_LEN, ends_all: false };
+    let ended = child::run(Command::new(program).args(arguments).env("LC_ALL", "C"), None, &limits)
         .map_err(|error| failed(error.to_string()))?;
-    let output = read_all(child.stdout.take());
-    let complaint = read_all(child.stderr.take());
-    let status = wait(&mut child, deadline).map_err(failed)?;
-    let complaint = complaint.recv_timeout(OUTPUT_WAIT).unwrap_or_default();
-    if status.success() {
-        let missing = |_| failed("it ended, but something that it started keeps its output".into());
-        return output.recv_timeout(OUTPUT_WAIT).map_err(missing);
+    if ended.status.success() {
+        if ended.is_whole {
+            return Ok(ended.output);
+        }
+        return Err(failed("it ended, but something that it started keeps its output".to_owned()));
     }
-    let said: String =
-        String::from_utf8_lossy(&complaint).chars().take(MAX_COMPLAINT_LEN).collect();
-    let said = said.trim().replace('\n', "; ");
+    let said = String::from_utf8_lossy(&ended.complaint);
+    let said: String = said.chars().take(MAX_COMPLAINT_LEN).collect();
+    let (said, status) = (said.trim().replace('\n', "; "), ended.status);
     Err(failed(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
-}
-
-/// Reads a pipe on a thread of its own, which lives as long as somebody may write to it.
-fn read_all(pipe: Option<impl io::Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            // What cannot be read is missing, as if it had not been said.
-            let _ = pipe.take(MAX_OUTPUT_LEN).read_to_end(&mut bytes);
-        }
-        // Nobody may wait for it any more.
-        let _ = sender.send(bytes);
-    });
-    receiver
-}
-
-/// Waits for the end of `child`, or ends it and all that it started.
-fn wait(child: &mut Child, deadline: Duration) -> Result<ExitStatus, String> {
-    let start = Instant::now();
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) if start.elapsed() < deadline => thread::sleep(POLL_INTERVAL),
-            Ok(None) => {
-                // Killing what has just ended fails, which is fine.
-                let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-                let _ = group.map(|group| kill_process_group(group, Signal::KILL));
-                let _ = child.wait();
-                return Err(format!("no end within {} s", deadline.as_secs()));
-            }
-            Err(error) => return Err(error.to_string()),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]

@@ -5,6 +5,7 @@
 //! - [`mounts`]: which file systems are mounted, and a view of them for one process alone.
 //! - [`map_sealed`]: memory maps of files that nobody writes any more.
 //! - [`durable`]: writes that survive power loss whole or not at all.
+//! - [`child`]: programs that are run to their end, or to a deadline.
 //! - [`confine`]: giving up rights for good.
 //! - [`heap`]: memory that goes back when it is freed.
 //! - [`copy`]: reflink or sparse copies of large files.
@@ -28,6 +29,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+pub mod child;
 pub mod confine;
 pub mod copy;
 pub mod detached;

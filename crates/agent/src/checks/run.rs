@@ -3,15 +3,15 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::Command;
 use std::time::Instant;
 
 use rustix::process::{
     Pid, Signal, WaitOptions, chroot, getpid, kill_process, set_child_subreaper, wait,
 };
+use vireo_sys::child::{self, ChildError, Limits};
 
-use super::{Answer, CHECK_DEADLINE, CheckReport, CheckResult, Order, POLL_INTERVAL, Question};
+use super::{Answer, CHECK_DEADLINE, CheckReport, CheckResult, Order, Question};
 use super::{mounts, view};
 
 /// Where checkers' programs are looked for.
@@ -20,8 +20,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// How much of a checker's output is kept, from its end, in bytes.
 const OUTPUT_LEN_MAX: u64 = 2000;
 
-/// Most that a checker may print, in bytes: it is kept in memory until its end.
-const PRINTED_LEN_MAX: u64 = 16 << 20;
+/// What a checker may cost. What it prints is kept in memory until its end.
+const LIMITS: Limits =
+    Limits { deadline: CHECK_DEADLINE, output_len_max: 16 << 20, ends_all: false };
 
 /// The helper's whole work: reads an order from `input`, gives the answer to `output`. To be
 /// called by a process of its own that has one thread; nothing is possible in it afterwards.
@@ -110,35 +111,16 @@ fn run_into(command: &[String], root: &Path, mut output: File) -> io::Result<End
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::NotFound)?;
     // The process that becomes the checker enters the view: this one has to stay outside to make
     // the next. `chroot` of a child needs a program that does it; the helper itself is one.
-    let mut child = Command::new("/proc/self/exe")
-        .arg(super::ENTER)
-        .arg(root)
-        .arg(program)
-        .args(arguments)
-        .env_clear()
-        .envs([("PATH", PATH), ("LC_ALL", "C"), ("HOME", "/root")])
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output.try_clone()?)
-        .spawn()?;
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        let printed = output.metadata()?.len();
-        let why = if start.elapsed() > CHECK_DEADLINE {
-            format!("it did not end within {} s", CHECK_DEADLINE.as_secs())
-        } else if printed > PRINTED_LEN_MAX {
-            format!("it prints without end, more than {} MiB", PRINTED_LEN_MAX >> 20)
-        } else {
-            String::new()
-        };
-        if !why.is_empty() {
-            let _ = (child.kill(), child.wait());
-            return Ok(Ended::Badly(why));
-        }
-        thread::sleep(POLL_INTERVAL);
+    let mut entering = Command::new("/proc/self/exe");
+    entering.arg(super::ENTER).arg(root).arg(program).args(arguments).env_clear().envs([
+        ("PATH", PATH),
+        ("LC_ALL", "C"),
+        ("HOME", "/root"),
+    ]);
+    let status = match child::run_into(&mut entering, &output, &LIMITS) {
+        Ok(status) => status,
+        Err(ChildError::Io(error)) => return Err(error),
+        Err(error) => return Ok(Ended::Badly(error.to_string())),
     };
     if status.success() {
         return Ok(Ended::Well);
