@@ -51,6 +51,16 @@ impl Output {
         Self { code, ..self }
     }
 
+    /// The same with `code`, unless something else is to be said by it.
+    pub(crate) fn or_code(self, code: u8) -> Self {
+        if self.code == 0 { self.with_code(code) } else { self }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn code(&self) -> u8 {
+        self.code
+    }
+
     pub(crate) fn print(&self, json: bool) -> ExitCode {
         let text = match (&self.json, json) {
             (serde_json::Value::Null, _) | (_, false) => self.text.clone(),
@@ -72,6 +82,10 @@ pub(crate) struct Failure {
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { code: FAILED, message: message.into() }
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     pub(crate) fn print(&self, json: bool) -> ExitCode {

@@ -72,7 +72,7 @@ impl Guard {
         services: &dyn Services,
         command: &Undoer<'_>,
     ) -> Result<(), ServiceError> {
-        let delay = Duration::from_secs(self.seconds) + ACTIVATION_MAX;
+        let delay = Duration::from_secs(self.seconds).saturating_add(ACTIVATION_MAX);
         services.set_timer(&self.timer(), delay, &command.words(&self.nonce))
     }
 

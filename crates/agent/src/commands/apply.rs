@@ -5,8 +5,8 @@ use vireo_agent::receipt::Outcome;
 use vireo_agent::{Agent, Receipt};
 use vireo_classify::Confirm;
 
-use super::{Context, WaitArgs, block_on, trusted};
-use crate::exit::{FAILED, Failure, Output, UNDONE, WAITS};
+use super::{Context, WaitArgs, block_on, end, report, trusted};
+use crate::exit::{Failure, Output};
 
 /// Apply an update and activate it
 ///
@@ -35,46 +35,42 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
     }
     let session = context.session_of(agent_for(args, context))?;
     let receipts = block_on(async { Ok(session.update().await?) })?;
-    let Some(last) = receipts.last() else {
+    if receipts.is_empty() {
         let json = json!({"schema": Receipt::SCHEMA, "outcome": Outcome::Unchanged});
         return Output::new("unchanged this is the newest version\n".to_owned(), &json);
-    };
-    Ok(Output::of(last)?.with_code(code_of(receipts.iter().map(|receipt| receipt.outcome))))
+    }
+    report(&receipts.iter().collect::<Vec<_>>())
 }
 
 fn apply_file(bundle: &Path, args: &Args, context: &Context) -> Result<Output, Failure> {
     let agent = agent_for(args, context);
-    let applied = agent.apply(bundle, &trusted(&args.trust, context)?, None, &*context.tell())?;
-    if applied.restart_self {
-        agent.restart_self()?;
-    }
-    let mut receipt = applied.receipt;
-    let waits = context.state.guard()?.is_some_and(|guard| guard.confirm == Confirm::Remote);
-    if waits && context.state.enrolment()?.is_some() {
-        // The repository is asked whether it can be reached; if not, the timer goes on.
-        let session = context.session_of(agent)?;
-        if block_on(async { Ok(session.confirm().await?) })? {
-            receipt = context.state.last_receipt()?.unwrap_or(receipt);
+    let trusted = trusted(&args.trust, context)?;
+    let mut applied = agent.apply(bundle, &trusted, None, &*context.tell())?;
+    // A replaced agent has to show that the new one can do it.
+    if !applied.restart_self {
+        match confirmed(args, context) {
+            Ok(Some(receipt)) => applied.receipt = receipt,
+            Ok(None) => {}
+            // What was done is said all the same.
+            Err(failure) => (context.tell())(failure.message()),
         }
     }
-    let code = code_of([receipt.outcome].into_iter());
-    Ok(Output::of(&receipt)?.with_code(code))
+    end(applied, &agent, context)
+}
+
+/// The receipt of an update that waited to be confirmed by the repository and is; if that cannot
+/// be reached, the timer goes on.
+fn confirmed(args: &Args, context: &Context) -> Result<Option<Receipt>, Failure> {
+    let waits = context.state.guard()?.is_some_and(|guard| guard.confirm == Confirm::Remote);
+    if !waits || context.state.enrolment()?.is_none() {
+        return Ok(None);
+    }
+    let session = context.session_of(agent_for(args, context))?;
+    let is_confirmed = block_on(async { Ok(session.confirm().await?) })?;
+    if is_confirmed { Ok(context.state.last_receipt()?) } else { Ok(None) }
 }
 
 fn agent_for(args: &Args, context: &Context) -> Agent {
     let agent = context.agent().with_package_wait(args.wait.get());
     if args.no_guard { agent.unguarded() } else { agent }
-}
-
-/// The worst of several outcomes, as an exit code.
-pub(super) fn code_of(mut outcomes: impl Iterator<Item = Outcome> + Clone) -> u8 {
-    if outcomes.clone().any(|outcome| outcome == Outcome::Failed) {
-        FAILED
-    } else if outcomes.clone().any(|outcome| outcome == Outcome::Undone) {
-        UNDONE
-    } else if outcomes.any(|outcome| outcome == Outcome::Pending) {
-        WAITS
-    } else {
-        0
-    }
 }

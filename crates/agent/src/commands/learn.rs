@@ -16,7 +16,7 @@ use crate::exit::{Failure, Output};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Watch for so many seconds; until SIGINT or SIGTERM without it
-    #[arg(long = "for", value_name = "SECONDS")]
+    #[arg(long = "for", value_name = "SECONDS", value_parser = super::seconds())]
     seconds: Option<u64>,
     /// Forget what was learned instead
     #[arg(long, conflicts_with = "seconds")]

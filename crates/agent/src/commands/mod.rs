@@ -4,16 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, Subcommand, value_parser};
 use vireo_agent::checks::{ENTER, NamespaceChecker, answer, enter};
-use vireo_agent::client::{Session, Tell};
+use vireo_agent::client::{Session, Tell, chain};
+use vireo_agent::receipt::Outcome;
 use vireo_agent::services::NoServices;
 use vireo_agent::state::{DEFAULT_DIR, StateDir};
 use vireo_agent::system::NoSystem;
-use vireo_agent::{Agent, LiveSystem, is_own_root, system_services};
+use vireo_agent::{Agent, Applied, LiveSystem, Receipt, is_own_root, system_services};
 use vireo_delta::{PublicKey, TrustedKeys};
 
-use crate::exit::{Failure, Output};
+use crate::exit::{FAILED, Failure, Output, UNDONE, WAITS};
 
 mod apply;
 mod check;
@@ -80,11 +82,20 @@ const CHECK_VIEW: &str = "check-view";
 /// A process that has this program, whatever has become of its file.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
+/// Longest time that a command is asked to take, in seconds: a year. More is a mistake, and no
+/// clock counts as far as any number.
+const MAX_SECONDS: u64 = 365 * 24 * 3600;
+
+/// Seconds as an argument.
+fn seconds() -> RangedU64ValueParser<u64> {
+    value_parser!(u64).range(..=MAX_SECONDS)
+}
+
 /// How long to wait for others.
 #[derive(Debug, clap::Args)]
 struct WaitArgs {
     /// Wait so many seconds for the package manager if it is at work
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = seconds())]
     wait: u64,
 }
 
@@ -196,6 +207,37 @@ fn keys(given: &str) -> Result<TrustedKeys, Failure> {
     text.parse().map_err(|error| Failure::new(format!("cannot use --trust {given}: {error}")))
 }
 
+/// The end of an update or an undo that this process made: its receipt, and its exit code. The agent
+/// that was replaced is restarted last; an update that waits to be confirmed is the new one's then.
+fn end(applied: Applied, agent: &Agent, context: &Context) -> Result<Output, Failure> {
+    let Applied { receipt, restart_self } = applied;
+    let output = report(&[&receipt])?;
+    if restart_self && let Err(error) = agent.restart_self() {
+        // What was done is said all the same.
+        (context.tell())(&chain(&error));
+        return Ok(output.or_code(WAITS));
+    }
+    Ok(output)
+}
+
+/// The last of some receipts, with the exit code of the worst.
+fn report(receipts: &[&Receipt]) -> Result<Output, Failure> {
+    let Some(last) = receipts.last() else { return Output::silent() };
+    let code = receipts.iter().map(|receipt| code_of(receipt.outcome));
+    let worst =
+        [FAILED, UNDONE, WAITS].into_iter().find(|code_of| code.clone().any(|it| it == *code_of));
+    Ok(Output::of(*last)?.with_code(worst.unwrap_or(0)))
+}
+
+fn code_of(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Failed => FAILED,
+        Outcome::Undone => UNDONE,
+        Outcome::Pending => WAITS,
+        Outcome::Unchanged | Outcome::Done => 0,
+    }
+}
+
 /// Runs network code to its end.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -203,4 +245,61 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
         .build()
         .map_err(|error| Failure::new(format!("cannot start an event loop: {error}")))?;
     runtime.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use vireo_model::Digest;
+
+    use super::*;
+
+    fn receipt(outcome: Outcome) -> Receipt {
+        Receipt { outcome, ..Receipt::unchanged(Digest::of(b""), None) }
+    }
+
+    #[test]
+    fn every_command_that_updates_or_undoes_ends_with_the_code_of_its_outcome() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state = StateDir::at(&dir.path().join("state"));
+        let context = Context { root: dir.path().to_owned(), state, quiet: true };
+        for (outcome, code) in [
+            (Outcome::Unchanged, 0),
+            (Outcome::Done, 0),
+            (Outcome::Failed, FAILED),
+            (Outcome::Pending, WAITS),
+            (Outcome::Undone, UNDONE),
+        ] {
+            // Nobody can restart an agent of another root.
+            for (restart_self, code) in
+                [(false, code), (true, if code == 0 { WAITS } else { code })]
+            {
+                let applied = Applied { receipt: receipt(outcome), restart_self };
+                let output = end(applied, &context.agent(), &context).expect("a receipt");
+                assert_eq!(output.code(), code, "{outcome:?}, {restart_self}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_that_no_clock_counts_to_is_refused_as_an_argument() {
+        for command in [["apply", "--wait"], ["undo", "--wait"], ["learn", "--for"]] {
+            let parse = |seconds: u64| {
+                let words = ["vireo-agent"].into_iter().chain(command).map(str::to_owned);
+                Arguments::try_parse_from(words.chain([seconds.to_string()]))
+            };
+            assert!(parse(MAX_SECONDS).is_ok(), "{command:?}");
+            let error = parse(u64::MAX).expect_err("too long");
+            assert_eq!(error.kind(), clap::error::ErrorKind::ValueValidation, "{command:?}");
+        }
+    }
+
+    #[test]
+    fn of_several_updates_the_worst_counts() {
+        let [done, waits, undone, failed] =
+            [Outcome::Done, Outcome::Pending, Outcome::Undone, Outcome::Failed].map(receipt);
+        let code = |receipts: &[&Receipt]| report(receipts).expect("a receipt").code();
+        assert_eq!(code(&[&done, &waits, &done]), WAITS);
+        assert_eq!(code(&[&undone, &waits]), UNDONE);
+        assert_eq!(code(&[&waits, &failed, &undone]), FAILED);
+    }
 }

@@ -1,13 +1,14 @@
 use serde_json::json;
 use vireo_tree::apply::Direction;
 
-use super::Context;
+use super::{Context, end};
 use crate::exit::{Failure, Output};
 
 /// Finish an update that was interrupted
 ///
-/// Runs by itself at every boot, before services start, and whenever the agent starts. Exits with 5,
-/// with the paths, if somebody else changed what was left to do.
+/// Runs by itself at every boot, before services start, and whenever the agent starts. Exits with 3
+/// if something waits to take effect or to be confirmed, with 4 if the update was undone because
+/// something was ill after it, with 5, with the paths, if somebody else changed what was left to do.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Take back what was changed, instead of completing it
@@ -27,12 +28,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
         return Output::new(text.to_owned(), &json!({"schema": "vireo.recover/1", "found": found}));
     }
     match agent.recover(&*context.tell())? {
-        Some(applied) => {
-            if applied.restart_self {
-                agent.restart_self()?;
-            }
-            Output::of(&applied.receipt)
-        }
+        Some(applied) => end(applied, &agent, context),
         None => Output::new(
             "nothing was interrupted\n".to_owned(),
             &json!({"schema": "vireo.recover/1", "found": false}),

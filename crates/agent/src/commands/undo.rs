@@ -3,8 +3,7 @@ use std::time::Duration;
 use serde_json::json;
 use vireo_tree::apply::UndoOptions;
 
-use super::apply::code_of;
-use super::{Context, WaitArgs};
+use super::{Context, WaitArgs, end};
 use crate::exit::{Failure, Output};
 
 /// Take an update back, and all after it
@@ -34,11 +33,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
     let agent = context.agent().with_package_wait(args.wait.get());
     let options = UndoOptions { take: args.take };
     let undone = agent.undo(args.transaction, &options, &*context.tell())?;
-    if undone.restart_self {
-        agent.restart_self()?;
-    }
-    let code = code_of([undone.receipt.outcome].into_iter());
-    Ok(Output::of(&undone.receipt)?.with_code(code))
+    end(undone, &agent, context)
 }
 
 /// How long a timer waits for the package manager before it gives up.
@@ -50,9 +45,5 @@ fn run_unconfirmed(nonce: &str, context: &Context) -> Result<Output, Failure> {
         let json = json!({"schema": "vireo.undo/1", "undone": false});
         return Output::new("no update waits for this number\n".to_owned(), &json);
     };
-    if undone.restart_self {
-        agent.restart_self()?;
-    }
-    let code = code_of([undone.receipt.outcome].into_iter());
-    Ok(Output::of(&undone.receipt)?.with_code(code))
+    end(undone, &agent, context)
 }
