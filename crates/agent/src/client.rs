@@ -230,7 +230,7 @@ impl Session {
         if !self.confirm().await? {
             self.undo_unconfirmed().await?;
         }
-        self.report().await?;
+        self.try_to_report().await;
         if self.is_held().await? {
             until_stopped(stop, tokio::time::sleep(HELD_PAUSE)).await;
             return Ok(());
@@ -318,9 +318,7 @@ impl Session {
         }
         // An agent that was replaced has to show that the new one can do it.
         let receipt = if restart_self { receipt } else { self.confirmed(receipt).await };
-        if let Err(error) = self.report().await {
-            (self.tell)(&format!("{}; reporting later", chain(&error)));
-        }
+        self.try_to_report().await;
         let agent = Arc::clone(&self.agent);
         let cleared = blocking(move || {
             agent.state().clear_incoming()?;
@@ -367,8 +365,8 @@ impl Session {
     /// The record cannot be read or removed.
     pub async fn confirm(&self) -> Result<bool, AgentError> {
         let Some(guard) = self.agent.state().guard()? else { return Ok(true) };
-        let until = tokio::time::Instant::now() + Duration::from_secs(guard.seconds);
-        while tokio::time::Instant::now() < until {
+        let (start, limit) = (tokio::time::Instant::now(), Duration::from_secs(guard.seconds));
+        while start.elapsed() < limit {
             match self.ask_anew().await {
                 Ok(()) => {
                     let agent = Arc::clone(&self.agent);
@@ -400,11 +398,24 @@ impl Session {
         }
     }
 
-    /// Sends the receipt that the repository does not have yet, if there is one.
+    /// Sends the receipt that the repository does not have yet, if there is one. What cannot be
+    /// reported now is told; it is in the way of nothing.
+    async fn try_to_report(&self) {
+        if let Err(error) = self.report().await {
+            (self.tell)(&format!("{}; reporting later", chain(&error)));
+        }
+    }
+
     async fn report(&self) -> Result<(), AgentError> {
         let state = self.agent.state();
         let Some(post) = state.unreported()? else { return Ok(()) };
-        self.client.send_receipt(&self.enrolment.instance, &post).await?;
+        match self.client.send_receipt(&self.enrolment.instance, &post).await {
+            // It would be refused for ever.
+            Err(error) if error.kind() == vireo_wire::ErrorKind::Refused => {
+                (self.tell)(&format!("the last update is not reported: {}", chain(&error)));
+            }
+            sent => sent?,
+        }
         state.set_reported()
     }
 

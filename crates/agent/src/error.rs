@@ -28,7 +28,7 @@ pub enum ErrorKind {
     Busy,
     /// Make room and try again. Nothing was changed.
     NoSpace,
-    /// The agent's own records are damaged: enrol again.
+    /// A record of the agent's own is damaged; the message says what mends that one.
     State,
     /// It failed; the message says what to do.
     Failed,
@@ -46,12 +46,7 @@ impl AgentError {
 
     /// `cannot STEP PATH`, because of `source`.
     pub(crate) fn io(step: &str, path: &Path, source: std::io::Error) -> Self {
-        let kind = match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                ErrorKind::NoSpace
-            }
-            _ => ErrorKind::Failed,
-        };
+        let kind = if is_full(&source) { ErrorKind::NoSpace } else { ErrorKind::Failed };
         Self::new(kind, format!("cannot {step} {}", path.display())).caused_by(source)
     }
 
@@ -76,6 +71,20 @@ impl AgentError {
     }
 }
 
+/// Whether it comes of a file system that has no room, by itself or by one of its causes.
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| matches!(io.kind(), StorageFull | QuotaExceeded)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 impl fmt::Display for AgentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -91,12 +100,17 @@ impl Error for AgentError {
 impl From<vireo_wire::WireError> for AgentError {
     fn from(error: vireo_wire::WireError) -> Self {
         use vireo_wire::ErrorKind as Wire;
-        let kind = match error.kind() {
-            Wire::Unreachable => ErrorKind::Unreachable,
-            Wire::Refused | Wire::Conflict => ErrorKind::Refused,
-            _ => ErrorKind::Failed,
+        let (kind, message) = match error.kind() {
+            Wire::Local if is_full(&error) => (
+                ErrorKind::NoSpace,
+                "cannot keep what the repository sends; make room and try again",
+            ),
+            Wire::Local => (ErrorKind::Failed, "cannot keep what the repository sends"),
+            Wire::Unreachable => (ErrorKind::Unreachable, "cannot speak with the repository"),
+            Wire::Refused | Wire::Conflict => (ErrorKind::Refused, "the repository refuses"),
+            _ => (ErrorKind::Failed, "cannot speak with the repository"),
         };
-        Self::new(kind, "cannot speak with the repository").caused_by(error)
+        Self::new(kind, message).caused_by(error)
     }
 }
 
@@ -120,5 +134,21 @@ impl From<vireo_tree::TreeError> for AgentError {
             _ => (ErrorKind::Failed, "cannot apply the update"),
         };
         Self::new(kind, message).caused_by(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_file_system_is_told_from_other_failures_wherever_it_is_found() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let failed = || std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let path = Path::new("/var/lib/vireo/incoming/x");
+        assert_eq!(AgentError::io("write", path, full()).kind(), ErrorKind::NoSpace);
+        assert_eq!(AgentError::io("write", path, failed()).kind(), ErrorKind::Failed);
+        let outer = |source| AgentError::new(ErrorKind::Failed, "cannot fetch").caused_by(source);
+        assert!(is_full(&outer(full())) && !is_full(&outer(failed())));
     }
 }

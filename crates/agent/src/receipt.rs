@@ -6,9 +6,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use vireo_classify::{Action, Plan, Unit};
 use vireo_model::Digest;
+use vireo_wire::api::ReceiptPost;
+use vireo_wire::limits::MAX_RECEIPT_LEN;
 
 use crate::checks::{CheckReport, CheckResult};
 use crate::services::Job;
+
+/// Bytes of a report beside its receipt, at most: a digest and one word.
+const ENVELOPE_LEN: usize = 256;
 
 /// What one update did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -164,6 +169,39 @@ impl Receipt {
         }
     }
 
+    /// The receipt as the repository is to get it: where it would be too long, without the plan's
+    /// files, and if need be without the plan; a note says so. The machine keeps all of it.
+    pub(crate) fn report(&self) -> Result<ReceiptPost, serde_json::Error> {
+        if self.fits()? {
+            return self.post();
+        }
+        let mut short = self.clone();
+        let left_out = format!(
+            "{} files are left out, they would be too long to report; \
+             `vireo-agent status --json` on the machine lists them",
+            short.plan.files.len()
+        );
+        short.plan.files.clear();
+        short.plan.notes.push(left_out.clone());
+        if !short.fits()? {
+            let notes = vec![left_out, "and so is the rest of the plan".to_owned()];
+            short.plan = Plan { notes, ..Plan::empty() };
+        }
+        short.post()
+    }
+
+    /// Whether it is short enough to be reported as it is. Nothing is kept in memory for that.
+    fn fits(&self) -> Result<bool, serde_json::Error> {
+        let mut counted = Counted(ENVELOPE_LEN);
+        serde_json::to_writer(&mut counted, self)?;
+        Ok(counted.0 <= MAX_RECEIPT_LEN)
+    }
+
+    fn post(&self) -> Result<ReceiptPost, serde_json::Error> {
+        let outcome = self.outcome.as_str().to_owned();
+        Ok(ReceiptPost { tree: self.target, outcome, receipt: serde_json::to_value(self)? })
+    }
+
     /// Where what was done to units is not what the plan says of them.
     #[must_use]
     pub(crate) fn compare(&self) -> Vec<Deviation> {
@@ -207,6 +245,20 @@ impl Receipt {
         } else {
             Outcome::Pending
         }
+    }
+}
+
+/// Counts the bytes that are written to it.
+struct Counted(usize);
+
+impl std::io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = self.0.saturating_add(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -278,7 +330,7 @@ impl fmt::Display for Receipt {
 
 #[cfg(test)]
 mod tests {
-    use vireo_classify::UnitPlan;
+    use vireo_classify::{Class, FileEntry, UnitPlan};
 
     use super::*;
 
@@ -311,6 +363,37 @@ pending   dbus.service needs restart: every client would lose its connection
         let json = serde_json::to_string(&receipt).expect("plain data");
         assert!(json.starts_with(r#"{"schema":"vireo.receipt/1","base":"2222"#), "{json}");
         assert_eq!(serde_json::from_str::<Receipt>(&json).expect("it reads back"), receipt);
+    }
+
+    #[test]
+    fn a_receipt_that_is_too_long_is_reported_without_its_files_or_without_its_plan() {
+        let mut receipt = Receipt::unchanged(Digest::of(b""), Some(7));
+        let file = |number: usize| FileEntry {
+            path: format!("/usr/share/doc/package-{number}/changelog.Debian.gz"),
+            change: "modified".to_owned(),
+            class: Class::Content,
+        };
+        receipt.plan.files = (0..20_000).map(file).collect();
+        receipt.plan.units = vec![UnitPlan::new(Unit::new("a.service"), Action::Reload)];
+        let report = receipt.report().expect("plain data");
+        let len = |report: &ReceiptPost| serde_json::to_vec(report).expect("plain data").len();
+        assert!(len(&report) <= MAX_RECEIPT_LEN);
+        assert_eq!((report.tree, report.outcome.as_str()), (receipt.target, "unchanged"));
+        let short: Receipt = serde_json::from_value(report.receipt).expect("a receipt still");
+        assert_eq!(short.plan.units, receipt.plan.units);
+        assert!(short.plan.files.is_empty());
+        assert!(short.plan.notes[0].starts_with("20000 files are left out"), "{short}");
+        assert_eq!(receipt.plan.files.len(), 20_000, "the machine keeps them");
+
+        receipt.plan.unclaimed = (0..40_000).map(|n| format!("/etc/some/{n:030}")).collect();
+        let report = receipt.report().expect("plain data");
+        assert!(len(&report) <= MAX_RECEIPT_LEN);
+        let short: Receipt = serde_json::from_value(report.receipt).expect("a receipt still");
+        assert_eq!((short.plan.units.len(), short.plan.notes.len()), (0, 2));
+
+        receipt.plan = Plan::empty();
+        let whole = receipt.report().expect("plain data").receipt;
+        assert_eq!(serde_json::from_value::<Receipt>(whole).expect("a receipt"), receipt);
     }
 
     #[test]

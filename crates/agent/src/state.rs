@@ -25,7 +25,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,30 +39,23 @@ use crate::error::{AgentError, ErrorKind};
 use crate::guard::Guard;
 use crate::receipt::Receipt;
 
+mod record;
 mod records;
 
+use record::{
+    ACTIVATION, CONDEMNED, EDITS, ENROLMENT, GUARD, HELD, HOLD, KEPT, KNOWN, LEARNED, READS,
+    RECEIPT, Record, UNREPORTED, VERSION,
+};
 pub use records::{Condemned, Edit, Enrolment, Held, Kept, Obligation, Position};
 
 /// Where the state is by default.
 pub const DEFAULT_DIR: &str = "/var/lib/vireo";
-
-/// Time between two tries to lock the state.
-const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long whoever settles the fate of an unconfirmed update may take.
 const GUARD_LOCK_WAIT: Duration = Duration::from_secs(20);
 
 /// Longest state file read, in bytes: a plan of a million files.
 const MAX_FILE_LEN: u64 = 512 << 20;
-
-/// What to do about a damaged record; without what the machine is to be, nothing is safe to be guessed.
-const ENROL_AGAIN: &str = "enrol again";
-
-/// What was learned on this machine.
-const LEARNED: &str = "learned.json";
-
-/// What to do where that is damaged.
-const FORGET_LEARNED: &str = "forget what was learned with `vireo-agent learn --forget`";
 
 /// How long to wait for another one who adds to it.
 const LEARNED_LOCK_WAIT: Duration = Duration::from_secs(20);
@@ -94,14 +87,15 @@ impl StateDir {
     ///
     /// `Busy` if another process holds it.
     pub fn lock(&self) -> Result<FileLock, AgentError> {
-        self.lock_file("lock")
+        self.lock_within(Duration::ZERO)
     }
 
-    fn lock_file(&self, name: &str) -> Result<FileLock, AgentError> {
+    /// Locks the file of this name, waiting so long if another process holds it.
+    fn lock_file(&self, name: &str, wait: Duration) -> Result<FileLock, AgentError> {
         self.create()?;
         let path = self.0.join(name);
-        let held =
-            FileLock::exclusive(&path).map_err(|error| AgentError::io("lock", &path, error))?;
+        let held = FileLock::exclusive_wait(&path, wait)
+            .map_err(|error| AgentError::io("lock", &path, error))?;
         held.ok_or_else(|| {
             let message = format!(
                 "another vireo-agent works on this machine (it holds {}); try again later",
@@ -117,7 +111,7 @@ impl StateDir {
     ///
     /// `State` if it is damaged.
     pub fn enrolment(&self) -> Result<Option<Enrolment>, AgentError> {
-        self.read("enrolment.json")
+        self.read(ENROLMENT)
     }
 
     /// The enrolment, which must be there.
@@ -143,7 +137,7 @@ impl StateDir {
     pub fn enroll(&self, enrolment: &Enrolment, position: &Position) -> Result<(), AgentError> {
         // In this order: an enrolment is never there without a version.
         self.set_position(position)?;
-        self.write("enrolment.json", enrolment)
+        self.write(ENROLMENT, enrolment)
     }
 
     /// The version that the machine is on; `None` if none is known.
@@ -152,7 +146,7 @@ impl StateDir {
     ///
     /// `State` if it is damaged.
     pub fn position(&self) -> Result<Option<Position>, AgentError> {
-        self.read("version.json")
+        self.read(VERSION)
     }
 
     /// Keeps the version that the machine is on.
@@ -161,7 +155,7 @@ impl StateDir {
     ///
     /// The file cannot be written.
     pub fn set_position(&self, position: &Position) -> Result<(), AgentError> {
-        self.write("version.json", position)
+        self.write(VERSION, position)
     }
 
     /// The version with this tree, with its number if this machine has been on it.
@@ -170,7 +164,7 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn version_of(&self, tree: Digest) -> Result<Position, AgentError> {
-        let known: Vec<Position> = self.read("known.json")?.unwrap_or_default();
+        let known: Vec<Position> = self.read(KNOWN)?.unwrap_or_default();
         let found = known.into_iter().rev().find(|position| position.tree == tree);
         Ok(found.unwrap_or(Position { number: None, tree }))
     }
@@ -181,7 +175,7 @@ impl StateDir {
     ///
     /// The file cannot be read or written.
     pub fn remember(&self, position: &Position) -> Result<(), AgentError> {
-        let mut known: Vec<Position> = self.read("known.json")?.unwrap_or_default();
+        let mut known: Vec<Position> = self.read(KNOWN)?.unwrap_or_default();
         if position.number.is_none() || known.last() == Some(position) {
             return Ok(());
         }
@@ -189,7 +183,7 @@ impl StateDir {
         known.push(*position);
         let surplus = known.len().saturating_sub(MAX_KNOWN);
         known.drain(..surplus);
-        self.write("known.json", &known)
+        self.write(KNOWN, &known)
     }
 
     /// The version that was undone and is not to come back by itself; none if there is none.
@@ -198,7 +192,7 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn hold(&self) -> Result<Option<Position>, AgentError> {
-        self.read("hold.json")
+        self.read(HOLD)
     }
 
     /// Keeps an undone version from coming back by itself, or with `None` lets it.
@@ -208,18 +202,18 @@ impl StateDir {
     /// The file cannot be written or removed.
     pub fn set_hold(&self, undone: Option<&Position>) -> Result<(), AgentError> {
         match undone {
-            Some(position) => self.write("hold.json", position),
-            None => self.remove("hold.json"),
+            Some(position) => self.write(HOLD, position),
+            None => self.remove(HOLD),
         }
     }
 
-    /// The text of the read map that came with an update last; none if none did.
+    /// The read map that came with an update last; none if none did.
     ///
     /// # Errors
     ///
-    /// It cannot be read.
-    pub fn read_map(&self) -> Result<Option<Vec<u8>>, AgentError> {
-        self.text("reads.json", ENROL_AGAIN)
+    /// `State` if the record is damaged.
+    pub fn read_map(&self) -> Result<Option<ReadMap>, AgentError> {
+        self.map_in(READS)
     }
 
     /// What was learned on this machine, an empty map if nothing was.
@@ -228,22 +222,11 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn learned(&self) -> Result<ReadMap, AgentError> {
-        let Some(text) = self.text(LEARNED, FORGET_LEARNED)? else { return Ok(ReadMap::new()) };
-        ReadMap::from_json(&text).map_err(|error| {
-            let path = self.0.join(LEARNED);
-            damaged(&path, FORGET_LEARNED, "no read map").caused_by(error)
-        })
+        Ok(self.map_in(LEARNED)?.unwrap_or_default())
     }
 
     fn lock_learned(&self) -> Result<FileLock, AgentError> {
-        self.create()?;
-        let lock = self.0.join("learned.lock");
-        let held = FileLock::exclusive_wait(&lock, LEARNED_LOCK_WAIT)
-            .map_err(|error| AgentError::io("lock", &lock, error))?;
-        held.ok_or_else(|| {
-            let message = format!("another vireo-agent holds {}; try again later", lock.display());
-            AgentError::new(ErrorKind::Busy, message)
-        })
+        self.lock_file("learned.lock", LEARNED_LOCK_WAIT)
     }
 
     /// Adds `seen` to what was learned on this machine, and gives all of it. Where both are too much for one map,
@@ -267,7 +250,7 @@ impl StateDir {
             let message = "cannot keep so much; watch for a shorter time";
             AgentError::new(ErrorKind::Failed, message).caused_by(error)
         })?;
-        let path = self.0.join(LEARNED);
+        let path = self.0.join(LEARNED.name);
         durable::replace(&path, text.as_bytes())
             .map_err(|error| AgentError::io("write", &path, error))?;
         Ok(map)
@@ -290,7 +273,7 @@ impl StateDir {
     /// The file cannot be written.
     pub fn set_read_map(&self, text: &[u8]) -> Result<(), AgentError> {
         self.create()?;
-        let path = self.0.join("reads.json");
+        let path = self.0.join(READS.name);
         durable::replace(&path, text).map_err(|error| AgentError::io("write", &path, error))
     }
 
@@ -300,7 +283,7 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn held(&self) -> Result<Option<Held>, AgentError> {
-        self.read("held.json")
+        self.read(HELD)
     }
 
     /// Keeps which files updates replaced.
@@ -309,7 +292,7 @@ impl StateDir {
     ///
     /// The file cannot be written.
     pub fn set_held(&self, held: &Held) -> Result<(), AgentError> {
-        self.write("held.json", held)
+        self.write(HELD, held)
     }
 
     /// Files that stay for the running kernel; none if there are none.
@@ -318,7 +301,7 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn kept(&self) -> Result<Option<Kept>, AgentError> {
-        self.read("kept.json")
+        self.read(KEPT)
     }
 
     /// Keeps which files stay for the running kernel, or with `None` that none do.
@@ -328,8 +311,8 @@ impl StateDir {
     /// The file cannot be written or removed.
     pub fn set_kept(&self, kept: Option<&Kept>) -> Result<(), AgentError> {
         match kept {
-            Some(kept) => self.write("kept.json", kept),
-            None => self.remove("kept.json"),
+            Some(kept) => self.write(KEPT, kept),
+            None => self.remove(KEPT),
         }
     }
 
@@ -339,7 +322,7 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn edits(&self) -> Result<Vec<Edit>, AgentError> {
-        Ok(self.read("edits.json")?.unwrap_or_default())
+        Ok(self.read(EDITS)?.unwrap_or_default())
     }
 
     /// Keeps the local edits that updates met.
@@ -348,7 +331,7 @@ impl StateDir {
     ///
     /// The file cannot be written.
     pub fn set_edits(&self, edits: &[Edit]) -> Result<(), AgentError> {
-        self.write("edits.json", &edits)
+        self.write(EDITS, &edits)
     }
 
     /// The update under way, if there is one.
@@ -357,7 +340,7 @@ impl StateDir {
     ///
     /// `State` if it is damaged.
     pub fn obligation(&self) -> Result<Option<Obligation>, AgentError> {
-        self.read("activation.json")
+        self.read(ACTIVATION)
     }
 
     /// Keeps what is to be done, before the files change.
@@ -366,7 +349,7 @@ impl StateDir {
     ///
     /// The file cannot be written.
     pub fn set_obligation(&self, obligation: &Obligation) -> Result<(), AgentError> {
-        self.write("activation.json", obligation)
+        self.write(ACTIVATION, obligation)
     }
 
     /// Forgets the update under way.
@@ -375,7 +358,7 @@ impl StateDir {
     ///
     /// The file cannot be removed.
     pub fn clear_obligation(&self) -> Result<(), AgentError> {
-        self.remove("activation.json")
+        self.remove(ACTIVATION)
     }
 
     /// The update that waits to be confirmed, if there is one.
@@ -384,7 +367,7 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn guard(&self) -> Result<Option<Guard>, AgentError> {
-        self.read("guard.json")
+        self.read(GUARD)
     }
 
     /// Keeps what an update waits for, or with `None` that none does.
@@ -394,8 +377,8 @@ impl StateDir {
     /// The file cannot be written or removed.
     pub fn set_guard(&self, guard: Option<&Guard>) -> Result<(), AgentError> {
         match guard {
-            Some(guard) => self.write("guard.json", guard),
-            None => self.remove("guard.json"),
+            Some(guard) => self.write(GUARD, guard),
+            None => self.remove(GUARD),
         }
     }
 
@@ -405,7 +388,7 @@ impl StateDir {
     ///
     /// `State` if the record is damaged.
     pub fn condemned(&self) -> Result<Option<Condemned>, AgentError> {
-        self.read("condemned.json")
+        self.read(CONDEMNED)
     }
 
     /// Keeps that an update is to be undone, or with `None` that none is.
@@ -415,8 +398,8 @@ impl StateDir {
     /// The file cannot be written or removed.
     pub fn set_condemned(&self, condemned: Option<&Condemned>) -> Result<(), AgentError> {
         match condemned {
-            Some(condemned) => self.write("condemned.json", condemned),
-            None => self.remove("condemned.json"),
+            Some(condemned) => self.write(CONDEMNED, condemned),
+            None => self.remove(CONDEMNED),
         }
     }
 
@@ -426,24 +409,21 @@ impl StateDir {
     ///
     /// `State` if it is damaged.
     pub fn last_receipt(&self) -> Result<Option<Receipt>, AgentError> {
-        self.read("receipt.json")
+        self.read(RECEIPT)
     }
 
-    /// Keeps what an update did, and that the repository has yet to hear of it.
+    /// Keeps what an update did, and that the repository has yet to hear of it, shortened if that
+    /// would be too long for it.
     ///
     /// # Errors
     ///
     /// The files cannot be written.
     pub fn set_receipt(&self, receipt: &Receipt) -> Result<(), AgentError> {
-        self.write("receipt.json", receipt)?;
-        let value = serde_json::to_value(receipt).map_err(|error| {
+        self.write(RECEIPT, receipt)?;
+        let report = receipt.report().map_err(|error| {
             AgentError::new(ErrorKind::Failed, "cannot write the receipt as JSON").caused_by(error)
         })?;
-        let outcome = receipt.outcome.as_str().to_owned();
-        self.write(
-            "unreported.json",
-            &ReceiptPost { tree: receipt.target, outcome, receipt: value },
-        )
+        self.write(UNREPORTED, &report)
     }
 
     /// The receipt that the repository does not have yet.
@@ -452,7 +432,7 @@ impl StateDir {
     ///
     /// `State` if it is damaged.
     pub fn unreported(&self) -> Result<Option<ReceiptPost>, AgentError> {
-        self.read("unreported.json")
+        self.read(UNREPORTED)
     }
 
     /// The repository has the receipt.
@@ -461,7 +441,37 @@ impl StateDir {
     ///
     /// The file cannot be removed.
     pub fn set_reported(&self) -> Result<(), AgentError> {
-        self.remove("unreported.json")
+        self.remove(UNREPORTED)
+    }
+
+    /// Removes damaged records of what was, and tells what is lost with each: they must not keep an
+    /// update from its end whose files are in place. A crash leaves them there or not.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be read or removed.
+    pub fn drop_damaged_memory(&self, say: &dyn Fn(&str)) -> Result<(), AgentError> {
+        let memory = [
+            (KNOWN, self.read::<Vec<Position>>(KNOWN).map(drop)),
+            (HELD, self.held().map(drop)),
+            (EDITS, self.edits().map(drop)),
+            (UNREPORTED, self.unreported().map(drop)),
+        ];
+        for (record, found) in memory {
+            match found {
+                Err(error) if error.kind() == ErrorKind::State => {
+                    self.remove(record)?;
+                    let path = self.0.join(record.name);
+                    say(&format!(
+                        "{} was damaged and is removed; what is lost: {}",
+                        path.display(),
+                        record.lost()
+                    ));
+                }
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Where the bundle of this name is put while it is fetched; the directory is made.
@@ -497,7 +507,7 @@ impl StateDir {
     ///
     /// `Busy` if it still does then.
     pub fn lock_within(&self, wait: Duration) -> Result<FileLock, AgentError> {
-        within(wait, || self.lock())
+        self.lock_file("lock", wait)
     }
 
     /// Locks what decides whether an update that waits to be confirmed stays, so that it is not
@@ -507,28 +517,36 @@ impl StateDir {
     ///
     /// `Busy` if another process holds it for long.
     pub fn lock_guard(&self) -> Result<FileLock, AgentError> {
-        within(GUARD_LOCK_WAIT, || self.lock_file("guard.lock"))
+        self.lock_file("guard.lock", GUARD_LOCK_WAIT)
     }
 
     fn create(&self) -> Result<(), AgentError> {
         make_dir(&self.0)
     }
 
-    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, AgentError> {
-        let Some(text) = self.text(name, ENROL_AGAIN)? else { return Ok(None) };
+    fn read<T: DeserializeOwned>(&self, record: Record) -> Result<Option<T>, AgentError> {
+        let Some(text) = self.text(record)? else { return Ok(None) };
         serde_json::from_slice(&text)
             .map(Some)
-            .map_err(|error| damaged(&self.0.join(name), ENROL_AGAIN, &error.to_string()))
+            .map_err(|error| record.damaged(&self.0.join(record.name), &error.to_string()))
     }
 
-    /// The bytes of a record, or `None` if there is none; `remedy` is for one that cannot be read.
-    fn text(&self, name: &str, remedy: &str) -> Result<Option<Vec<u8>>, AgentError> {
-        let path = self.0.join(name);
+    /// The read map in a record, or `None` if there is none.
+    fn map_in(&self, record: Record) -> Result<Option<ReadMap>, AgentError> {
+        let Some(text) = self.text(record)? else { return Ok(None) };
+        ReadMap::from_json(&text).map(Some).map_err(|error| {
+            record.damaged(&self.0.join(record.name), "no read map").caused_by(error)
+        })
+    }
+
+    /// The bytes of a record, or `None` if there is none.
+    fn text(&self, record: Record) -> Result<Option<Vec<u8>>, AgentError> {
+        let path = self.0.join(record.name);
         match fs::metadata(&path) {
             // Whoever opens a pipe waits for its other end.
-            Ok(there) if !there.is_file() => return Err(damaged(&path, remedy, "not a file")),
+            Ok(there) if !there.is_file() => return Err(record.damaged(&path, "not a file")),
             Ok(there) if there.len() > MAX_FILE_LEN => {
-                return Err(damaged(&path, remedy, "too long"));
+                return Err(record.damaged(&path, "too long"));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             _ => {}
@@ -536,9 +554,9 @@ impl StateDir {
         fs::read(&path).map(Some).map_err(|error| AgentError::io("read", &path, error))
     }
 
-    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), AgentError> {
+    fn write(&self, record: Record, value: &impl Serialize) -> Result<(), AgentError> {
         self.create()?;
-        let path = self.0.join(name);
+        let path = self.0.join(record.name);
         let bytes = serde_json::to_vec(value).map_err(|error| {
             let message = format!("cannot write {} as JSON", path.display());
             AgentError::new(ErrorKind::Failed, message).caused_by(error)
@@ -546,34 +564,13 @@ impl StateDir {
         durable::replace(&path, &bytes).map_err(|error| AgentError::io("write", &path, error))
     }
 
-    fn remove(&self, name: &str) -> Result<(), AgentError> {
-        let path = self.0.join(name);
+    fn remove(&self, record: Record) -> Result<(), AgentError> {
+        let path = self.0.join(record.name);
         match fs::remove_file(&path).and_then(|()| durable::sync_dir(&self.0)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(AgentError::io("remove", &path, error))
             }
             _ => Ok(()),
-        }
-    }
-}
-
-fn damaged(path: &Path, remedy: &str, why: &str) -> AgentError {
-    let message = format!("the agent's record {} is damaged ({why}); {remedy}", path.display());
-    AgentError::new(ErrorKind::State, message)
-}
-
-/// Tries to lock until it is free or the time is over.
-fn within(
-    wait: Duration,
-    lock: impl Fn() -> Result<FileLock, AgentError>,
-) -> Result<FileLock, AgentError> {
-    let start = Instant::now();
-    loop {
-        match lock() {
-            Err(error) if error.kind() == ErrorKind::Busy && start.elapsed() < wait => {
-                std::thread::sleep(LOCK_PAUSE.min(wait));
-            }
-            other => return other,
         }
     }
 }
@@ -650,6 +647,62 @@ mod tests {
         let error = StateDir::at(dir.path()).position().expect_err("damaged");
         assert_eq!(error.kind(), ErrorKind::State);
         assert!(error.to_string().contains("version.json is damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_record_says_what_mends_it_and_what_is_lost() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state = StateDir::at(dir.path());
+        let error = |name: &str, found: &dyn Fn() -> Option<AgentError>| {
+            let path = dir.path().join(name);
+            fs::write(&path, "[{").expect("written");
+            let text = found().expect("damaged").to_string();
+            fs::remove_file(&path).expect("removed");
+            text
+        };
+        for (name, found) in [
+            ("enrolment.json", &(|| state.enrolment().err()) as &dyn Fn() -> Option<AgentError>),
+            ("version.json", &|| state.position().err()),
+        ] {
+            assert!(error(name, found).ends_with("; enrol again"), "{name}");
+        }
+        assert!(error("learned.json", &|| state.learned().err()).contains("learn --forget"));
+        for (name, found) in [
+            ("activation.json", &(|| state.obligation().err()) as &dyn Fn() -> Option<AgentError>),
+            ("receipt.json", &|| state.last_receipt().err()),
+            ("unreported.json", &|| state.unreported().err()),
+            ("known.json", &|| state.version_of(Digest::of(b"")).err()),
+            ("guard.json", &|| state.guard().err()),
+            ("condemned.json", &|| state.condemned().err()),
+            ("hold.json", &|| state.hold().err()),
+            ("held.json", &|| state.held().err()),
+            ("kept.json", &|| state.kept().err()),
+            ("reads.json", &|| state.read_map().err()),
+            ("edits.json", &|| state.edits().err()),
+        ] {
+            let text = error(name, found);
+            let remedy = format!("; remove {}; what is lost: ", dir.path().join(name).display());
+            assert!(text.contains(&remedy), "{text}");
+            assert!(!text.contains("enrol again"), "{text}");
+        }
+    }
+
+    #[test]
+    fn damaged_memory_is_dropped_with_a_word_and_what_is_more_stays() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state = StateDir::at(dir.path());
+        let damaged = ["known.json", "held.json", "edits.json", "unreported.json", "guard.json"];
+        for name in damaged {
+            fs::write(dir.path().join(name), "[{").expect("written");
+        }
+        let said = std::sync::Mutex::new(Vec::new());
+        let say = |line: &str| said.lock().expect("not poisoned").push(line.to_owned());
+        state.drop_damaged_memory(&say).expect("removed");
+        assert_eq!(said.lock().expect("not poisoned").len(), 4, "{said:?}");
+        assert!(said.lock().expect("not poisoned")[0].contains("the numbers of versions"));
+        let left: Vec<_> = damaged.iter().filter(|name| dir.path().join(name).exists()).collect();
+        assert_eq!(left, [&"guard.json"], "without it an update would stay that nobody confirmed");
+        state.drop_damaged_memory(&|line| panic!("{line}")).expect("nothing is damaged any more");
     }
 
     #[test]

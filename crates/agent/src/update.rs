@@ -166,8 +166,7 @@ impl Agent {
         let root = open_root(&self.root)?;
         let rules = DriftRules::new(&self.root, &policy)?;
         let preview = preview(&root, &bundle, &ApplyOptions { drift: &|path| rules.of(path) })?;
-        let contents =
-            |path: &ImagePath, most| preview.read(&root, &bundle, path, most).ok().flatten();
+        let contents = |path: &ImagePath, most| preview.read(&root, &bundle, path, most);
         let outlook = Outlook {
             changes: &preview.changes,
             replaced: &preview.replaced,
@@ -310,7 +309,7 @@ impl Agent {
         say: Say<'_>,
     ) -> Result<(Prepared, Vec<CheckReport>), AgentError> {
         let (changes, view) = (staged.changes(), staged.view()?);
-        let contents = |path: &ImagePath, most| view.read(path, most).ok().flatten();
+        let contents = |path: &ImagePath, most| view.read(path, most);
         let outlook = Outlook {
             changes: &changes,
             replaced: staged.replaced(),

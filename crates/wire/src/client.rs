@@ -46,7 +46,8 @@ pub struct Progress {
 /// A connection to one repository with one credential. Cheap to clone.
 ///
 /// Calls that may be repeated without harm are tried up to four times, within about four seconds,
-/// when the server cannot be reached. Every call has a deadline.
+/// when the server cannot be reached. Every call has a deadline; downloads of disk images and
+/// bundles have one for standing still instead.
 ///
 /// # Errors
 ///
@@ -245,7 +246,7 @@ impl Client {
     /// # Errors
     ///
     /// `NotFound` if the instance is unknown, `Refused` if the receipt is longer than
-    /// [`MAX_JSON_LEN`](crate::limits::MAX_JSON_LEN).
+    /// [`MAX_RECEIPT_LEN`](crate::limits::MAX_RECEIPT_LEN).
     pub async fn send_receipt(
         &self,
         id: &InstanceId,

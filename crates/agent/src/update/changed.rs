@@ -5,6 +5,7 @@ use std::path::Path;
 
 use vireo_classify::{Action, ChangedFile, FileId, HEAD_LEN, Plan, Policy};
 use vireo_model::{Change, ChangeSet, ImagePath};
+use vireo_tree::TreeError;
 use vireo_tree::apply::Replaced;
 
 use crate::beneath::Beneath;
@@ -15,7 +16,7 @@ use crate::error::AgentError;
 const MAX_CONTENTS_LEN: u64 = 1 << 20;
 
 /// Gives the first so many bytes of the file that will be at a path; none if there will be none.
-pub(super) type Contents<'a> = dyn Fn(&ImagePath, u64) -> Option<Vec<u8>> + 'a;
+pub(super) type Contents<'a> = dyn Fn(&ImagePath, u64) -> Result<Option<Vec<u8>>, TreeError> + 'a;
 
 /// The files that a change set touches, with class, the identity of what is replaced, and what
 /// their contents show.
@@ -31,6 +32,8 @@ pub(super) fn changed_files(
         .iter()
         .map(|replaced| (&replaced.path, FileId { dev: replaced.dev, ino: replaced.ino }))
         .collect();
+    // Whose content cannot be read goes by its name.
+    let target = |path: &ImagePath, most| target(path, most).ok().flatten();
     let file = |change: &Change| {
         let head = beneath.head(&change.path);
         let head = head.or_else(|| target(&change.path, HEAD_LEN as u64));

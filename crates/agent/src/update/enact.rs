@@ -218,6 +218,7 @@ impl Agent {
     }
 
     pub(super) fn recover_locked(&self, say: Say<'_>) -> Result<Option<Applied>, AgentError> {
+        self.state.drop_damaged_memory(say)?;
         let root = open_root(&self.root)?;
         let committed = match recover(&root)? {
             Recovered::Completed(committed) => committed,

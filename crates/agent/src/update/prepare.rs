@@ -160,12 +160,15 @@ impl Agent {
     /// what was learned here.
     pub(super) fn reads(&self, of_bundle: Option<&[u8]>) -> Result<ReadMap, AgentError> {
         let mut map = self.state.learned()?;
-        map.merge(&of_bundle.map_or_else(|| self.last_read_map(), parse_read_map)?);
+        map.merge(&match of_bundle {
+            Some(text) => parse_read_map(text)?,
+            None => self.last_read_map()?,
+        });
         Ok(map)
     }
 
     fn last_read_map(&self) -> Result<ReadMap, AgentError> {
-        self.state.read_map()?.map_or_else(|| Ok(ReadMap::new()), |text| parse_read_map(&text))
+        Ok(self.state.read_map()?.unwrap_or_default())
     }
 
     /// The same plan from what is true now that the files are in place: processes may have come.
@@ -209,7 +212,15 @@ fn policy_files(outlook: &Outlook<'_>) -> Result<Brought, AgentError> {
     let mut brought = Brought::new();
     for change in &outlook.changes.changes {
         let Some(path) = policy_path(change) else { continue };
-        if let Some(text) = (outlook.contents)(&change.path, MAX_POLICY_LEN as u64 + 1) {
+        let text = (outlook.contents)(&change.path, MAX_POLICY_LEN as u64 + 1);
+        let text = text.map_err(|error| {
+            let message = format!(
+                "cannot read the policy {} that the update brings; nothing was changed",
+                change.path
+            );
+            AgentError::new(ErrorKind::Failed, message).caused_by(error)
+        })?;
+        if let Some(text) = text {
             brought.insert(path, Some(text));
         } else if stays(&change.path) {
             // As it is on disk.

@@ -125,7 +125,7 @@ fn quiet(_: &str) {}
 
 fn prepared(agent: &Agent, staged: &Staged<'_>) -> Prepared {
     let (changes, view) = (staged.changes(), staged.view().expect("staged"));
-    let contents = |path: &ImagePath, most| view.read(path, most).expect("readable");
+    let contents = |path: &ImagePath, most| view.read(path, most);
     let (replaced, settled) = (staged.replaced(), staged.settled());
     let outlook = Outlook {
         changes: &changes,
@@ -191,6 +191,26 @@ fn the_same_update_again_is_unchanged() {
     let again = agent.apply(&bundle, &lab.trusted(), None, &quiet).expect("applied");
     assert_eq!(again.receipt.outcome, Outcome::Unchanged);
     assert_eq!(machine.calls(), calls);
+}
+
+#[test]
+fn damaged_records_of_what_was_do_not_keep_an_update_from_its_end() {
+    let lab = Lab::new();
+    let agent = lab.agent(leak(lab.machine()));
+    for name in ["known.json", "held.json", "edits.json", "unreported.json"] {
+        write(&lab.at("state").join(name), "[{");
+    }
+    let said = Mutex::new(Vec::new());
+    let say = |line: &str| said.lock().expect("not poisoned").push(line.to_owned());
+    let applied = agent.apply(&lab.bundle(), &lab.trusted(), Some(2), &say).expect("applied");
+    assert_eq!(applied.receipt.outcome, Outcome::Done);
+    let said = said.into_inner().expect("not poisoned");
+    assert!(
+        said.iter().any(|line| line.contains("known.json was damaged and is removed")),
+        "{said:?}"
+    );
+    let target = tree(&lab.at("target")).digest();
+    assert_eq!(agent.state().version_of(target).expect("readable").number, Some(2));
 }
 
 #[test]
@@ -522,6 +542,37 @@ fn a_version_whose_policy_is_no_file_is_refused() {
         assert!(error.to_string().contains(POLICY), "{error}");
     }
     assert_eq!(tree(&lab.at("base")), before);
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_is_told_from_one_that_is_no_file() {
+    const POLICY: &str = "usr/lib/vireo/policy.d/10-app.toml";
+    let lab = Lab::new();
+    let agent = lab.agent(leak(lab.machine()));
+    write(&lab.at("target").join(POLICY), "version = 1\n");
+    let changes = ChangeSet::between(&tree(&lab.at("base")), &tree(&lab.at("target")));
+    let unreadable = |_: &ImagePath, _| Err(Root::open(&lab.at("nowhere")).expect_err("not there"));
+    let outlook = Outlook {
+        changes: &changes,
+        replaced: &[],
+        settled: &[],
+        contents: &unreadable,
+        reads: ReadMap::new(),
+        wire_len: 0,
+    };
+    let error = agent.policy_with(Policy::default(), &outlook).expect_err("unreadable");
+    assert_eq!(error.kind(), ErrorKind::Failed);
+    assert!(error.to_string().starts_with("cannot read the policy /usr/lib"), "{error}");
+}
+
+#[test]
+fn a_damaged_stored_read_map_is_named_with_what_mends_it() {
+    let lab = Lab::new();
+    let agent = lab.agent(leak(lab.machine()));
+    write(&lab.at("state/reads.json"), "{");
+    let error = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet).expect_err("damaged");
+    assert_eq!(error.kind(), ErrorKind::State);
+    assert!(error.to_string().contains("reads.json; what is lost: who reads what"), "{error}");
 }
 
 #[test]

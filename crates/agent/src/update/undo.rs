@@ -64,7 +64,7 @@ impl Agent {
         watch.lap("stage");
         let changes = staged.changes();
         let view = staged.view()?;
-        let contents = |path: &ImagePath, most| view.read(path, most).ok().flatten();
+        let contents = |path: &ImagePath, most| view.read(path, most);
         let outlook = Outlook {
             changes: &changes,
             replaced: staged.replaced(),
