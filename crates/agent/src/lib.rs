@@ -10,9 +10,8 @@
 //!
 //! - Files change wholly or not at all, whatever interrupts (`vireo-tree`). What was still to be
 //!   activated is on disk before the files change, so an interrupted activation is resumed.
-//! - No unit is reloaded or restarted that was not running or that the policy holds: `try-` verbs
-//!   alone do that. A unit starts only if the update adds it enabled, and ends only if the update
-//!   removes it.
+//! - No unit is reloaded or restarted that was not running or that the policy holds. What starts a
+//!   unit otherwise is said at [`Services`]; a unit ends for good only if the update removes it.
 //! - Configuration that its own program refuses is not committed. Programs look at a copy of the
 //!   machine's files, in which nothing that they write stays.
 //! - A reload that is not proven, by the inodes that the unit's processes hold, by files that it

@@ -25,8 +25,10 @@ pub(crate) const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The service manager. Real ones: systemd over D-Bus, and `systemctl` where there is no bus.
 ///
-/// Calls return when the work is done, not when it is queued. Nothing here starts a unit that
-/// does not run.
+/// Calls return when the work is done, not when it is queued.
+///
+/// [`Job::Start`] alone starts a unit that does not run, and is asked for only for units that an
+/// update adds enabled, that ran before and went down by the update, or that were stopped for it.
 pub trait Services: Debug + Send + Sync {
     /// Has the manager read its unit files again.
     ///
@@ -42,9 +44,10 @@ pub trait Services: Debug + Send + Sync {
     /// As [`Services::daemon_reload`].
     fn daemon_reexec(&self) -> Result<(), ServiceError>;
 
-    /// Does `job` to those of `units` that run; all jobs are queued before the first is waited
-    /// for, so that the manager can order them. One outcome per unit, in the order of `units`;
-    /// a failure does not stop the rest. A unit that does not run counts as done.
+    /// Does `job` to `units`, to reload, restart or stop to those of them that run; all jobs are
+    /// queued before the first is waited for, so that the manager can order them. One outcome per
+    /// unit, in the order of `units`; a failure does not stop the rest. A unit that does not run and
+    /// is not to start counts as done.
     fn run(&self, job: Job, units: &[Unit]) -> Vec<Result<(), ServiceError>>;
 
     /// Queues a restart of `unit` and does not wait: for the agent's own unit, which ends by it.
@@ -150,16 +153,17 @@ impl<S: Services + ?Sized> Services for &S {
     }
 }
 
-/// What can be done to units that run.
+/// What can be done to units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Job {
     /// They read their configuration again; those that cannot are restarted.
     Reload,
     /// Their processes are replaced.
     Restart,
-    /// They start: new units that are enabled.
+    /// They start, whether or not they ran; see [`Services`] for which.
     Start,
-    /// They end: units that the update removes.
+    /// They end: units that the update removes, and sockets with their services, which start again
+    /// at once.
     Stop,
 }
 

@@ -148,6 +148,10 @@ impl Log {
         let full = self.reads >= MAX_READS;
         let places = match self.units.get_mut(unit) {
             Some(places) => places,
+            None if full => {
+                self.counts.lost += 1;
+                return;
+            }
             None => self.units.entry(unit.clone()).or_default(),
         };
         let place = Place { path, directory };
@@ -285,6 +289,19 @@ mod tests {
         assert_eq!(map.len(), 2, "{map:?}");
         assert!(map.readers_of(&path("/etc/a.conf")).is_some());
         assert_eq!(map.listers_of(&path("/etc/a.d/new.conf")).count(), 1);
+    }
+
+    #[test]
+    fn a_full_log_takes_neither_new_places_nor_new_units() {
+        let (known, new) = (Unit::new("a.service"), Unit::new("b.service"));
+        let mut log = Log::default();
+        log.add(&known, path("/etc/a.conf"), false, Some(Phase::Start), at(11));
+        log.reads = MAX_READS;
+        log.add(&known, path("/etc/a.conf"), false, Some(Phase::Start), at(12));
+        log.add(&known, path("/etc/other"), false, Some(Phase::Start), at(12));
+        log.add(&new, path("/etc/b.conf"), false, Some(Phase::Start), at(12));
+        assert_eq!((log.counts.attributed, log.counts.lost), (4, 2));
+        assert_eq!(log.units.keys().collect::<Vec<_>>(), [&known]);
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub(crate) enum Reader {
 #[derive(Debug)]
 struct Known {
     reader: Reader,
-    /// Whether it may become another's without executing anything.
+    /// Whether it stays that reader's until it executes something; what the manager has just started
+    /// does not.
     settled: bool,
     at: Duration,
 }

@@ -78,7 +78,8 @@ impl<'a> Planner<'a> {
     /// What must happen on the system that `facts` describe for `changes` to take effect.
     ///
     /// The same call serves before the commit, as a prediction, and after it. The order of
-    /// `changes` does not matter. Cost: some look-ups per file, none of which visits all units;
+    /// `changes` does not matter. Cost: some look-ups per file. All units are visited only for a file
+    /// whose rule names units by a pattern, that is to be checked, or that nobody but a package knows;
     /// memory follows the number of files.
     #[must_use]
     pub fn plan(&self, changes: &[ChangedFile], facts: &Facts) -> Plan {

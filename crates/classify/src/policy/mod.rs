@@ -60,7 +60,7 @@ const MAX_SECONDS: u64 = 3600;
 ///     max = "reload"
 ///     reason = "restart it in its window"
 /// "#;
-/// let site = PolicyFile::parse("/etc/vireo/activation.d/50-site.toml", text)?;
+/// let site = PolicyFile::parse("/etc/vireo/policy.d/50-site.toml", text)?;
 /// let policy = Policy::from_layers(&[], &[site])?;
 /// let rule = policy.unit_rule(&Unit::new("postgresql@15-main.service"));
 /// assert_eq!(rule.reload_only.as_deref(), Some("restart it in its window"));
