@@ -13,6 +13,8 @@ use rustix::fs::{
     fstatvfs, futimens, open, statx,
 };
 
+use crate::root::unescape;
+
 /// The access time that says "not read since": the first second of 1970.
 const UNREAD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -39,8 +41,10 @@ pub(crate) fn leaves_trace(mounts: &str, path: &str) -> bool {
     let options = |line: &str| {
         let mut fields = line.split(' ').skip(4);
         let (point, options) = (fields.next()?, fields.next()?);
-        let below = path.strip_prefix(point.trim_end_matches('/'))?;
-        (below.is_empty() || below.starts_with('/')).then(|| (point.len(), options.to_owned()))
+        let point = unescape(point.as_bytes());
+        let below = path.as_bytes().strip_prefix(point.strip_suffix(b"/").unwrap_or(&point))?;
+        let is_below = below.is_empty() || below.starts_with(b"/");
+        is_below.then(|| (point.len(), options.to_owned()))
     };
     // Of two mounts on one point the later is on top.
     let found = mounts.lines().filter_map(options).max_by_key(|(len, _)| *len);
@@ -74,11 +78,16 @@ mod tests {
         let mounts = "1 0 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
             2 1 8:1 /etc /etc ro,relatime master:1 - ext4 /dev/sda1 rw\n\
             3 2 8:1 /etc/redis /etc/redis rw,relatime - ext4 /dev/sda1 rw\n\
-            4 1 8:2 / /srv rw,noatime - ext4 /dev/sda2 rw\n";
+            4 1 8:2 / /srv rw,noatime - ext4 /dev/sda2 rw\n\
+            5 1 8:3 / /opt/two\\040words rw,noatime - ext4 /dev/sda3 rw\n";
         let traced = ["/opt/app.conf", "/etc/redis/redis.conf", "/etcetera"];
         assert!(traced.iter().all(|path| leaves_trace(mounts, path)));
         assert!(!leaves_trace(mounts, "/etc/memcached.conf"));
         assert!(!leaves_trace(mounts, "/srv/www/page"));
+        assert!(
+            !leaves_trace(mounts, "/opt/two words/app.conf"),
+            "the table writes blanks otherwise"
+        );
         assert!(leaves_trace("", "/etc/memcached.conf"), "nothing is known");
     }
 
