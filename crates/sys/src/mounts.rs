@@ -27,6 +27,9 @@ pub fn take_own() -> io::Result<()> {
     Ok(mount_change("/", all)?)
 }
 
+/// The mounts of this process (proc_pid_mountinfo(5)).
+const MOUNT_INFO: &str = "/proc/self/mountinfo";
+
 /// A mount that this process can walk into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
@@ -34,6 +37,12 @@ pub struct Mounted {
     pub point: PathBuf,
     /// What, as it was named when it was mounted: `/dev/loop3`.
     pub source: PathBuf,
+    /// The type of the file system: `ext4`.
+    pub kind: String,
+    /// Its device's major and minor number.
+    pub device: (u32, u32),
+    /// Which of its directories is seen: `/`, unless it is a bind mount of a part.
+    pub root: PathBuf,
 }
 
 /// All mounts in this process's view, in the order in which they were made.
@@ -42,22 +51,33 @@ pub struct Mounted {
 ///
 /// `/proc` is not mounted.
 pub fn list() -> io::Result<Vec<Mounted>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).collect())
+    Ok(parse(&fs::read(MOUNT_INFO)?))
 }
 
-/// One line of `/proc/PID/mountinfo` (proc(5)): the fifth field is the mount point; after a field
-/// `-` come type and source.
-fn parse(line: &[u8]) -> Option<Mounted> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let point = plain(fields.nth(4)?);
+/// The mounts that the text of a mount table names, as [`list`] reads it; what is no line of one is
+/// passed over.
+#[must_use]
+pub fn parse(table: &[u8]) -> Vec<Mounted> {
+    table.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+}
+
+/// One line of proc_pid_mountinfo(5): device, root and mount point are the third to the fifth field;
+/// after a field `-` come type and source.
+fn parse_line(line: &[u8]) -> Option<Mounted> {
+    let mut fields = line.split(|byte| *byte == b' ').skip(2);
+    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let (root, point) = (plain(fields.next()?), plain(fields.next()?));
     fields.find(|field| *field == b"-")?;
-    let source = plain(fields.nth(1)?);
-    Some(Mounted { point, source })
+    let kind = String::from_utf8_lossy(fields.next()?).into_owned();
+    let source = plain(fields.next()?);
+    Some(Mounted { point, source, kind, device, root })
 }
 
-/// The kernel writes blanks, line ends and backslashes as `\` and three octal digits.
-fn plain(field: &[u8]) -> PathBuf {
+/// A field of a mount table or of fstab(5), where blanks, line ends and backslashes are `\` and three
+/// octal digits.
+#[must_use]
+pub fn plain(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
@@ -86,11 +106,12 @@ mod tests {
     #[test]
     fn a_line_gives_point_and_source_with_their_odd_names() {
         let line = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/ro\\134ot rw,errors=continue";
-        let mounted = parse(line).expect("it is a line of the manual page");
+        let [mounted] = &parse(line)[..] else { panic!("it is a line of the manual page") };
         assert_eq!(mounted.point, Path::new("/mnt 2"));
         assert_eq!(mounted.source, Path::new("/dev/ro\\ot"));
-        assert_eq!(parse(b""), None);
-        assert_eq!(parse(b"36 35 98:0 /"), None);
+        assert_eq!((mounted.kind.as_str(), mounted.device), ("ext3", (98, 0)));
+        assert_eq!(mounted.root, Path::new("/mnt1"));
+        assert!(parse(b"\n36 35 98:0 /\n36 35 device / /mnt rw - ext4 /dev/sda rw").is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //!
 //! # Not here
 //!
-//! How images are mounted (`vireo-image`), which services are affected (`vireo-classify`).
+//! How images are mounted (`vireo-image`; [`Machine`] puts what is mounted already together), which services are affected (`vireo-classify`).
 //!
 //! # Example
 //!
@@ -35,10 +35,12 @@ mod error;
 mod fault;
 #[cfg(test)]
 mod faults;
+mod machine;
 mod node;
 mod read;
 mod root;
 
 pub use error::{ErrorKind, Shortage, TreeError};
+pub use machine::{Machine, Other};
 pub use read::{FileStat, Scan, ScanOptions, scan};
 pub use root::Root;

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, fstatvfs, openat, openat2};
 use rustix::io::Errno;
 use vireo_model::ImagePath;
 
@@ -75,30 +75,37 @@ impl Root {
     /// A FAT file system is told by itself: what is on it is read in its normal form
     /// ([`vireo_model::plain`]), and updates keep what belongs to it on the root's file system.
     #[must_use]
-    pub fn with_mount(self, at: ImagePath, fd: OwnedFd) -> Self {
+    pub fn with_mount(mut self, at: ImagePath, fd: OwnedFd) -> Self {
+        self.add_mount(at, fd);
+        self
+    }
+
+    /// As [`Root::with_mount`], in place.
+    pub(crate) fn add_mount(&mut self, at: ImagePath, fd: OwnedFd) {
         // The type has another width and sign on other processors.
         let is_fat = fstatfs(&fd).is_ok_and(|stat| stat.f_type as u32 == MSDOS_SUPER_MAGIC);
-        self.with(at, fd, if is_fat { MountKind::Fat } else { MountKind::Whole })
+        self.add(at, fd, if is_fat { MountKind::Fat } else { MountKind::Whole });
     }
 
     /// As [`Root::with_mount`], for a directory that has the files of a FAT file system and gives them back to it
     /// when they were changed.
     #[must_use]
-    pub fn with_plain_copy(self, at: ImagePath, fd: OwnedFd) -> Self {
-        self.with(at, fd, MountKind::FatCopy)
+    pub fn with_plain_copy(mut self, at: ImagePath, fd: OwnedFd) -> Self {
+        self.add(at, fd, MountKind::FatCopy);
+        self
     }
 
     /// As a FAT file system that is mounted.
     #[cfg(test)]
-    pub(crate) fn with_fat(self, at: ImagePath, fd: OwnedFd) -> Self {
-        self.with(at, fd, MountKind::Fat)
+    pub(crate) fn with_fat(mut self, at: ImagePath, fd: OwnedFd) -> Self {
+        self.add(at, fd, MountKind::Fat);
+        self
     }
 
-    fn with(mut self, at: ImagePath, fd: OwnedFd, kind: MountKind) -> Self {
+    fn add(&mut self, at: ImagePath, fd: OwnedFd, kind: MountKind) {
         self.mounts.retain(|mount| mount.at != at);
         self.mounts.push(Mount { at, fd, kind });
         self.mounts.sort_by(|a, b| a.at.cmp(&b.at));
-        self
     }
 
     /// What messages call it.
@@ -116,6 +123,14 @@ impl Root {
     pub fn plain_mounts(&self) -> impl Iterator<Item = &ImagePath> {
         let plain = self.mounts.iter().filter(|mount| mount.kind != MountKind::Whole);
         plain.map(|mount| &mount.at)
+    }
+
+    /// Where each file system of the tree is, with the number that statfs(2) tells it by, if it tells one; the root's own
+    /// first, in path order. Of ext2, ext3 and ext4 the number comes from the UUID.
+    pub fn file_systems(&self) -> impl Iterator<Item = (ImagePath, Option<u64>)> {
+        let own = std::iter::once((ImagePath::root(), &self.fd));
+        let all = own.chain(self.mounts.iter().map(|mount| (mount.at.clone(), &mount.fd)));
+        all.map(|(at, fd)| (at, fstatvfs(fd).ok().map(|stat| stat.f_fsid).filter(|id| *id != 0)))
     }
 
     /// Opens the regular file `path` for reading, following nothing.

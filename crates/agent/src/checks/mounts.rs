@@ -5,26 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
-
-use crate::root::{Line, unescape};
+use vireo_sys::mounts::{self, Mounted};
 
 /// File systems of which changes can be kept in memory: what they show is files and nothing else.
-const OVERLAID: &[&[u8]] = &[
-    b"ext2",
-    b"ext3",
-    b"ext4",
-    b"xfs",
-    b"btrfs",
-    b"f2fs",
-    b"tmpfs",
-    b"ramfs",
-    b"overlay",
-    b"squashfs",
-    b"erofs",
+const OVERLAID: &[&str] = &[
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs", "overlay", "squashfs",
+    "erofs",
 ];
 
 /// File systems that a look can hang on or set going.
-const LEFT_OUT: &[&[u8]] = &[b"autofs", b"nfs", b"nfs4", b"cifs", b"9p", b"ceph", b"fuse.sshfs"];
+const LEFT_OUT: &[&str] = &["autofs", "nfs", "nfs4", "cifs", "9p", "ceph", "fuse.sshfs"];
 
 /// Which part of the memory that is available the copy may take: one half.
 const MEMORY_SHARE: u64 = 2;
@@ -32,16 +22,14 @@ const MEMORY_SHARE: u64 = 2;
 /// How much memory there is (proc_meminfo(5)).
 const MEMORY_INFO: &str = "/proc/meminfo";
 
-/// The mounts of this process (proc_pid_mountinfo(5)).
-const MOUNT_INFO: &str = "/proc/self/mountinfo";
-
 /// Mounts a copy of everything below `/` at `name` in `scratch`, which has to be a file system in
 /// memory: writable where that leaves no trace, and read-only where it would.
 pub(super) fn copy_root(scratch: &Path, name: &str) -> Result<PathBuf, String> {
     let root = scratch.join(name);
     make_dir(&root)?;
-    let table = fs::read(MOUNT_INFO).map_err(|error| format!("{MOUNT_INFO}: {error}"))?;
-    for (number, (point, kind)) in points(&table, scratch).into_iter().enumerate() {
+    let table =
+        mounts::list().map_err(|error| format!("what is mounted cannot be read: {error}"))?;
+    for (number, (point, kind)) in points(table, scratch).into_iter().enumerate() {
         let to = if point == Path::new("/") {
             root.clone()
         } else {
@@ -52,7 +40,7 @@ pub(super) fn copy_root(scratch: &Path, name: &str) -> Result<PathBuf, String> {
             continue;
         }
         let layers = scratch.join(format!("{name}-{number}"));
-        let overlaid = OVERLAID.contains(&kind.as_slice())
+        let overlaid = OVERLAID.contains(&kind.as_str())
             && point.is_dir()
             && overlay(&point, &to, &layers).is_ok();
         if overlaid {
@@ -88,16 +76,13 @@ fn available(text: &str) -> Option<u64> {
 }
 
 /// Mount points and kinds, each once and those above before those below.
-fn points(table: &[u8], scratch: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let mut found: Vec<(PathBuf, Vec<u8>)> = Vec::new();
-    for line in table.split(|byte| *byte == b'\n').filter_map(Line::parse) {
-        let point = unescape(line.point);
-        let point = PathBuf::from(std::ffi::OsStr::from_bytes(&point));
+fn points(table: Vec<Mounted>, scratch: &Path) -> Vec<(PathBuf, String)> {
+    let mut found: Vec<(PathBuf, String)> = Vec::new();
+    for Mounted { point, kind, .. } in table {
         // The last mount at a place is the one that is seen.
         found.retain(|(other, _)| *other != point);
-        if !point.starts_with(scratch) && !LEFT_OUT.contains(&line.kind) {
-            found.push((point, line.kind.to_vec()));
+        if !point.starts_with(scratch) && !LEFT_OUT.contains(&kind.as_str()) {
+            found.push((point, kind));
         }
     }
     found.sort();
@@ -154,11 +139,9 @@ mod tests {
             25 22 0:31 / /home rw - nfs4 server:/home rw\n\
             26 22 0:32 / /var/lib/vireo/check rw - tmpfs none rw\n\
             27 22 0:33 / /proc rw - proc proc rw\n";
-        let found = points(table, Path::new("/var/lib/vireo/check"));
-        let shown: Vec<String> = found
-            .iter()
-            .map(|(point, kind)| format!("{} {}", point.display(), String::from_utf8_lossy(kind)))
-            .collect();
+        let found = points(mounts::parse(table), Path::new("/var/lib/vireo/check"));
+        let shown: Vec<String> =
+            found.iter().map(|(point, kind)| format!("{} {kind}", point.display())).collect();
         assert_eq!(shown, ["/ ext4", "/proc proc", "/var xfs", "/var/lib tmpfs"]);
     }
 }
