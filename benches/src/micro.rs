@@ -258,7 +258,7 @@ fn scanning(bench: &Bench) -> anyhow::Result<Section> {
     let contestants = vec![
         Contestant::ours("vireo: metadata only, as of a clone", |_| {
             Sample::time(|| {
-                let options = ScanOptions { clone_of: Some(&before) };
+                let options = ScanOptions { clone_of: Some(&before), ..ScanOptions::default() };
                 let found = scan(&root, &Ignore::default(), &options)?;
                 ensure!(
                     found.hashed == 0 && found.tree.digest() == before.tree.digest(),

@@ -111,7 +111,8 @@ impl Cause {
 ///
 /// A path cannot be read.
 pub fn read_tree(root: &Path, ignore: &Ignore) -> Result<Tree, AgentError> {
-    Ok(scan(&open_root(root)?, ignore, &ScanOptions::default())?.tree)
+    let options = ScanOptions { in_use: true, ..ScanOptions::default() };
+    Ok(scan(&open_root(root)?, ignore, &options)?.tree)
 }
 
 impl VerifyReport {

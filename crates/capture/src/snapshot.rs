@@ -87,7 +87,7 @@ pub(crate) fn of_roots<'a>(
 ) -> Result<(Snapshot<'a>, Snapshot<'a>), CaptureError> {
     let before = scan(base, ignore, &ScanOptions::default())?;
     let clone_of = (!paranoid).then_some(&before);
-    let after = scan(target, ignore, &ScanOptions { clone_of })?;
+    let after = scan(target, ignore, &ScanOptions { clone_of, ..ScanOptions::default() })?;
     Ok((Snapshot::of_scan(before, base), Snapshot::of_scan(after, target)))
 }
 

@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::{FileType, Stat, major, minor};
+use rustix::fs::{FileType, Stat, fstat, major, minor};
 use rustix::io::Errno;
 use vireo_model::{DeviceKind, Digest, Hasher, ImagePath, Node, NodeKind, Timestamp};
 
@@ -79,20 +79,37 @@ pub(crate) fn digest(
     name: &[u8],
     path: &ImagePath,
 ) -> Result<Digest, TreeError> {
+    digest_and_stat(root, dir, name, path).map(|(digest, _)| digest)
+}
+
+/// The same, with the metadata that the file had all the time.
+pub(crate) fn digest_and_stat(
+    root: &Root,
+    dir: &Dir,
+    name: &[u8],
+    path: &ImagePath,
+) -> Result<(Digest, Stat), TreeError> {
     let file = dir.open(name).map_err(root.failed("open", path))?;
-    let before = file.metadata().map_err(root.failed("read the metadata of", path))?;
-    let digest = hash(&file, before.len(), before.blocks() * 512 < before.len())
-        .map_err(root.failed("read", path))?;
-    let after = file.metadata().map_err(root.failed("read the metadata of", path))?;
-    let stamp =
-        |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-    if stamp(&before) != stamp(&after) {
-        let place = root.label().display();
-        let message =
-            format!("{path} in {place} changed while it was read; try again when it is quiet");
-        return Err(TreeError::new(ErrorKind::Busy, message));
-    }
-    Ok(digest)
+    let before = fstat(&file).map_err(root.failed("read the metadata of", path))?;
+    let digest =
+        hash(&file, len_of(&before), is_sparse(&before)).map_err(root.failed("read", path))?;
+    let after = fstat(&file).map_err(root.failed("read the metadata of", path))?;
+    if is_same_state(&before, &after) { Ok((digest, before)) } else { Err(changed(root, path)) }
+}
+
+/// Whether a file was not written to between the two. Neither its number is looked at, which FAT gives
+/// anew, nor its blocks, which it may get late.
+pub(crate) fn is_same_state(before: &Stat, after: &Stat) -> bool {
+    let state = |stat: &Stat| (len_of(stat), mtime_of(stat), stat.st_ctime, stat.st_ctime_nsec);
+    state(before) == state(after)
+}
+
+/// `path` is not what it was when reading began.
+pub(crate) fn changed(root: &Root, path: &ImagePath) -> TreeError {
+    let place = root.label().display();
+    let message =
+        format!("{path} in {place} changed while it was read; try again when it is quiet");
+    TreeError::new(ErrorKind::Busy, message)
 }
 
 fn hash(mut file: &File, len: u64, has_holes: bool) -> io::Result<Digest> {

@@ -7,7 +7,10 @@ use rustix::fs::Stat;
 use vireo_model::{Digest, Ignore, ImagePath, Node, Timestamp, Tree};
 
 use crate::dir::Dir;
-use crate::node::{digest, is_dir, is_regular, is_sparse, len_of, mtime_of, node, node_at};
+use crate::node::{
+    changed, digest_and_stat, is_dir, is_regular, is_same_state, is_sparse, len_of, mtime_of, node,
+    node_at,
+};
 use crate::{ErrorKind, Root, TreeError};
 
 /// Deepest directory that is read; deeper ones are refused, so that a hostile image cannot
@@ -28,6 +31,9 @@ pub struct ScanOptions<'a> {
     /// size, modification and change time are the same there is not read, its digest is taken
     /// over. Sound for clones of an image, because the kernel sets the change time itself.
     pub clone_of: Option<&'a Scan>,
+    /// The tree is of a machine at work: a file that was written between its metadata and its content being read
+    /// is taken as it is then. Otherwise it is an error.
+    pub in_use: bool,
 }
 
 /// What reading a tree gave.
@@ -69,6 +75,15 @@ pub struct FileStat {
 /// The first path that cannot be read; `Busy` if a file changes while it is read; `Unsupported`
 /// beyond 8 million nodes or a depth of 512.
 pub fn scan(root: &Root, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, TreeError> {
+    walk(root, ignore, options)?.finish()
+}
+
+/// Reads the metadata.
+fn walk<'a>(
+    root: &'a Root,
+    ignore: &'a Ignore,
+    options: &'a ScanOptions<'a>,
+) -> Result<Walk<'a>, TreeError> {
     let path = ImagePath::root();
     let top = root.dir(&path).map_err(root.failed("open", &path))?;
     let stat = top.stat(b".").map_err(root.failed("read the metadata of", &path))?;
@@ -79,13 +94,24 @@ pub fn scan(root: &Root, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<S
         nodes: Vec::new(),
         jobs: Vec::new(),
         names: HashMap::new(),
+        devices: HashMap::new(),
         dir_times: BTreeMap::new(),
     };
     let node = node(&top, b".", &stat, Digest::of(b"")).map_err(root.failed("read", &path))?;
     walk.nodes.push((path.clone(), node));
     walk.dir_times.insert(path.clone(), mtime_of(&stat));
+    walk.devices.insert(None, stat.st_dev);
     walk.dir(&top, &path, 0)?;
-    walk.finish()
+    Ok(walk)
+}
+
+/// A regular file whose metadata was read.
+struct Job {
+    /// Index into the nodes.
+    index: usize,
+    stat: Stat,
+    /// A digest that is known already.
+    known: Option<Digest>,
 }
 
 struct Walk<'a> {
@@ -93,11 +119,12 @@ struct Walk<'a> {
     ignore: &'a Ignore,
     options: &'a ScanOptions<'a>,
     nodes: Vec<(ImagePath, Node)>,
-    /// Regular files: index into `nodes`, where they stand, and a digest that is known already.
-    jobs: Vec<(usize, FileStat, Option<Digest>)>,
+    jobs: Vec<Job>,
     dir_times: BTreeMap<ImagePath, Timestamp>,
     /// First names of inodes with several.
     names: HashMap<(u64, u64), ImagePath>,
+    /// The device that each part of the tree is on, by where it is; none for the root's own.
+    devices: HashMap<Option<ImagePath>, u64>,
 }
 
 impl Walk<'_> {
@@ -125,6 +152,8 @@ impl Walk<'_> {
             }
             if self.root.is_mount(&child) {
                 let top = self.root.dir(&child).map_err(self.root.failed("open", &child))?;
+                let stat = top.stat(b".").map_err(self.root.failed("look at", &child))?;
+                self.devices.insert(Some(child.clone()), stat.st_dev);
                 self.entry(&top, b".", child, depth)?;
             } else {
                 self.entry(dir, &name, child, depth)?;
@@ -157,10 +186,9 @@ impl Walk<'_> {
         let node = node.map_err(self.root.failed("read", &path))?;
         let is_plain = self.root.is_plain(&path);
         if is_regular(&stat) {
-            let file = file_stat(&stat);
             // FAT has no inode numbers, and times of two seconds.
-            let known = self.known(&path, &file).filter(|_| !is_plain || file.len == 0);
-            self.jobs.push((self.nodes.len(), file, known));
+            let known = self.known(&path, &stat).filter(|_| !is_plain || stat.st_size == 0);
+            self.jobs.push(Job { index: self.nodes.len(), stat, known });
         }
         self.nodes.push((path.clone(), node));
         if is_dir(&stat) {
@@ -174,39 +202,60 @@ impl Walk<'_> {
     }
 
     /// The digest, where the file need not be read.
-    fn known(&self, path: &ImagePath, file: &FileStat) -> Option<Digest> {
+    fn known(&self, path: &ImagePath, stat: &Stat) -> Option<Digest> {
+        let file = file_stat(stat);
         if file.len == 0 {
             return Some(Digest::of(b""));
         }
         let base = self.options.clone_of?;
-        if base.files.get(path) != Some(file) {
+        // What is mounted in a tree and is no part of it is no copy of anything.
+        let device = self.devices.get(&self.root.mount_of(path).cloned());
+        if base.files.get(path) != Some(&file) || device != Some(&stat.st_dev) {
             return None;
         }
         base.tree.get(path)?.content().map(|(_, digest)| digest)
     }
 
     fn finish(self) -> Result<Scan, TreeError> {
-        let Self { root, mut nodes, jobs, dir_times, .. } = self;
-        let digests: Vec<Digest> = jobs
-            .par_iter()
-            .map(|(index, _, known)| match known {
-                Some(digest) => Ok(*digest),
-                None => {
-                    let path = &nodes[*index].0;
-                    let (dir, name) = root.require("read", path)?;
-                    digest(root, &dir, name, path)
-                }
-            })
-            .collect::<Result<_, TreeError>>()?;
+        let Self { root, options, mut nodes, jobs, dir_times, .. } = self;
+        let read = |job: &Job| match job.known {
+            Some(digest) => Ok((digest, None)),
+            None => content(root, &nodes[job.index].0, &job.stat, options.in_use),
+        };
+        let contents: Vec<(Digest, Option<Box<Stat>>)> =
+            jobs.par_iter().map(read).collect::<Result<_, TreeError>>()?;
         let mut files = BTreeMap::new();
         let mut hashed = 0;
-        for ((index, file, known), digest) in jobs.into_iter().zip(digests) {
-            hashed += usize::from(known.is_none());
-            let (path, node) = &mut nodes[index];
-            node.kind = vireo_model::NodeKind::File { len: file.len, content: digest };
+        for (job, (content, moved)) in jobs.into_iter().zip(contents) {
+            hashed += usize::from(job.known.is_none());
+            let (path, node) = &mut nodes[job.index];
+            if let Some(stat) = &moved {
+                let (dir, name) = root.require("read", path)?;
+                let anew = node_at(root, path, (&dir, name), stat, content);
+                *node = anew.map_err(root.failed("read", path))?;
+            }
+            let file = file_stat(&moved.map_or(job.stat, |stat| *stat));
+            node.kind = vireo_model::NodeKind::File { len: file.len, content };
             files.insert(path.clone(), file);
         }
         Ok(Scan { tree: nodes.into_iter().collect(), files, dir_times, hashed })
+    }
+}
+
+/// The digest of the file `path`, whose metadata was `before`; with that which it has now if it was written
+/// since, which it may only if it is `in_use`.
+fn content(
+    root: &Root,
+    path: &ImagePath,
+    before: &Stat,
+    in_use: bool,
+) -> Result<(Digest, Option<Box<Stat>>), TreeError> {
+    let (dir, name) = root.require("read", path)?;
+    let (digest, now) = digest_and_stat(root, &dir, name, path)?;
+    match is_same_state(before, &now) {
+        true => Ok((digest, None)),
+        false if in_use && is_regular(&now) => Ok((digest, Some(Box::new(now)))),
+        false => Err(changed(root, path)),
     }
 }
 
@@ -282,9 +331,32 @@ mod tests {
         let base = read(dir.path(), &ScanOptions::default());
         assert_eq!(base.hashed, 2);
         fs::write(dir.path().join("other"), "3").expect("written");
-        let target = read(dir.path(), &ScanOptions { clone_of: Some(&base) });
+        let target =
+            read(dir.path(), &ScanOptions { clone_of: Some(&base), ..ScanOptions::default() });
         assert_eq!(target.hashed, 1);
         assert_ne!(base.tree.digest(), target.tree.digest());
         assert_eq!(target.tree.digest(), read(dir.path(), &ScanOptions::default()).tree.digest());
+    }
+
+    #[test]
+    fn a_file_that_is_rewritten_between_its_metadata_and_its_content_is_never_read_half() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("f");
+        fs::write(&file, "before").expect("written");
+        let root = Root::open(dir.path()).expect("a directory");
+        let nothing = Ignore::nothing();
+        let rewritten = |in_use, text: &str| {
+            let options = ScanOptions { in_use, ..ScanOptions::default() };
+            let walked = walk(&root, &nothing, &options).expect("readable");
+            fs::write(&file, text).expect("written");
+            walked.finish()
+        };
+        let error = rewritten(false, "behind it").expect_err("it changed");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains("/f in"), "{error}");
+        // Of a machine at work it is what it has become, as a whole.
+        let scan = rewritten(true, "much longer").expect("readable");
+        assert_eq!(scan.tree, read(dir.path(), &ScanOptions::default()).tree);
+        assert_eq!(scan.files[&ImagePath::parse(b"/f").expect("a path")].len, 11);
     }
 }

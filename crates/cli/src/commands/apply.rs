@@ -129,7 +129,7 @@ fn to_dir(dir: &Path, bundle: &Bundle<'_, Verified<'_>>) -> Result<Applied, Fail
         return Err(Failure::refused(message).hint(hint));
     }
     staged.commit().and_then(Committed::finish_for_good)?;
-    let options = ScanOptions { clone_of: Some(&before) };
+    let options = ScanOptions { clone_of: Some(&before), ..ScanOptions::default() };
     let found = scan(&root, bundle.ignore(), &options)?.tree.digest();
     if found != bundle.target() {
         let target = bundle.target();
