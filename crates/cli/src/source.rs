@@ -1,6 +1,7 @@
 //! What can be captured, digested and compared: a directory, or a disk image.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use vireo_capture::Image;
@@ -9,8 +10,9 @@ use vireo_image::{
     Access, DiskImage, ErrorKind, FileSystemKind, Format, ImageError, LeftOut, Mounted,
     RootPartition, Volume, esp_changes,
 };
-use vireo_model::{Ignore, Tree};
-use vireo_tree::{Root, ScanOptions, scan};
+use vireo_model::{Ignore, ImagePath, Tree};
+use vireo_sys::durable::directory_of;
+use vireo_tree::{Machine, Other, Root, ScanOptions, scan};
 
 use crate::Context;
 use crate::exit::Failure;
@@ -60,10 +62,11 @@ impl IgnoreArgs {
     }
 }
 
-/// An open source; an image is mounted for as long as this lives.
+/// An open source; an image is mounted for as long as this lives. A directory has the disk file systems that are
+/// mounted in it, as on the machine that an agent updates.
 #[derive(Debug)]
 pub(crate) enum Source {
-    Dir(Root),
+    Dir(Machine),
     Image(Mounted),
 }
 
@@ -71,7 +74,7 @@ impl Source {
     pub(crate) fn open(path: &Path, partition: RootPartitionArgs) -> Result<Self, Failure> {
         let metadata = fs::metadata(path).map_err(|error| Failure::io("open", path, error))?;
         if metadata.is_dir() {
-            return Ok(Self::Dir(Root::open(path)?));
+            return Ok(Self::Dir(Machine::open(path)?));
         }
         let image = DiskImage::open(path, partition.get())?;
         Ok(Self::Image(image.mount(Access::ReadOnly)?))
@@ -79,7 +82,7 @@ impl Source {
 
     pub(crate) fn root(&self) -> &Root {
         match self {
-            Self::Dir(root) => root,
+            Self::Dir(machine) => machine.root(),
             Self::Image(mounted) => mounted.root(),
         }
     }
@@ -91,12 +94,57 @@ impl Source {
         }
     }
 
-    fn left_out(&self) -> &[LeftOut] {
+    /// Tells what is left out of the tree of `path`.
+    fn check(&self, context: &Context, path: &Path, ignore: &Ignore) -> Result<(), Failure> {
         match self {
-            Self::Dir(_) => &[],
-            Self::Image(mounted) => mounted.left_out(),
+            Self::Dir(machine) => check_others(context, path, machine.others(), ignore),
+            Self::Image(mounted) => {
+                warn_left_out(context, path, mounted.left_out());
+                Ok(())
+            }
         }
     }
+
+    /// Where in the tree of the directory `path` the file `file` is, if it is.
+    fn place_of(&self, path: &Path, file: &Path) -> Option<ImagePath> {
+        let Self::Dir(machine) = self else { return None };
+        let top = fs::canonicalize(path).ok()?;
+        let file = canonical(file)?;
+        let below = file.strip_prefix(top).ok()?.as_os_str().as_bytes();
+        let at = ImagePath::parse(&[b"/".as_slice(), below].concat()).ok()?;
+        let is_hidden = |other: &Other| at.is_within(&other.at) && !other.is_read;
+        (!machine.others().iter().any(is_hidden)).then_some(at)
+    }
+}
+
+/// The name of `file` without symbolic links; of one that is not there yet, its place.
+fn canonical(file: &Path) -> Option<PathBuf> {
+    let place = || Some(fs::canonicalize(directory_of(file)).ok()?.join(file.file_name()?));
+    fs::canonicalize(file).ok().or_else(place)
+}
+
+/// Tells what is mounted in the directory `path` and is no part of its tree. Fails if that would be read as if it
+/// were.
+fn check_others(
+    context: &Context,
+    path: &Path,
+    others: &[Other],
+    ignore: &Ignore,
+) -> Result<(), Failure> {
+    let counts: Vec<&Other> = others.iter().filter(|other| !other.is_left_out(ignore)).collect();
+    if counts.is_empty() {
+        return Ok(());
+    }
+    let place = path.display();
+    let named = named(counts.iter().map(|other| format!("{} ({})", other.at, other.kind)));
+    if counts.iter().any(|other| other.is_read) {
+        let message = format!("{place} has other file systems in it: {named}");
+        return Err(Failure::refused(message).hint(
+            "run it as root, outside of containers: it then reads what they hide; or leave them out with --ignore",
+        ));
+    }
+    context.warn(&format!("{place}: read is what these mounts hide, not what they show: {named}"));
+    Ok(())
 }
 
 /// The numbers of the partitions with FAT among `volumes`, which are the parts of a tree.
@@ -112,7 +160,7 @@ fn warn_left_out(context: &Context, path: &Path, left_out: &[LeftOut]) {
     }
 }
 
-/// Most paths of an EFI system partition that a message names.
+/// Most paths that a message names.
 const MAX_NAMED: usize = 8;
 
 /// What differs between the EFI system partitions of two images that are no parts of their trees; nothing if one is no
@@ -130,18 +178,22 @@ pub(crate) fn esp_difference(
     if changes.is_empty() {
         return Ok(None);
     }
-    let named: Vec<String> = changes.iter().take(MAX_NAMED).map(ToString::to_string).collect();
-    let more = match changes.len().saturating_sub(MAX_NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
+    let named = named(changes.iter().map(ToString::to_string));
     Ok(Some(format!(
         "what {} has on an EFI system partition (vfat) that its /etc/fstab does not mount, and that belongs to no \
-         version for that, differs from {}: {}{more}",
+         version for that, differs from {}: {named}",
         target.display(),
         base.display(),
-        named.join(", ")
     )))
+}
+
+/// A list for a message.
+fn named(mut all: impl ExactSizeIterator<Item = String>) -> String {
+    let first: Vec<String> = all.by_ref().take(MAX_NAMED).collect();
+    match all.len() {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
 }
 
 /// Where digests of images' files are remembered.
@@ -205,13 +257,41 @@ impl CaptureSource {
         }
     }
 
-    /// Tells what is left out of it.
-    pub(crate) fn warn(&self, context: &Context, path: &Path) {
-        let left_out = match self {
-            Self::Root(source) => source.left_out(),
-            Self::Image(image) => image.left_out(),
+    /// Tells what is left out of it, and fails if that cannot be.
+    pub(crate) fn check(
+        &self,
+        context: &Context,
+        path: &Path,
+        ignore: &Ignore,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Root(source) => source.check(context, path, ignore),
+            Self::Image(image) => {
+                warn_left_out(context, path, image.left_out());
+                Ok(())
+            }
+        }
+    }
+
+    /// Fails if the file `file`, which is `what`, would be read as a part of the tree of `path`.
+    pub(crate) fn refuse_inside(
+        &self,
+        path: &Path,
+        (what, file): (&str, &Path),
+        ignore: &Ignore,
+    ) -> Result<(), Failure> {
+        let Self::Root(source) = self else { return Ok(()) };
+        let Some(at) = source.place_of(path, file).filter(|at| !ignore.covers(at)) else {
+            return Ok(());
         };
-        warn_left_out(context, path, left_out);
+        let (file, path) = (file.display(), path.display());
+        Err(Failure::refused(format!(
+            "{what} {file} is {at} in {path}, which is captured: it would travel in the bundle"
+        ))
+        .hint(
+            "keep it out of the directory, in a place that belongs to no version (/run, /tmp), or leave it out with \
+             --ignore",
+        ))
     }
 
     pub(crate) fn source(&self) -> vireo_capture::Source<'_> {
@@ -262,13 +342,20 @@ impl TreeSource {
         }
     }
 
-    /// Tells what is left out of it.
-    pub(crate) fn warn(&self, context: &Context, path: &Path) {
-        let left_out = match self {
-            Self::Root(source) => source.left_out(),
-            Self::Unmounted(disk) => disk.left_out(),
-        };
-        warn_left_out(context, path, left_out);
+    /// Tells what is left out of it, and fails if that cannot be.
+    pub(crate) fn check(
+        &self,
+        context: &Context,
+        path: &Path,
+        ignore: &Ignore,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Root(source) => source.check(context, path, ignore),
+            Self::Unmounted(disk) => {
+                warn_left_out(context, path, disk.left_out());
+                Ok(())
+            }
+        }
     }
 
     pub(crate) fn tree(&self, ignore: &Ignore) -> Result<Tree, Failure> {
@@ -278,5 +365,42 @@ impl TreeSource {
                 Ok(disk.scan(ignore, &unmounted::ScanOptions::default())?.tree)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_or_output_in_a_captured_directory_is_refused_and_one_beside_it_is_not() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("tree/tmp")).expect("made");
+        fs::write(at("tree/key"), "secret").expect("written");
+        fs::write(at("key"), "secret").expect("written");
+        std::os::unix::fs::symlink("tree/key", at("link")).expect("linked");
+        let partition = RootPartitionArgs::default();
+        let source = CaptureSource::open(&at("tree"), partition).expect("opens");
+        let refused = |name: &str, ignore: &Ignore| {
+            let file = at(name);
+            source.refuse_inside(&at("tree"), ("the key", &file), ignore).is_err()
+        };
+        let ignore = Ignore::default();
+        // By any name, and whether it is there already or not.
+        for name in ["tree/key", "link", "tree/new.vireo", "tree/tmp/../new.vireo"] {
+            assert!(refused(name, &ignore), "{name}");
+        }
+        for name in ["key", "new.vireo", "tree/../key", "tree/tmp/key"] {
+            assert!(!refused(name, &ignore), "{name}");
+        }
+        assert!(!refused("tree/key", &Ignore::new(["/key"]).expect("a glob")));
+    }
+
+    #[test]
+    fn a_message_names_the_first_and_counts_the_rest() {
+        let numbers = |count: usize| named((0..count).map(|number| number.to_string()));
+        assert_eq!(numbers(3), "0, 1, 2");
+        assert_eq!(numbers(10), "0, 1, 2, 3, 4, 5, 6, 7 and 2 more");
     }
 }

@@ -19,7 +19,8 @@ use crate::source::{CacheArgs, CaptureSource, IgnoreArgs, RootPartitionArgs, esp
 
 /// Capture what turns one image or directory into another, as a signed bundle
 ///
-/// Neither source is changed. Both may be disk images, raw or qcow2, which are read in place, or directories.
+/// Neither source is changed. Both may be disk images, raw or qcow2, which are read in place, or directories, of which
+/// the disk file systems mounted in them are parts: / is a machine's root as its agent reads it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Image or directory before the change
@@ -93,8 +94,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Done, Failure> {
     let _step = Step::new(context, format!("capturing {}", args.target.display()));
     let base = CaptureSource::open(&args.base, args.partition)?;
     let target = CaptureSource::open(&args.target, args.partition)?;
-    base.warn(context, &args.base);
-    target.warn(context, &args.target);
+    base.check(context, &args.base, &options.ignore)?;
+    target.check(context, &args.target, &options.ignore)?;
+    for (source, path) in [(&base, &args.base), (&target, &args.target)] {
+        for file in [("the key", &*args.key), ("the output", &*args.out)] {
+            source.refuse_inside(path, file, &options.ignore)?;
+        }
+    }
     if !args.without_esp {
         refuse_esp_changes((&args.base, &base.vfat()), (&args.target, &target.vfat()))?;
     }

@@ -66,8 +66,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Difference, Failure>
 fn changes(args: &Args, ignore: &Ignore, context: &Context) -> Result<ChangeSet, Failure> {
     let open = |path: &Path| TreeSource::open(path, args.partition, args.unmounted);
     let (base, target) = (open(&args.base)?, open(&args.target)?);
-    base.warn(context, &args.base);
-    target.warn(context, &args.target);
+    base.check(context, &args.base, ignore)?;
+    target.check(context, &args.target, ignore)?;
     match esp_difference((&args.base, &base.vfat()), (&args.target, &target.vfat())) {
         Ok(None) => {}
         Ok(Some(difference)) => context.warn(&difference),

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Digested, Failure> {
     let ignore = args.ignore.get()?;
     let _step = Step::new(context, format!("reading {}", args.source.display()));
     let source = TreeSource::open(&args.source, args.partition, args.unmounted)?;
-    source.warn(context, &args.source);
+    source.check(context, &args.source, &ignore)?;
     let tree = source.tree(&ignore)?;
     Ok(Digested { digest: tree.digest(), paths: tree.len() })
 }
