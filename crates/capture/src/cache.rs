@@ -10,9 +10,9 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use tempfile::NamedTempFile;
 use vireo_image::unmounted::{Identity, Known};
 use vireo_model::{Digest, Hasher, Ignore};
+use vireo_sys::durable::Unnamed;
 
 /// Most states that are remembered, the ones used last; some MB for a large image each.
 const MAX_STATES: usize = 32;
@@ -103,11 +103,10 @@ impl DigestCache {
 
     fn write(&self, bytes: &[u8], path: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        let mut file = NamedTempFile::new_in(&self.dir)?;
-        file.write_all(bytes)?;
+        let mut file = Unnamed::new(path)?;
+        file.file().write_all(bytes)?;
         // A torn file has a wrong checksum, so that it need not be synced.
-        file.persist(path)?;
-        Ok(())
+        file.publish_unsynced()
     }
 
     fn tree_path(&self, identity: &Identity, ignore: &Ignore) -> PathBuf {

@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io::{self, Read};
 
 use vireo_delta::merge::{is_mergeable, may_be_mergeable};
 use vireo_delta::{BundleWriter, Effort, Pair, Side};
-use vireo_model::{Change, ChangeKind, ChangeSet, Digest, ImagePath, Node};
+use vireo_model::{Change, ChangeKind, ChangeSet, Digest, Hasher, ImagePath, Node};
 
 use crate::CaptureError;
 use crate::ancestors::Ancestors;
@@ -31,7 +32,7 @@ pub(crate) fn encode_mergeable(
                 continue;
             }
             let place = || side.files.place(&change.path);
-            let text = side.files.read(&change.path, len);
+            let text = side.content(&change.path);
             let text = text.map_err(|error| CaptureError::read(&place(), error))?;
             if is_mergeable(&change.path, &text) {
                 writer
@@ -80,8 +81,8 @@ pub(crate) fn encode(
         index(base, changes, writer)?;
     }
     let read = |pair: &Pair, side: Side| match (side, &pair.ancestor) {
-        (Side::Base, Some((path, len))) => base.files.read(path, *len),
-        _ => target.files.read(seen[&pair.digest], pair.len),
+        (Side::Base, Some((path, _))) => base.content(path),
+        _ => target.content(seen[&pair.digest]),
     };
     writer
         .encode_pairs(&pairs, read)
@@ -125,15 +126,129 @@ fn index(
 ) -> Result<(), CaptureError> {
     for change in &changes.changes {
         let content = change.before.as_ref().and_then(Node::content);
-        if content.is_some() && matches!(change.kind(), ChangeKind::Modified | ChangeKind::Removed)
+        if let Some((len, digest)) = content
+            && matches!(change.kind(), ChangeKind::Modified | ChangeKind::Removed)
         {
             let place = || base.files.place(&change.path);
             let file = base.files.open(&change.path);
             let file = file.map_err(|error| CaptureError::read(&place(), error))?;
+            // A byte more than expected shows that the file grew.
+            let mut file =
+                Hashed { inner: file.take(len.saturating_add(1)), hasher: Hasher::new() };
             writer
-                .index_base(&change.path, file)
+                .index_base(&change.path, &mut file)
                 .map_err(|error| CaptureError::delta("read", &place(), error))?;
+            if file.hasher.finish() != digest {
+                return Err(CaptureError::busy(base.changed(&change.path)));
+            }
         }
     }
     Ok(())
+}
+
+/// What is read, with its digest.
+struct Hashed<R> {
+    inner: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        self.hasher.update(buffer.get(..len).unwrap_or_default());
+        Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::{Path, PathBuf};
+
+    use vireo_delta::SecretKey;
+    use vireo_model::{NodeKind, Tree};
+
+    use super::*;
+    use crate::snapshot::Files;
+    use crate::{CaptureOptions, ErrorKind};
+
+    /// A tree in memory that was read, and what its files have become since.
+    struct Stub {
+        label: PathBuf,
+        files: BTreeMap<ImagePath, Vec<u8>>,
+    }
+
+    impl Files for Stub {
+        fn label(&self) -> &Path {
+            &self.label
+        }
+
+        fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>> {
+            Ok(Box::new(&self.files[path][..]))
+        }
+
+        fn read_at(&self, _: &ImagePath, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn check_settled(&self) -> Result<(), CaptureError> {
+            Ok(())
+        }
+    }
+
+    fn path(name: &str) -> ImagePath {
+        ImagePath::parse(name.as_bytes()).expect("a valid path")
+    }
+
+    /// Files with what they were when the tree was read, and what they are now.
+    fn snapshot(label: &str, files: &[(&str, &[u8], &[u8])]) -> Snapshot<'static> {
+        let node = |content: &[u8]| {
+            let kind = NodeKind::File { len: content.len() as u64, content: Digest::of(content) };
+            Node::new(kind, 0o644)
+        };
+        let mut tree: Tree =
+            files.iter().map(|(name, before, _)| (path(name), node(before))).collect();
+        tree.insert(ImagePath::root(), Node::new(NodeKind::Dir, 0o755));
+        let now = files.iter().map(|(name, _, now)| (path(name), now.to_vec()));
+        Snapshot {
+            tree,
+            sparse: BTreeSet::new(),
+            dir_times: BTreeMap::new(),
+            hashed: 0,
+            plain: Vec::new(),
+            files: Box::new(Stub { label: label.into(), files: now.collect() }),
+        }
+    }
+
+    #[test]
+    fn a_base_that_changes_after_its_tree_was_read_is_an_error_with_the_path() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let out = dir.path().join("out.vireo");
+        let key = SecretKey::generate().expect("random bytes");
+        let (text, later) = ([b'x'; 5000], [b'y'; 5000]);
+        let [edited, moved] = [[&text[..], b"more"].concat(), [b"new", &text[..]].concat()];
+        let capture = |now: &[u8], target: &str, content: &[u8]| {
+            let base = snapshot("/base", &[("/f", &text, now), ("/other", b"same", b"same")]);
+            let target =
+                snapshot("/target", &[(target, content, content), ("/other", b"same", b"same")]);
+            crate::write(&base, &target, &CaptureOptions::default(), &key, &out)
+        };
+        // As the ancestor of what has its name, and for its chunks; grown, too.
+        let grown = [&text[..], b"tail"].concat();
+        for now in [&later[..], &grown] {
+            for (target, content) in [("/f", &edited), ("/quite-another", &moved)] {
+                let error = capture(now, target, content).expect_err("the base changed");
+                assert_eq!(error.kind(), ErrorKind::Busy, "{target}");
+                let mut text = error.to_string();
+                if let Some(cause) = std::error::Error::source(&error) {
+                    text += &cause.to_string();
+                    text += &cause.source().map(ToString::to_string).unwrap_or_default();
+                }
+                assert!(text.contains("/base/f changed"), "{text}");
+                let left = std::fs::read_dir(dir.path()).expect("readable").count();
+                assert_eq!(left, 0, "nothing is written");
+            }
+        }
+        capture(&text, "/f", &edited).expect("it is as it was");
+    }
 }

@@ -49,7 +49,8 @@ impl CaptureError {
 
     pub(crate) fn read(path: &Path, source: io::Error) -> Self {
         let message = format!("cannot read {}", path.display());
-        Self { kind: ErrorKind::Read, message, source: Some(source.into()) }
+        let kind = if is_busy(&source) { ErrorKind::Busy } else { ErrorKind::Read };
+        Self { kind, message, source: Some(source.into()) }
     }
 
     pub(crate) fn io(step: &str, path: &Path, source: io::Error) -> Self {
@@ -89,10 +90,15 @@ impl CaptureError {
             vireo_delta::ErrorKind::Corrupt => ErrorKind::Refused,
             // The spool beside the output, too, grows while sources are read.
             _ if cause.is_some_and(is_no_space) => ErrorKind::NoSpace,
+            _ if cause.is_some_and(is_busy) => ErrorKind::Busy,
             _ if step == "write" => ErrorKind::Write,
             _ => ErrorKind::Read,
         };
-        let message = format!("cannot {step} {}", path.display());
+        let message = match kind {
+            // The cause names the file, which may be another's.
+            ErrorKind::Busy => "cannot capture".to_owned(),
+            _ => format!("cannot {step} {}", path.display()),
+        };
         Self { kind, message, source: Some(source.into()) }
     }
 
@@ -101,6 +107,10 @@ impl CaptureError {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy
 }
 
 fn is_no_space(error: &io::Error) -> bool {

@@ -8,14 +8,15 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use vireo_image::unmounted::{
-    self, Content, Disk, FileState, Known, Scan, ScanOptions, Unfinished,
+    self, Content, Disk, FileState, Identity, Known, RACY_SECS, Scan, ScanOptions, Unfinished,
 };
 use vireo_image::{FileSystemKind, ImageError, RootPartition, Volume};
 use vireo_model::{Digest, Ignore, ImagePath};
+use vireo_tree::{FileStat, Root};
 
 use crate::CaptureError;
 use crate::cache::{DigestCache, KnownTree};
-use crate::snapshot::{Files, Snapshot};
+use crate::snapshot::{self, Files, Snapshot};
 
 /// A disk image that is read in place: without a mount, without rights, without writing.
 #[derive(Debug)]
@@ -78,6 +79,11 @@ impl Image {
         self.disk.volumes()
     }
 
+    /// Whether the file systems of both say that they are the same, in the same state.
+    pub(crate) fn is_in_state_of(&self, other: &Self) -> bool {
+        self.disk.identities().eq(other.disk.identities())
+    }
+
     fn check_settled(&self) -> Result<(), CaptureError> {
         let path = &self.path;
         let found = fs::metadata(path).map_err(|error| CaptureError::read(path, error))?;
@@ -117,19 +123,71 @@ pub(crate) fn of_images<'a>(
     // What was read while somebody wrote must not be remembered.
     base.check_settled()?;
     target.check_settled()?;
-    let forgotten = cache.and_then(|cache| {
-        let put = |scan: &Scan| {
-            // Nothing that is remembered was read, so nothing is new.
-            if scan.hashed == scan.plain_files.len()
-                && scan.identities.iter().all(|identity| cache.has(identity))
-            {
-                return Ok(());
-            }
-            scan.known().iter().try_for_each(|known| cache.put(known))
-        };
-        put(&before).and_then(|()| put(&after)).err()
-    });
+    // Of a state that both are in, the base's files count: where the target's differ, nothing shows it.
+    let both = |cache: &DigestCache| {
+        remember(cache, &before, &[]).and_then(|()| remember(cache, &after, &before.identities))
+    };
+    let forgotten = cache.and_then(|cache| both(cache).err());
     Ok(Sides { base: snapshot(base, before), target: snapshot(target, after), forgotten })
+}
+
+/// Remembers the digests of what was read, but for file systems in a state that `without` has.
+fn remember(cache: &DigestCache, scan: &Scan, without: &[Identity]) -> io::Result<()> {
+    // Nothing that is remembered was read, so nothing is new.
+    if scan.hashed == scan.plain_files.len()
+        && scan.identities.iter().all(|identity| cache.has(identity))
+    {
+        return Ok(());
+    }
+    let known = scan.known();
+    let mut new = known.iter().filter(|known| !without.contains(known.identity()));
+    new.try_for_each(|known| cache.put(known))
+}
+
+/// Reads an image, and a directory that may be the root of a machine launched from it: what the image's metadata
+/// shows to be unchanged there is not read.
+pub(crate) fn of_image_and_machine<'a>(
+    base: &'a Image,
+    target: &'a Root,
+    ignore: &Ignore,
+    cache: Option<&DigestCache>,
+) -> Result<Sides<'a>, CaptureError> {
+    let before = scan(base, ignore, &remembered(base, cache))?;
+    base.check_settled()?;
+    let forgotten = cache.and_then(|cache| remember(cache, &before, &[]).err());
+    let seen = seen_in(&before, target);
+    let target = snapshot::of_copy(target, ignore, &seen)?;
+    Ok(Sides { base: snapshot(base, before), target, forgotten })
+}
+
+/// What the files of an image look like in `root`, as far as that has them on copies of the image's file systems
+/// and equal metadata proves equal content: as between two images, but for where the blocks are, which a mounted
+/// file system does not tell.
+fn seen_in(scan: &Scan, root: &Root) -> vireo_tree::Scan {
+    let systems: Vec<(ImagePath, Option<u64>)> = root.file_systems().collect();
+    let holder = |path: &ImagePath| {
+        // In path order the innermost comes last.
+        systems.iter().rev().find(|(at, _)| path.is_within(at)).and_then(|(_, id)| *id)
+    };
+    let mut files = BTreeMap::new();
+    for (identity, states) in scan.identities.iter().zip(&scan.files) {
+        let id = Some(fsid(&identity.uuid)).filter(|_| !identity.replayed);
+        let until = identity.written.secs.saturating_sub(RACY_SECS);
+        let same = states
+            .iter()
+            .filter(|(path, state)| state.ctime.secs < until && id.is_some() && holder(path) == id);
+        files.extend(same.map(|(path, state)| {
+            let FileState { ino, len, mtime, ctime, sparse, .. } = *state;
+            (path.clone(), FileStat { ino: u64::from(ino), len, mtime, ctime, sparse })
+        }));
+    }
+    vireo_tree::Scan { tree: scan.tree.clone(), files, ..vireo_tree::Scan::default() }
+}
+
+/// The number that statfs(2) gives of an ext file system with this UUID.
+fn fsid(uuid: &[u8; 16]) -> u64 {
+    let whole = u128::from_le_bytes(*uuid);
+    (whole as u64) ^ ((whole >> 64) as u64)
 }
 
 /// The tree of both, if the metadata shows that they have the same one, and it is remembered. Nothing else

@@ -3,7 +3,8 @@
 //! # Guarantees
 //!
 //! - The bundle, applied to the base, gives a tree with the target's digest.
-//! - The output appears under its name complete and durable, or not at all.
+//! - The output appears under its name complete and durable, or not at all; until then it has no name, so that
+//!   nothing is left of a capture that is killed ([`vireo_sys::durable::Unnamed`]).
 //! - A file that changes while it is captured is an error, never a wrong bundle.
 //!
 //! # What is trusted
@@ -14,7 +15,8 @@
 //! this base, or from what was the target, costs a walk over two inode tables and reading what
 //! changed. The base's tree digest is remembered, too, with a digest of its inodes: where no inode differs,
 //! nothing but the inode tables is read. What metadata proves, and what it cannot (`dd` into an image, `debugfs`), says
-//! [`vireo_image::unmounted`]; with [`CaptureOptions::paranoid`] everything is read. A digest remembered
+//! [`vireo_image::unmounted`]; a machine's root is compared with the image that it was launched from in the same way
+//! ([`capture_mixed`]). With [`CaptureOptions::paranoid`] everything is read. A digest remembered
 //! wrongly does no harm unseen: it is part of the base's digest, and whoever applies the bundle has a
 //! base with another one, and refuses.
 //!
@@ -55,10 +57,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use tempfile::NamedTempFile;
 use vireo_delta::{BundleWriter, Effort, Finished, Permits, SecretKey, Statement, permits_needed};
 use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, ImagePath, Timestamp};
-use vireo_sys::durable::{directory_of, sync_dir};
+use vireo_sys::durable::{Unnamed, directory_of};
 use vireo_tree::Root;
 
 pub use base::Base;
@@ -66,7 +67,11 @@ pub use cache::DigestCache;
 use cache::KnownTree;
 pub use error::{CaptureError, ErrorKind};
 pub use image::Image;
+use image::Sides;
 use snapshot::Snapshot;
+
+/// Permissions of a bundle: it is signed, not secret.
+pub const BUNDLE_MODE: u32 = 0o644;
 
 /// How a bundle is captured.
 #[derive(Clone, Debug, Default)]
@@ -177,8 +182,10 @@ pub fn capture_images(
         for (image, digest, tree) in
             [(base, captured.base, before), (target, captured.target, after)]
         {
-            // That tree is not the image's own then.
-            if options.without_esp && std::ptr::eq(image, target) {
+            // With the base's files on FAT that tree is not the image's own; and what its state does not tell from
+            // the base's must not be taken for that.
+            let is_told = !options.without_esp && !target.is_in_state_of(base);
+            if std::ptr::eq(image, target) && !is_told {
                 continue;
             }
             let known = (digest, tree.len() as u64);
@@ -188,7 +195,11 @@ pub fn capture_images(
     Ok(Captured { not_remembered: sides.forgotten, ..captured })
 }
 
-/// The same for an image and a directory, in either order, both read whole.
+/// The same for an image and a directory, in either order.
+///
+/// A directory after an image may be the root of a machine that was launched from it: of file systems with the
+/// image's UUIDs those files are not read that have the image's inode numbers, lengths and times, of which the
+/// kernel sets one itself. With [`CaptureOptions::paranoid`], and in the other order, both are read whole.
 ///
 /// # Errors
 ///
@@ -197,14 +208,22 @@ pub fn capture_mixed(
     base: Source<'_>,
     target: Source<'_>,
     options: &CaptureOptions,
+    cache: Option<&DigestCache>,
     key: &SecretKey,
     out: &Path,
 ) -> Result<Captured, CaptureError> {
-    let (base, mut target) = (base.read(&options.ignore)?, target.read(&options.ignore)?);
+    let ignore = &options.ignore;
+    let mut sides = match (base, target) {
+        (Source::Image(base), Source::Root(target)) if !options.paranoid => {
+            image::of_image_and_machine(base, target, ignore, cache)?
+        }
+        _ => Sides { base: base.read(ignore)?, target: target.read(ignore)?, forgotten: None },
+    };
     if options.without_esp {
-        target.keep_plain(&base);
+        sides.target.keep_plain(&sides.base);
     }
-    write(&base, &target, options, key, out)
+    let captured = write(&sides.base, &sides.target, options, key, out)?;
+    Ok(Captured { not_remembered: sides.forgotten, ..captured })
 }
 
 /// What [`capture_mixed`] takes.
@@ -250,7 +269,7 @@ fn write(
     let (file, finished) = finish(writer, &changes, base_paths, options, key, out)?;
     base.files.check_settled()?;
     target.files.check_settled()?;
-    publish(file, out).map_err(|error| CaptureError::io("write", out, error))?;
+    file.publish(BUNDLE_MODE).map_err(|error| CaptureError::io("write", out, error))?;
 
     let count = |kind| changes.changes.iter().filter(|change| change.kind() == kind).count();
     Ok(Captured {
@@ -280,7 +299,7 @@ fn write_unchanged(
 ) -> Result<Captured, CaptureError> {
     let changes = ChangeSet { base: tree.digest, target: tree.digest, changes: Vec::new() };
     let (file, finished) = finish(writer(options, out)?, &changes, tree.paths, options, key, out)?;
-    publish(file, out).map_err(|error| CaptureError::io("write", out, error))?;
+    file.publish(BUNDLE_MODE).map_err(|error| CaptureError::io("write", out, error))?;
     Ok(Captured {
         base: changes.base,
         target: changes.target,
@@ -317,13 +336,13 @@ fn finish(
     options: &CaptureOptions,
     key: &SecretKey,
     out: &Path,
-) -> Result<(NamedTempFile, Finished), CaptureError> {
-    let file = NamedTempFile::new_in(directory_of(out));
+) -> Result<(Unnamed, Finished), CaptureError> {
+    let file = Unnamed::new(out);
     let mut file = file.map_err(|error| CaptureError::io("write", out, error))?;
     let statement =
         Statement { changes, ignore: &options.ignore, permits: options.permits, base_paths };
     let finished = writer
-        .finish(&statement, key, std::io::BufWriter::new(file.as_file_mut()))
+        .finish(&statement, key, std::io::BufWriter::new(file.file()))
         .map_err(|error| CaptureError::delta("write", out, error))?;
     Ok((file, finished))
 }
@@ -345,13 +364,4 @@ fn dir_times(
         |path: &ImagePath, time| touched.contains(path) || before.dir_times.get(path) != Some(time);
     let times = after.dir_times.iter().filter(|(path, time)| moved(path, *time));
     times.map(|(path, time)| (path.clone(), *time)).collect()
-}
-
-/// The bytes first, then the name.
-fn publish(file: NamedTempFile, out: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(out)?;
-    sync_dir(directory_of(out))
 }

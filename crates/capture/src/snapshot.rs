@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use vireo_model::{Ignore, ImagePath, Timestamp, Tree};
+use vireo_model::{Digest, Ignore, ImagePath, Node, Timestamp, Tree};
 use vireo_tree::{Root, Scan, ScanOptions, scan};
 
 use crate::CaptureError;
@@ -65,6 +65,28 @@ impl<'a> Snapshot<'a> {
         }
     }
 
+    /// The whole content of the regular file `path`, of which nothing has changed since the tree was read: whoever
+    /// has the tree has these bytes.
+    pub(crate) fn content(&self, path: &ImagePath) -> io::Result<Vec<u8>> {
+        let node = self.tree.get(path).and_then(Node::content);
+        let (len, expected) = node.ok_or(io::ErrorKind::NotFound)?;
+        let content = self.files.read(path, len)?;
+        if Digest::of(&content) == expected {
+            return Ok(content);
+        }
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, self.changed(path)))
+    }
+
+    /// What is said of a file that is not what the tree says any more.
+    pub(crate) fn changed(&self, path: &ImagePath) -> String {
+        let place = self.files.place(path);
+        format!(
+            "{} changed while it was captured: stop what writes it, or capture a copy; with --paranoid no remembered \
+             digest is believed",
+            place.display()
+        )
+    }
+
     /// Has on FAT what `base` has there.
     pub(crate) fn keep_plain(&mut self, base: &Snapshot<'_>) {
         let places: Vec<&ImagePath> = base.plain.iter().chain(&self.plain).collect();
@@ -94,6 +116,16 @@ pub(crate) fn of_roots<'a>(
 /// Reads one directory, every file of it.
 pub(crate) fn of_root<'a>(root: &'a Root, ignore: &Ignore) -> Result<Snapshot<'a>, CaptureError> {
     Ok(Snapshot::of_scan(scan(root, ignore, &ScanOptions::default())?, root))
+}
+
+/// Reads one directory, but for the files that are there as `seen` has them.
+pub(crate) fn of_copy<'a>(
+    root: &'a Root,
+    ignore: &Ignore,
+    seen: &Scan,
+) -> Result<Snapshot<'a>, CaptureError> {
+    let options = ScanOptions { clone_of: Some(seen), ..ScanOptions::default() };
+    Ok(Snapshot::of_scan(scan(root, ignore, &options)?, root))
 }
 
 impl Files for &Root {

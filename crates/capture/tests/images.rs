@@ -2,6 +2,7 @@
 //! the change alone once digests are remembered. mke2fs and debugfs (e2fsprogs) make the images.
 
 use std::fs;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -13,6 +14,10 @@ use vireo_capture::{
 };
 use vireo_delta::SecretKey;
 use vireo_image::RootPartition;
+use vireo_image::unmounted::{self, Unfinished};
+use vireo_model::Ignore;
+use vireo_sys::detached;
+use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_tree::Root;
 
 /// What mke2fs and debugfs take for now: long after the files were made, so that no file's time lies
@@ -169,7 +174,7 @@ fn images_of_which_nothing_changed_give_the_same_bundle_with_and_without_a_cache
         assert_eq!(read(&place.path("out.vireo")), bundle);
     }
     // Another ignore list means another tree.
-    let ignore = vireo_model::Ignore::new(["/d3"]).expect("a glob");
+    let ignore = Ignore::new(["/d3"]).expect("a glob");
     let options = CaptureOptions { ignore, ..CaptureOptions::default() };
     let (base, copy) = (place.open("base.img"), place.open("copy.img"));
     let (key, out) = (&place.key, place.path("less.vireo"));
@@ -212,6 +217,54 @@ fn an_image_that_is_written_while_it_is_captured_is_refused() {
 }
 
 #[test]
+fn only_paranoid_finds_what_was_written_behind_the_back_of_the_file_system() {
+    let place = Place::new();
+    place.tree("tree");
+    place.image("tree", "base.img");
+    fs::copy(place.path("base.img"), place.path("target.img")).expect("copied");
+    let cache = DigestCache::new(place.path("cache"));
+    let first = place.capture("base.img", "target.img", Some(&cache));
+    // A byte of a data block of /d3/f52.
+    let mut bytes = read(&place.path("target.img"));
+    let line = b"\n52 300\n";
+    let at = bytes.windows(line.len()).position(|found| found == line).expect("its text");
+    bytes[at + 1] = b'X';
+    fs::write(place.path("target.img"), bytes).expect("written");
+
+    let open = |name: &str| place.open(name);
+    let capture = |paranoid| {
+        let options = CaptureOptions { paranoid, ..CaptureOptions::default() };
+        let out = place.path("out.vireo");
+        capture_images(
+            &open("base.img"),
+            &open("target.img"),
+            &options,
+            Some(&cache),
+            &place.key,
+            &out,
+        )
+        .expect("captured")
+    };
+    let diff = |paranoid| {
+        let disk = |name: &str| {
+            unmounted::open(&place.path(name), RootPartition::Find, Unfinished::Refuse)
+                .expect("an image")
+        };
+        let (base, target) = (disk("base.img"), disk("target.img"));
+        let compared = unmounted::compare(&base, &target, &Ignore::default(), paranoid);
+        let changes = compared.expect("compared").changes.changes;
+        changes.iter().map(|change| change.path.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!((capture(false).modified, diff(false)), (0, vec![]));
+    assert_eq!((capture(true).modified, diff(true)), (1, vec!["/d3/f52".to_owned()]));
+    // What it found is not remembered of the base, which is in the same state.
+    let after = capture(false);
+    assert_eq!((after.base, after.modified), (first.base, 0));
+    let again = place.capture("base.img", "base.img", Some(&cache));
+    assert_eq!(again.base, first.base);
+}
+
+#[test]
 fn an_image_and_a_directory_can_be_compared() {
     let place = Place::new();
     place.tree("tree");
@@ -225,6 +278,7 @@ fn an_image_and_a_directory_can_be_compared() {
         Source::Root(&root),
         Source::Image(&image),
         &options,
+        None,
         &place.key,
         &out("same.vireo"),
     )
@@ -234,6 +288,7 @@ fn an_image_and_a_directory_can_be_compared() {
         Source::Root(&root),
         Source::Image(&edited),
         &options,
+        None,
         &place.key,
         &out("mixed.vireo"),
     )
@@ -242,4 +297,62 @@ fn an_image_and_a_directory_can_be_compared() {
     // Two directories: nothing changed.
     let none = capture(&root, &root, &options, &place.key, &out("none.vireo")).expect("captured");
     assert_eq!(none.modified + none.added + none.removed + none.metadata, 0);
+}
+
+/// An image as the root of a machine: mounted and written to by the kernel.
+struct Machine {
+    top: OwnedFd,
+    _device: LoopDevice,
+}
+
+impl Machine {
+    fn of(image: &Path) -> Self {
+        let file = fs::OpenOptions::new().read(true).write(true).open(image).expect("opens");
+        let window = Window { offset: 0, len: 0, read_only: false };
+        let device = LoopDevice::attach(&file, window).expect("run this test as root");
+        let top = detached::mount(device.path(), "ext4", false).expect("mounted");
+        Self { top, _device: device }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let file = format!("/proc/self/fd/{}/{name}", self.top.as_raw_fd());
+        fs::write(file, text).expect("written");
+    }
+
+    fn root(&self) -> Root {
+        Root::from_fd(self.top.try_clone().expect("a handle"), PathBuf::from("/machine"))
+    }
+}
+
+#[test]
+fn root_of_a_machine_that_runs_from_the_image_what_changed_is_read() {
+    let place = Place::new();
+    place.tree("tree");
+    place.image("tree", "base.img");
+    fs::copy(place.path("base.img"), place.path("machine.img")).expect("copied");
+    let machine = Machine::of(&place.path("machine.img"));
+    machine.write("d3/f52", "edited in place\n");
+    machine.write("new", "new\n");
+    let cache = DigestCache::new(place.path("cache"));
+    let capture = |base: &str, paranoid| {
+        let options = CaptureOptions { paranoid, ..CaptureOptions::default() };
+        let (base, root, out) = (place.open(base), machine.root(), place.path("out.vireo"));
+        let (base, target) = (Source::Image(&base), Source::Root(&root));
+        capture_mixed(base, target, &options, Some(&cache), &place.key, &out).expect("captured")
+    };
+    let whole = capture("base.img", true);
+    assert_eq!((whole.modified, whole.added), (1, 1));
+    assert!(whole.hashed > 90, "{}", whole.hashed);
+    let bundle = read(&place.path("out.vireo"));
+    // The second time nothing of the base is read either.
+    for base_hashed in [whole.base_hashed, 0] {
+        let captured = capture("base.img", false);
+        assert_eq!((captured.base, captured.target), (whole.base, whole.target));
+        assert_eq!((captured.hashed, captured.base_hashed), (2, base_hashed));
+        assert_eq!(read(&place.path("out.vireo")), bundle);
+    }
+    // An image with the same files and another UUID says nothing of this one.
+    place.image("tree", "other.img");
+    let other = capture("other.img", false);
+    assert_eq!((other.target, other.hashed), (whole.target, whole.hashed));
 }

@@ -24,7 +24,7 @@ mod scan;
 use std::path::{Path, PathBuf};
 
 use vireo_ext4::{Ext4Error, InodeKind};
-pub use vireo_ext4::{FileState, Identity, Known, Reader, Unfinished};
+pub use vireo_ext4::{FileState, Identity, Known, RACY_SECS, Reader, Unfinished};
 use vireo_model::{Digest, Hasher, Ignore, ImagePath, Tree};
 
 use crate::bytes::Bytes;

@@ -1,16 +1,15 @@
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde::Serialize;
-use tempfile::NamedTempFile;
-use vireo_capture::{Base, DigestCache};
+use vireo_capture::{BUNDLE_MODE, Base, DigestCache};
 use vireo_delta::{
     Bundle, DeltaError, Derive, Effort, Finished, Permits, SecretKey, TrustedKeys, compose, reverse,
 };
 use vireo_model::Digest;
-use vireo_sys::durable::{directory_of, sync_dir};
+use vireo_sys::durable::{Unnamed, directory_of};
 
 use super::{bytes, public_keys, secret_key};
 use crate::Context;
@@ -160,15 +159,14 @@ impl DeriveArgs {
         work: impl FnOnce(File, &mut dyn std::io::Write) -> Result<Finished, DeltaError>,
     ) -> Result<Finished, Failure> {
         let failed = |error| Failure::io("write", &self.out, error);
-        let dir = directory_of(&self.out);
-        let spool = tempfile::tempfile_in(dir).map_err(failed)?;
-        let mut file = NamedTempFile::new_in(dir).map_err(failed)?;
-        let mut writer = BufWriter::new(file.as_file_mut());
+        let spool = tempfile::tempfile_in(directory_of(&self.out)).map_err(failed)?;
+        let mut file = Unnamed::new(&self.out).map_err(failed)?;
+        let mut writer = BufWriter::new(file.file());
         let finished =
             work(spool, &mut writer).map_err(|error| Failure::bundle(&self.out, error))?;
         writer.flush().map_err(failed)?;
         drop(writer);
-        publish(file, &self.out).map_err(failed)?;
+        file.publish(BUNDLE_MODE).map_err(failed)?;
         Ok(finished)
     }
 
@@ -176,15 +174,6 @@ impl DeriveArgs {
         let (bundle, file) = (finished.digest, self.out.clone());
         Done { bundle, file, base, target, wire_bytes: finished.wire_len }
     }
-}
-
-/// The bytes first, then the name.
-fn publish(file: NamedTempFile, out: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(out)?;
-    sync_dir(directory_of(out))
 }
 
 fn map(path: &Path) -> Result<vireo_sys::Mapped, Failure> {

@@ -136,15 +136,16 @@ fn capture(
     options: &CaptureOptions,
     key: &SecretKey,
 ) -> Result<Captured, CaptureError> {
+    let cache = args.cache.dir().map(DigestCache::new);
+    let cache = cache.as_ref();
     match (base.source(), target.source()) {
         (Source::Image(base), Source::Image(target)) => {
-            let cache = args.cache.dir().map(DigestCache::new);
-            capture_images(base, target, options, cache.as_ref(), key, &args.out)
+            capture_images(base, target, options, cache, key, &args.out)
         }
         (Source::Root(base), Source::Root(target)) => {
             vireo_capture::capture(base, target, options, key, &args.out)
         }
-        (base, target) => capture_mixed(base, target, options, key, &args.out),
+        (base, target) => capture_mixed(base, target, options, cache, key, &args.out),
     }
 }
 
