@@ -2,10 +2,8 @@
 //! What is trusted stands in the crate's documentation.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vireo_image::unmounted::{
     self, Content, Disk, FileState, Identity, Known, RACY_SECS, Scan, ScanOptions, Unfinished,
@@ -21,31 +19,7 @@ use crate::snapshot::{self, Files, Snapshot};
 /// A disk image that is read in place: without a mount, without rights, without writing.
 #[derive(Debug)]
 pub struct Image {
-    path: PathBuf,
-    stamp: Option<Stamp>,
     disk: Disk,
-}
-
-/// What a write to a file changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    dev: u64,
-    ino: u64,
-    len: u64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
-}
-
-impl Stamp {
-    fn of(found: &Metadata) -> Self {
-        Self {
-            dev: found.dev(),
-            ino: found.ino(),
-            len: found.len(),
-            mtime: (found.mtime(), found.mtime_nsec()),
-            ctime: (found.ctime(), found.ctime_nsec()),
-        }
-    }
 }
 
 impl Image {
@@ -55,17 +29,13 @@ impl Image {
     ///
     /// As [`unmounted::open`]: `Unsupported` where only the kernel can read it, by a mount.
     pub fn open(path: &Path, root: RootPartition) -> Result<Self, ImageError> {
-        // Before the first byte is read, so that no change goes unseen. What cannot be looked at
-        // cannot be opened either.
-        let stamp = fs::metadata(path).ok().map(|found| Stamp::of(&found));
-        let disk = unmounted::open(path, root, Unfinished::Refuse)?;
-        Ok(Self { path: path.to_owned(), stamp, disk })
+        Ok(Self { disk: unmounted::open(path, root, Unfinished::Refuse)? })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.disk.path()
     }
 
     /// What its `/etc/fstab` mounts and its tree is without.
@@ -85,15 +55,7 @@ impl Image {
     }
 
     fn check_settled(&self) -> Result<(), CaptureError> {
-        let path = &self.path;
-        let found = fs::metadata(path).map_err(|error| CaptureError::read(path, error))?;
-        if Some(Stamp::of(&found)) == self.stamp {
-            return Ok(());
-        }
-        Err(CaptureError::busy(format!(
-            "{} was written while it was captured: stop what uses it, or capture a copy",
-            path.display()
-        )))
+        Ok(self.disk.check_settled()?)
     }
 }
 
@@ -119,10 +81,8 @@ pub(crate) fn of_images<'a>(
     paranoid: bool,
     cache: Option<&DigestCache>,
 ) -> Result<Sides<'a>, CaptureError> {
+    // A scan of what somebody writes meanwhile fails, so that nothing of it is remembered.
     let (before, after) = scan_both(base, target, ignore, cache, paranoid)?;
-    // What was read while somebody wrote must not be remembered.
-    base.check_settled()?;
-    target.check_settled()?;
     // Of a state that both are in, the base's files count: where the target's differ, nothing shows it.
     let both = |cache: &DigestCache| {
         remember(cache, &before, &[]).and_then(|()| remember(cache, &after, &before.identities))
@@ -235,9 +195,7 @@ pub(crate) fn of_image<'a>(
     ignore: &Ignore,
     cache: Option<&DigestCache>,
 ) -> Result<Snapshot<'a>, CaptureError> {
-    let scan = scan(image, ignore, &remembered(image, cache))?;
-    image.check_settled()?;
-    Ok(snapshot(image, scan))
+    Ok(snapshot(image, scan(image, ignore, &remembered(image, cache))?))
 }
 
 /// What the cache knows of the image's file systems, in this or an earlier state.
@@ -301,7 +259,7 @@ impl ImageFiles<'_> {
 
 impl Files for ImageFiles<'_> {
     fn label(&self) -> &Path {
-        &self.image.path
+        self.image.path()
     }
 
     fn open(&self, path: &ImagePath) -> io::Result<Box<dyn Read + '_>> {

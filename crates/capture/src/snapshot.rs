@@ -141,8 +141,34 @@ impl Files for &Root {
         self.open_file(path).map_err(io::Error::other)?.read_exact_at(buffer, offset)
     }
 
-    /// Each file's content is compared with the digest that was taken before.
+    /// Each file's content is compared with the digest that was taken before; a mounted image can
+    /// change otherwise.
     fn check_settled(&self) -> Result<(), CaptureError> {
-        Ok(())
+        Ok(Root::check_settled(self)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use vireo_sys::stamp::Stamp;
+
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn a_mounted_image_that_is_written_after_its_tree_was_read_is_seen() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let image = dir.path().join("image");
+        fs::write(&image, "1").expect("written");
+        let root = Root::open(dir.path()).expect("a directory");
+        let root = root.with_stamp(Stamp::of(&image).expect("it is there"));
+        let snapshot = of_root(&root, &Ignore::default()).expect("read");
+        snapshot.files.check_settled().expect("nobody wrote");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(&image, "2").expect("written");
+        let error = snapshot.files.check_settled().expect_err("somebody wrote");
+        assert_eq!(error.kind(), ErrorKind::Busy);
     }
 }

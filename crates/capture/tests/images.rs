@@ -212,7 +212,8 @@ fn an_image_that_is_written_while_it_is_captured_is_refused() {
     let cache = DigestCache::new(place.path("cache"));
     let error = place.try_capture(&base, &target, Some(&cache)).expect_err("it changed");
     assert_eq!(error.kind(), ErrorKind::Busy);
-    assert!(error.to_string().contains("target.img was written"), "{error}");
+    let cause = std::error::Error::source(&error).expect("which image it is").to_string();
+    assert!(cause.contains("target.img was written while it was read"), "{cause}");
     assert!(!place.path("out.vireo").exists() && !place.path("cache").exists());
 }
 

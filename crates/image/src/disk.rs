@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
+use vireo_sys::stamp::Stamp;
 
 use crate::bytes::Bytes;
 use crate::host::{DetachedHost, MountHost};
@@ -35,6 +36,7 @@ pub enum Access {
 #[derive(Debug)]
 pub struct DiskImage {
     path: PathBuf,
+    stamp: Stamp,
     slots: Vec<Slot>,
     root: Volume,
     is_raw: bool,
@@ -47,11 +49,13 @@ impl DiskImage {
     ///
     /// `NotAnImage`, `UnknownPartition`, `Unclean`, `Unsupported`, `Damaged`, `Io`.
     pub fn open(path: &Path, root: RootPartition) -> Result<Self, ImageError> {
+        // Before the first byte is read, so that no change goes unseen.
+        let stamp = Stamp::of(path).map_err(|error| ImageError::io("open", path, error))?;
         let bytes = Bytes::open(path)?;
         let slots = slots(&bytes, path)?;
         let root = layout::find_root(&bytes, path, &slots, root)?;
         root.check(path)?;
-        Ok(Self { path: path.to_owned(), slots, root, is_raw: bytes.qcow2().is_none() })
+        Ok(Self { path: path.to_owned(), stamp, slots, root, is_raw: bytes.qcow2().is_none() })
     }
 
     /// Where the root file system lies.
@@ -84,6 +88,8 @@ impl DiskImage {
     ///
     /// Each is a mount of its own; [`Root`] puts them together. So there is no mount namespace
     /// to leave behind, and the agent of a running machine reads the same tree in the same way.
+    /// Of a mount that only reads, reading the tree fails if somebody writes the image meanwhile
+    /// ([`Root::check_settled`](vireo_tree::Root::check_settled)).
     ///
     /// # Errors
     ///
@@ -144,7 +150,8 @@ impl DiskImage {
             tops.push(mounter.open(volume, mount)?);
         }
         drop(file);
-        Mounted::new(self.path, (volumes, tops, mounts), left_out, write, lock)
+        let stamp = (!write).then_some(self.stamp);
+        Mounted::new(self.path, (volumes, tops, mounts), left_out, stamp, lock)
     }
 }
 

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use vireo_ext4::{Ext4Error, InodeKind};
 pub use vireo_ext4::{FileState, Identity, Known, RACY_SECS, Reader, Unfinished};
 use vireo_model::{Digest, Hasher, Ignore, ImagePath, Tree};
+use vireo_sys::stamp::Stamp;
 
 use crate::bytes::Bytes;
 use crate::disk::no_mount_point;
@@ -48,18 +49,22 @@ pub fn is_needed() -> bool {
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
+    stamp: Stamp,
     /// The root first, in path order.
     parts: Vec<(Volume, Part)>,
     left_out: Vec<LeftOut>,
 }
 
-/// Opens the file systems of `image` for reading. The image must not change meanwhile.
+/// Opens the file systems of `image` for reading. The image must not change meanwhile, which is looked at
+/// after it was read ([`Disk::check_settled`]).
 ///
 /// # Errors
 ///
 /// `NotAnImage`, `UnknownPartition`, `Unclean`, `Unsupported` also where only a mount can read one
 /// of its file systems, `Damaged`, `Io`.
 pub fn open(image: &Path, root: RootPartition, unfinished: Unfinished) -> Result<Disk, ImageError> {
+    // Before the first byte is read, so that no change goes unseen.
+    let stamp = Stamp::of(image).map_err(|error| ImageError::io("open", image, error))?;
     let bytes = Bytes::open(image)?;
     let slots = slots(&bytes, image)?;
     let root = layout::find_root(&bytes, image, &slots, root)?;
@@ -75,7 +80,7 @@ pub fn open(image: &Path, root: RootPartition, unfinished: Unfinished) -> Result
         };
         parts.push((volume, part));
     }
-    Ok(Disk { path: image.to_owned(), parts, left_out })
+    Ok(Disk { path: image.to_owned(), stamp, parts, left_out })
 }
 
 /// Our own reader of an ext file system whose place is known; it must be clean.
@@ -235,6 +240,21 @@ impl Disk {
             return Err(ImageError::new(ErrorKind::NotAnImage, message));
         };
         part.content(&self.path, volume, state)
+    }
+
+    /// Fails if the image was written since it was opened: what was read of it may belong to no one state.
+    ///
+    /// # Errors
+    ///
+    /// `Busy`; `Io` if the image cannot be found any more.
+    pub fn check_settled(&self) -> Result<(), ImageError> {
+        let is_current = self.stamp.is_current();
+        let is_current =
+            is_current.map_err(|error| ImageError::io("look at", &self.path, error))?;
+        if is_current {
+            return Ok(());
+        }
+        Err(ImageError::new(ErrorKind::Busy, self.stamp.complaint()))
     }
 
     fn failed(&self, error: Ext4Error) -> ImageError {

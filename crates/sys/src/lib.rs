@@ -11,7 +11,7 @@
 //! - [`copy`]: reflink or sparse copies of large files.
 //! - [`fanotify`]: who opens what on a whole file system.
 //! - [`procmap`]: the files that a process maps, without a text in between.
-//! - [`lock`], [`lease`]: who else uses a file.
+//! - [`lock`], [`lease`]: who else uses a file; [`stamp`]: whether it was written meanwhile.
 //!
 //! # Not here
 //!
@@ -42,5 +42,6 @@ pub mod loopdev;
 mod map;
 pub mod mounts;
 pub mod procmap;
+pub mod stamp;
 
 pub use map::{Mapped, map_sealed};

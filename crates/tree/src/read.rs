@@ -72,7 +72,7 @@ pub struct FileStat {
 ///
 /// # Errors
 ///
-/// The first path that cannot be read; `Busy` if a file changes while it is read; `Unsupported`
+/// The first path that cannot be read; `Busy` if a file changes while it is read, or the image that the tree is in; `Unsupported`
 /// beyond 8 million nodes or a depth of 512.
 pub fn scan(root: &Root, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, TreeError> {
     walk(root, ignore, options)?.finish()
@@ -224,6 +224,7 @@ impl Walk<'_> {
         };
         let contents: Vec<(Digest, Option<Box<Stat>>)> =
             jobs.par_iter().map(read).collect::<Result<_, TreeError>>()?;
+        root.check_settled()?;
         let mut files = BTreeMap::new();
         let mut hashed = 0;
         for (job, (content, moved)) in jobs.into_iter().zip(contents) {
@@ -358,5 +359,21 @@ mod tests {
         let scan = rewritten(true, "much longer").expect("readable");
         assert_eq!(scan.tree, read(dir.path(), &ScanOptions::default()).tree);
         assert_eq!(scan.files[&ImagePath::parse(b"/f").expect("a path")].len, 11);
+    }
+
+    #[test]
+    fn a_tree_in_an_image_that_is_written_meanwhile_is_not_believed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let image = dir.path().join("image");
+        fs::write(&image, "1").expect("written");
+        let stamp = vireo_sys::stamp::Stamp::of(&image).expect("it is there");
+        let root = Root::open(dir.path()).expect("a directory").with_stamp(stamp);
+        let scanned = || scan(&root, &Ignore::default(), &ScanOptions::default());
+        scanned().expect("nobody wrote");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(&image, "2").expect("written");
+        let error = scanned().expect_err("somebody wrote");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains("image was written while it was read"), "{error}");
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, fstatvfs, openat, openat2};
 use rustix::io::Errno;
 use vireo_model::ImagePath;
+use vireo_sys::stamp::Stamp;
 
 use crate::dir::Dir;
 use crate::{ErrorKind, TreeError};
@@ -27,6 +28,8 @@ pub struct Root {
     label: PathBuf,
     /// Further file systems of the tree, in path order.
     mounts: Vec<Mount>,
+    /// The file that the tree is in.
+    stamp: Option<Stamp>,
 }
 
 /// A file system that holds a part of a tree, such as `/boot` or `/var`.
@@ -66,7 +69,7 @@ impl Root {
     /// The tree below the directory handle `fd`; `label` names it in messages.
     #[must_use]
     pub fn from_fd(fd: OwnedFd, label: PathBuf) -> Self {
-        Self { fd, label, mounts: Vec::new() }
+        Self { fd, label, mounts: Vec::new(), stamp: None }
     }
 
     /// The same tree, of which the directory `at` and all below is on the file system whose root
@@ -93,6 +96,28 @@ impl Root {
     pub fn with_plain_copy(mut self, at: ImagePath, fd: OwnedFd) -> Self {
         self.add(at, fd, MountKind::FatCopy);
         self
+    }
+
+    /// The same tree, which is mounted read-only from the file that `stamp` is of: an image, which nobody
+    /// may write meanwhile.
+    #[must_use]
+    pub fn with_stamp(mut self, stamp: Stamp) -> Self {
+        self.stamp = Some(stamp);
+        self
+    }
+
+    /// Fails if the image that the tree is in was written since its stamp was taken: the kernel may have
+    /// read some of it before and some after. Of other trees each file is looked at when it is read.
+    ///
+    /// # Errors
+    ///
+    /// `Busy`; `Io` if the image cannot be found any more.
+    pub fn check_settled(&self) -> Result<(), TreeError> {
+        let Some(stamp) = &self.stamp else { return Ok(()) };
+        let is_current = stamp
+            .is_current()
+            .map_err(|error| TreeError::io("look at", stamp.path(), &ImagePath::root(), error))?;
+        if is_current { Ok(()) } else { Err(TreeError::new(ErrorKind::Busy, stamp.complaint())) }
     }
 
     /// As a FAT file system that is mounted.

@@ -10,6 +10,7 @@ use rustix::fs::syncfs;
 use vireo_model::{Ignore, ImagePath, is_machines_own};
 use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
+use vireo_sys::stamp::Stamp;
 use vireo_tree::{Root, ScanOptions, scan};
 
 use super::busy;
@@ -40,11 +41,12 @@ pub struct Mounted {
 }
 
 impl Mounted {
+    /// Without a `stamp` it is one that may be written.
     pub(super) fn new(
         path: PathBuf,
         (volumes, tops, mounts): (Vec<Volume>, Vec<OwnedFd>, Vec<HostMount>),
         left_out: Vec<LeftOut>,
-        write: bool,
+        stamp: Option<Stamp>,
         lock: Option<FileLock>,
     ) -> Result<Self, ImageError> {
         let mut parts = volumes.iter().zip(tops);
@@ -57,6 +59,11 @@ impl Mounted {
             FileSystemKind::Vfat => root.with_plain_copy(volume.at.clone(), top),
             _ => root.with_mount(volume.at.clone(), top),
         });
+        let write = stamp.is_none();
+        let root = match stamp {
+            Some(stamp) => root.with_stamp(stamp),
+            None => root,
+        };
         Ok(Self { path, root, volumes, left_out, write, mounts, lock })
     }
 

@@ -90,7 +90,7 @@ impl Disk {
     ///
     /// # Errors
     ///
-    /// As [`Reader::scan`].
+    /// As [`Reader::scan`]; `Busy` if the image was written meanwhile.
     pub fn scan(&self, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, ImageError> {
         let mounts = self.mounts();
         let mut whole: Option<Scan> = None;
@@ -115,6 +115,7 @@ impl Disk {
                 }
             }
         }
+        self.check_settled()?;
         whole.ok_or_else(|| {
             let message = format!("{} has no file system", self.path.display());
             ImageError::new(ErrorKind::NotAnImage, message)

@@ -8,4 +8,5 @@ mod grow;
 mod kernel;
 mod layouts;
 mod qcow2;
+mod settled;
 mod twice;
