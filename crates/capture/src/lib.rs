@@ -78,8 +78,8 @@ pub const BUNDLE_MODE: u32 = 0o644;
 pub struct CaptureOptions {
     /// What belongs to no version; must be what the repository's image was made with.
     pub ignore: Ignore,
-    /// Hash every file of the target, also those whose inode number, length and times are the
-    /// base's.
+    /// Hash every file of the target, also those whose inode number, length and times, or whose
+    /// blocks, are the base's.
     pub paranoid: bool,
     /// What the bundle may do that would be dangerous if it came unintended; signed with it.
     pub permits: Permits,

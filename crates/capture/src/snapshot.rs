@@ -108,8 +108,13 @@ pub(crate) fn of_roots<'a>(
     paranoid: bool,
 ) -> Result<(Snapshot<'a>, Snapshot<'a>), CaptureError> {
     let before = scan(base, ignore, &ScanOptions::default())?;
-    let clone_of = (!paranoid).then_some(&before);
-    let after = scan(target, ignore, &ScanOptions { clone_of, ..ScanOptions::default() })?;
+    let options = if paranoid {
+        ScanOptions::default()
+    } else {
+        let shares_with = Some((base, &before));
+        ScanOptions { clone_of: Some(&before), shares_with, ..ScanOptions::default() }
+    };
+    let after = scan(target, ignore, &options)?;
     Ok((Snapshot::of_scan(before, base), Snapshot::of_scan(after, target)))
 }
 

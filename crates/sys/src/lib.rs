@@ -9,6 +9,7 @@
 //! - [`confine`]: giving up rights for good.
 //! - [`heap`]: memory that goes back when it is freed.
 //! - [`copy`]: reflink or sparse copies of large files.
+//! - [`fiemap`]: which files have all their blocks in common.
 //! - [`fanotify`]: who opens what on a whole file system.
 //! - [`procmap`]: the files that a process maps, without a text in between.
 //! - [`lock`], [`lease`]: who else uses a file; [`stamp`]: whether it was written meanwhile.
@@ -35,6 +36,7 @@ pub mod copy;
 pub mod detached;
 pub mod durable;
 pub mod fanotify;
+pub mod fiemap;
 pub mod heap;
 pub mod lease;
 pub mod lock;

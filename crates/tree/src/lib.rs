@@ -39,6 +39,7 @@ mod machine;
 mod node;
 mod read;
 mod root;
+mod shared;
 
 pub use error::{ErrorKind, Shortage, TreeError};
 pub use machine::{Machine, Other};

@@ -11,6 +11,7 @@ use crate::node::{
     changed, digest_and_stat, is_dir, is_regular, is_same_state, is_sparse, len_of, mtime_of, node,
     node_at,
 };
+use crate::shared::shared_digest;
 use crate::{ErrorKind, Root, TreeError};
 
 /// Deepest directory that is read; deeper ones are refused, so that a hostile image cannot
@@ -34,6 +35,10 @@ pub struct ScanOptions<'a> {
     /// The tree is of a machine at work: a file that was written between its metadata and its content being read
     /// is taken as it is then. Otherwise it is an error.
     pub in_use: bool,
+    /// Another tree, and an earlier scan of it: a file that has all its blocks in common with the one of
+    /// its path there (`cp --reflink` on btrfs and XFS) is not read either. Blocks prove it, so that it does not
+    /// matter who made the copy.
+    pub shares_with: Option<(&'a Root, &'a Scan)>,
 }
 
 /// What reading a tree gave.
@@ -218,49 +223,62 @@ impl Walk<'_> {
 
     fn finish(self) -> Result<Scan, TreeError> {
         let Self { root, options, mut nodes, jobs, dir_times, .. } = self;
-        let read = |job: &Job| match job.known {
-            Some(digest) => Ok((digest, None)),
-            None => content(root, &nodes[job.index].0, &job.stat, options.in_use),
+        let read = |job: &Job| {
+            let (path, file) = (&nodes[job.index].0, file_stat(&job.stat));
+            let known =
+                job.known.or_else(|| shared_digest(root, path, &file, options.shares_with?));
+            match known {
+                Some(digest) => Ok(Content { digest, was_read: false, moved: None }),
+                None => content(root, path, &job.stat, options.in_use),
+            }
         };
-        let contents: Vec<(Digest, Option<Box<Stat>>)> =
-            jobs.par_iter().map(read).collect::<Result<_, TreeError>>()?;
+        let contents: Vec<Content> = jobs.par_iter().map(read).collect::<Result<_, TreeError>>()?;
         root.check_settled()?;
         let mut files = BTreeMap::new();
         let mut hashed = 0;
-        for (job, (content, moved)) in jobs.into_iter().zip(contents) {
-            hashed += usize::from(job.known.is_none());
+        for (job, Content { digest, was_read, moved }) in jobs.into_iter().zip(contents) {
+            hashed += usize::from(was_read);
             let (path, node) = &mut nodes[job.index];
             if let Some(stat) = &moved {
                 let (dir, name) = root.require("read", path)?;
-                let anew = node_at(root, path, (&dir, name), stat, content);
+                let anew = node_at(root, path, (&dir, name), stat, digest);
                 *node = anew.map_err(root.failed("read", path))?;
             }
             let file = file_stat(&moved.map_or(job.stat, |stat| *stat));
-            node.kind = vireo_model::NodeKind::File { len: file.len, content };
+            node.kind = vireo_model::NodeKind::File { len: file.len, content: digest };
             files.insert(path.clone(), file);
         }
         Ok(Scan { tree: nodes.into_iter().collect(), files, dir_times, hashed })
     }
 }
 
-/// The digest of the file `path`, whose metadata was `before`; with that which it has now if it was written
-/// since, which it may only if it is `in_use`.
+/// What a file has in it.
+struct Content {
+    digest: Digest,
+    /// Whether it was read, and not known before.
+    was_read: bool,
+    /// Its metadata, if it was written since that was read.
+    moved: Option<Box<Stat>>,
+}
+
+/// Reads the file `path`, whose metadata was `before`; it may be written meanwhile only if it is `in_use`.
 fn content(
     root: &Root,
     path: &ImagePath,
     before: &Stat,
     in_use: bool,
-) -> Result<(Digest, Option<Box<Stat>>), TreeError> {
+) -> Result<Content, TreeError> {
     let (dir, name) = root.require("read", path)?;
     let (digest, now) = digest_and_stat(root, &dir, name, path)?;
-    match is_same_state(before, &now) {
-        true => Ok((digest, None)),
-        false if in_use && is_regular(&now) => Ok((digest, Some(Box::new(now)))),
-        false => Err(changed(root, path)),
-    }
+    let moved = match is_same_state(before, &now) {
+        true => None,
+        false if in_use && is_regular(&now) => Some(Box::new(now)),
+        false => return Err(changed(root, path)),
+    };
+    Ok(Content { digest, was_read: true, moved })
 }
 
-fn file_stat(stat: &Stat) -> FileStat {
+pub(crate) fn file_stat(stat: &Stat) -> FileStat {
     FileStat {
         ino: stat.st_ino,
         len: len_of(stat),

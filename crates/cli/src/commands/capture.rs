@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// The bundle to be written
     #[arg(long, short, value_name = "OUT.vireo")]
     out: PathBuf,
-    /// Read every file, also those whose metadata says that they are the same
+    /// Read every file, also those whose metadata or blocks say that they are the same
     #[arg(long)]
     paranoid: bool,
     /// How hard to try to make the bundle small: fast, default or max

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use vireo_image::unmounted;
 use vireo_model::{ChangeKind, ChangeSet, Digest, Ignore, ImagePath};
+use vireo_tree::{Root, ScanOptions, scan};
 
 use crate::Context;
 use crate::exit::{Failure, Report, json};
@@ -14,7 +15,8 @@ use crate::source::{IgnoreArgs, RootPartitionArgs, TreeSource, UnmountedArgs, es
 ///
 /// Exits with 0 if there are none and with 1 if there are. Of two images that are read without
 /// mounting, a file whose inode, times of modification and change and place on the disk are equal
-/// in both is read once.
+/// in both is read once; of two directories, a file that shares all its blocks with the other's
+/// (`cp --reflink` on btrfs and XFS).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The one
@@ -29,7 +31,7 @@ pub(crate) struct Args {
     partition: RootPartitionArgs,
     #[command(flatten)]
     unmounted: UnmountedArgs,
-    /// Read every file, also those whose metadata says that they are the same
+    /// Read every file, also those whose metadata or blocks say that they are the same
     #[arg(long)]
     paranoid: bool,
 }
@@ -76,7 +78,23 @@ fn changes(args: &Args, ignore: &Ignore, context: &Context) -> Result<ChangeSet,
     if let (TreeSource::Unmounted(base), TreeSource::Unmounted(target)) = (&base, &target) {
         return Ok(unmounted::compare(base, target, ignore, args.paranoid)?.changes);
     }
+    if let (TreeSource::Root(base), TreeSource::Root(target)) = (&base, &target) {
+        return between_roots(base.root(), target.root(), ignore, args.paranoid);
+    }
     Ok(ChangeSet::between(&base.tree(ignore)?, &target.tree(ignore)?))
+}
+
+/// What differs between two directories or mounted images.
+fn between_roots(
+    base: &Root,
+    target: &Root,
+    ignore: &Ignore,
+    paranoid: bool,
+) -> Result<ChangeSet, Failure> {
+    let before = scan(base, ignore, &ScanOptions::default())?;
+    let shares_with = (!paranoid).then_some((base, &before));
+    let after = scan(target, ignore, &ScanOptions { shares_with, ..ScanOptions::default() })?;
+    Ok(ChangeSet::between(&before.tree, &after.tree))
 }
 
 impl Report for Difference {
