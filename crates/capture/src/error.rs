@@ -43,6 +43,10 @@ pub enum ErrorKind {
 }
 
 impl CaptureError {
+    pub(crate) fn busy(message: String) -> Self {
+        Self { kind: ErrorKind::Busy, message, source: None }
+    }
+
     pub(crate) fn read(path: &Path, source: io::Error) -> Self {
         let message = format!("cannot read {}", path.display());
         let kind = if is_busy(&source) { ErrorKind::Busy } else { ErrorKind::Read };

@@ -266,6 +266,25 @@ fn only_paranoid_finds_what_was_written_behind_the_back_of_the_file_system() {
 }
 
 #[test]
+fn an_image_with_an_unfinished_journal_is_refused_until_it_is_recovered() {
+    let place = Place::new();
+    place.tree("tree");
+    place.run("mke2fs", &["-q", "-t", "ext4", "-d", "tree", "base.img", "16M"], NOW);
+    let digest = |name: &str| {
+        let captured = place.capture(name, name, None);
+        (captured.base, captured.target)
+    };
+    let whole = digest("base.img");
+    place.run("debugfs", &["-w", "-R", "feature needs_recovery", "base.img"], NOW);
+    let error = Image::open(&place.path("base.img"), RootPartition::Find).expect_err("it crashed");
+    assert_eq!(error.kind(), vireo_image::ErrorKind::Unclean);
+    let text = error.to_string();
+    assert!(text.contains("unfinished journal") && text.contains("e2fsck -p"), "{text}");
+    place.run("e2fsck", &["-p", "base.img"], NOW);
+    assert_eq!(digest("base.img"), whole);
+}
+
+#[test]
 fn an_image_and_a_directory_can_be_compared() {
     let place = Place::new();
     place.tree("tree");

@@ -96,9 +96,15 @@ fn root_an_image_of_a_running_machine_is_refused() -> anyhow::Result<()> {
         5,
         &["copy.img", "unfinished journal", "shut it down", "e2fsck -p"],
     )?;
-    Run::new("e2fsck").args(["-p", &scene.arg("copy.img")]).output()?;
-    vireo(["digest", &scene.arg("copy.img")])?.ok()?;
-    Ok(())
+    let (copy, key, out) =
+        (scene.arg("copy.img"), scene.arg("keys/vireo.key"), scene.arg("x.vireo"));
+    for (base, target) in [(&scene.arg("base.img"), &copy), (&copy, &scene.arg("base.img"))] {
+        let says = ["copy.img", "unfinished journal", "shut it down", "e2fsck -p"];
+        scene.refuses(&capture_args(base, target, &key, &out), 5, &says)?;
+    }
+    Run::new("e2fsck").args(["-p", &copy]).output()?;
+    let digest = vireo(["digest", &copy])?.ok()?.output().stdout.clone();
+    vireo(capture_args(&scene.arg("base.img"), &copy, &key, &out))?.ok()?.says(&[digest.trim()])
 }
 
 #[test]
