@@ -107,8 +107,8 @@ fn seal(plain: &[u8], frames: &[u8]) -> Vec<u8> {
     let key = SigningKey::from_bytes(&SECRET);
     let mut head = Vec::with_capacity(HEADER_LEN + manifest.len() + frames.len());
     head.extend_from_slice(b"\x89VIR\r\n\x1a\n");
-    // All that manifests and frames may have: tokens, dictionaries.
-    head.extend_from_slice(&[26, 0, 0, 0, 0, 0, 0, 0]);
+    // All that manifests and frames may have: tokens, dictionaries, models, streams.
+    head.extend_from_slice(&[122, 0, 0, 0, 0, 0, 0, 0]);
     head.extend_from_slice(&(manifest.len() as u64).to_le_bytes());
     head.extend_from_slice(&(frames.len() as u64).to_le_bytes());
     for text in ENDS {

@@ -8,8 +8,8 @@ use vireo_model::{Digest, Hasher, ImagePath};
 use crate::error::{DeltaError, Detail};
 use crate::file::{self, Script};
 use crate::frames::{Cursor, Frames, Part, Span, StreamId};
-use crate::gzip;
 use crate::manifest::{Body, Content, FileDelta, Form, Inside, Packing, Segment, Source};
+use crate::{gzip, streams};
 
 /// How much of the base is read at a time, in bytes.
 const READ_LEN: usize = 256 << 10;
@@ -206,6 +206,7 @@ impl ContentSource<'_> {
                 gzip::pack(&plain, &self.collect(stream, span)?)
             }
             Packing::Tokens => gzip::write_tokens(&plain),
+            Packing::Streams => streams::write(&plain),
             Packing::None => Some(plain),
         };
         let file = file
@@ -305,13 +306,13 @@ impl ContentSource<'_> {
             .map_err(|error| unreadable(&source.path, error))?;
         let plain = match inside.form {
             Form::Plain => gzip::inflate(&packed, inside.plain_len),
-            Form::Tokens => {
-                gzip::read_tokens(&packed).filter(|text| text.len() as u64 == inside.plain_len)
-            }
+            Form::Tokens => gzip::read_tokens(&packed),
+            Form::Streams => streams::read(&packed),
         };
+        let plain = plain.filter(|plain| plain.len() as u64 == inside.plain_len);
         plain.ok_or_else(|| {
             let error =
-                io::Error::new(io::ErrorKind::InvalidData, "it is not the gzip file it was");
+                io::Error::new(io::ErrorKind::InvalidData, "it is not the packed file it was");
             unreadable(&source.path, error)
         })
     }

@@ -326,6 +326,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let packing = match unpacked {
             Unpacked::Not => Packing::None,
             Unpacked::Tokens => Packing::Tokens,
+            Unpacked::Streams => Packing::Streams,
             Unpacked::Plain { recipe } => {
                 Packing::Recipe(self.spool.add(StreamId::new(class, Part::Recipe), &recipe)?)
             }
@@ -391,7 +392,8 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             }
         }
         let literal_len = self.spool.plain_len();
-        let has_tokens = self.contents.have_tokens();
+        let has_tokens = self.contents.have(Packing::Tokens);
+        let has_streams = self.contents.have(Packing::Streams);
         let (contents, sources) = without_unused(self.contents, self.sources);
         let (mut spool, frames, content_len) = self.spool.finish()?;
         let has_models = frames.iter().any(|frame| frame.method == Method::Model);
@@ -411,6 +413,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         let mut incompat = feature::LAYOUT_2 | feature::DICTIONARIES;
         if has_tokens {
             incompat |= feature::TOKENS;
+        }
+        if has_streams {
+            incompat |= feature::STREAMS;
         }
         if has_models {
             incompat |= feature::MODELS;

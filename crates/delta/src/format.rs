@@ -27,8 +27,10 @@ pub mod feature {
     pub const DICTIONARIES: u32 = 1 << 4;
     /// Frames of text may be compressed by a model of it (PPMd).
     pub const MODELS: u32 = 1 << 5;
+    /// Files with deflate streams in places may be made from the text of all these streams.
+    pub const STREAMS: u32 = 1 << 6;
     /// All that this build can read.
-    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2 | READ_MAP | TOKENS | DICTIONARIES | MODELS;
+    pub const INCOMPAT_KNOWN: u32 = LAYOUT_2 | READ_MAP | TOKENS | DICTIONARIES | MODELS | STREAMS;
 }
 
 /// What a reader accepts; checked before anything is allocated.
@@ -65,7 +67,8 @@ pub mod limits {
     /// hashed like anything else, by their length alone: twenty seconds of one core.
     pub const MAX_ZEROS_LEN: u64 = 64 << 30;
     /// Most plain text of all gzip files together, of the base and of the target, in bytes. It is
-    /// inflated and deflated at some 50 MB/s: five minutes of one core.
+    /// inflated and deflated at some 50 MB/s: five minutes of one core. Looking for the streams of a
+    /// base's file counts eight bytes for each of its own.
     pub const MAX_REPACKED_LEN: u64 = 16 << 30;
     /// Most work of decompressing frames, in bytes: those of every frame that has to be decompressed,
     /// in the order of the changes, by a reader that keeps the last ones, and something for each time

@@ -27,11 +27,15 @@ pub(crate) const MAX_PACKED_LEN: u64 = 2 << 20;
 pub(crate) const MAX_RECIPE_LEN: u64 = 1 << 20;
 
 /// RFC 1952: identification, and deflate as the method.
-const MAGIC: &[u8] = &[0x1f, 0x8b, 8];
+pub(crate) const MAGIC: &[u8] = &[0x1f, 0x8b, 8];
 const HEADER_LEN: usize = 10;
 const TRAILER_LEN: usize = 8;
+const HAS_CHECK: u8 = 2;
+const HAS_EXTRA: u8 = 4;
 const HAS_NAME: u8 = 8;
 const HAS_COMMENT: u8 = 16;
+/// Bits of the flags that must be zero.
+const RESERVED: u8 = 0xe0;
 
 /// Candidates tried at each place by preflate's search for what the compressor did.
 const CHAIN_LEN: u32 = 4096;
@@ -128,17 +132,30 @@ pub(crate) fn write_tokens(text: &[u8]) -> Option<Vec<u8>> {
     Some([header, &tokens::write(tokens)?, trailer].concat())
 }
 
-/// Length of the header before the deflate stream. Files with extra fields are not looked into.
+/// Length of the header before the deflate stream. Files with extra fields are for [`crate::streams`].
 fn header_len(file: &[u8]) -> Option<usize> {
     let flags = *file.get(3)?;
     if flags & !(HAS_NAME | HAS_COMMENT) != 0 {
         return None;
     }
+    any_header_len(file)
+}
+
+/// Length of any header of a member (RFC 1952, 2.3) before its deflate stream.
+pub(crate) fn any_header_len(member: &[u8]) -> Option<usize> {
+    let flags = *member.get(3).filter(|flags| *flags & RESERVED == 0)?;
     let mut at = HEADER_LEN;
+    if flags & HAS_EXTRA != 0 {
+        let len = member.get(at..)?.first_chunk()?;
+        at += len.len() + usize::from(u16::from_le_bytes(*len));
+    }
     for text in [HAS_NAME, HAS_COMMENT] {
         if flags & text != 0 {
-            at += file.get(at..)?.iter().position(|byte| *byte == 0)? + 1;
+            at += member.get(at..)?.iter().position(|byte| *byte == 0)? + 1;
         }
+    }
+    if flags & HAS_CHECK != 0 {
+        at += 2;
     }
     Some(at)
 }

@@ -81,6 +81,7 @@ mod pair;
 mod permits;
 mod read_map;
 mod spool;
+mod streams;
 mod tokens;
 mod view;
 

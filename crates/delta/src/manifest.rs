@@ -63,6 +63,8 @@ pub(crate) enum Form {
     Plain,
     /// The text of its tokens.
     Tokens,
+    /// The text of all its streams, of whatever kind it is.
+    Streams,
 }
 
 /// How a content is made from its body.
@@ -74,6 +76,8 @@ pub(crate) enum Packing {
     Recipe(Span),
     /// A gzip file: the body is the text of its tokens.
     Tokens,
+    /// A file with streams in places: the body is the text of all of them.
+    Streams,
 }
 
 /// Contents by digest; files with the same content share one.
@@ -114,9 +118,9 @@ impl Contents {
         }
     }
 
-    /// Whether what stands for a gzip file's tokens is in here.
-    pub(crate) fn have_tokens(&self) -> bool {
-        self.list.iter().any(|(_, content)| content.packing == Packing::Tokens)
+    /// Whether any is packed this way.
+    pub(crate) fn have(&self, packing: Packing) -> bool {
+        self.list.iter().any(|(_, content)| content.packing == packing)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Digest, Content)> {
@@ -427,6 +431,37 @@ mod tests {
     }
 
     #[test]
+    fn tokens_and_streams_are_meant_only_if_the_header_says_so() {
+        for (packing, form, feature) in [
+            (Packing::Tokens, Form::Tokens, feature::TOKENS),
+            (Packing::Streams, Form::Streams, feature::STREAMS),
+        ] {
+            let mut contents = Contents::default();
+            let packed = Content { packing, ..in_segments(vec![Segment::Zero { len: 3 }]) };
+            contents.insert(Digest::of(b"2"), packed);
+            let inside = Some(Inside { form, packed_len: 9, plain_len: 8 });
+            let sources = vec![Source { path: path("/elsewhere"), inside }];
+            let of_target = Manifest { contents, sources: Vec::new(), ..sample() };
+            let of_base = Manifest { sources, contents: of_no_source(), ..sample() };
+            for manifest in [of_target, of_base] {
+                let packed = encode(&manifest, 19).expect("small");
+                let known = header(&packed.bytes, packed.plain_len);
+                assert_eq!(decode(&known, &packed.bytes).expect("said"), manifest);
+                let without = Header { incompat: known.incompat & !feature, ..known };
+                let error = decode(&without, &packed.bytes).expect_err("not said");
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            }
+        }
+    }
+
+    /// What the sample's change needs, of zeros.
+    fn of_no_source() -> Contents {
+        let mut contents = Contents::default();
+        contents.insert(Digest::of(b"2"), in_segments(vec![Segment::Zero { len: 1 }]));
+        contents
+    }
+
+    #[test]
     fn manifests_that_nobody_wrote_never_panic() {
         let packed = encode(&sample(), 19).expect("small");
         let mut plain = vec![0; packed.plain_len as usize];
@@ -448,13 +483,20 @@ mod tests {
 
     /// What reading says of the sample with these contents instead of its own.
     fn outcome_of(list: Vec<Content>) -> Result<Manifest, crate::DeltaError> {
+        outcome_with(sample().sources, list)
+    }
+
+    fn outcome_with(
+        sources: Vec<Source>,
+        list: Vec<Content>,
+    ) -> Result<Manifest, crate::DeltaError> {
         let mut contents = Contents::default();
         for (number, content) in list.into_iter().enumerate() {
             // The first is the one that the sample's change needs.
             let digest = if number == 0 { b"2".to_vec() } else { number.to_le_bytes().to_vec() };
             contents.insert(Digest::of(&digest), content);
         }
-        let packed = encode(&Manifest { contents, ..sample() }, 19).expect("small");
+        let packed = encode(&Manifest { contents, sources, ..sample() }, 19).expect("small");
         decode(&header(&packed.bytes, packed.plain_len), &packed.bytes)
     }
 
@@ -522,21 +564,34 @@ mod tests {
     }
 
     #[test]
-    fn deltas_cannot_share_a_script() {
-        let delta = |start, len| {
-            let (control, none) = (Span { start, len }, Span::default());
-            let (patch, diff, extra, refs) = (none, none, none, none);
-            let body = Body::Delta(FileDelta {
-                source: 0,
-                plain_len: 1,
-                control,
-                patch,
-                diff,
-                extra,
-                refs,
-            });
-            Content { len: 1, sparse: false, class: Class::Text, packing: Packing::None, body }
+    fn looking_for_streams_in_files_of_the_base_has_a_limit() {
+        use crate::gzip::{MAX_PACKED_LEN, MAX_PLAIN_LEN};
+        let outcome = |count| {
+            let (form, packed_len, plain_len) = (Form::Streams, MAX_PACKED_LEN, 1);
+            let inside = Some(Inside { form, packed_len, plain_len });
+            let delta = || in_delta(Span::default(), MAX_PLAIN_LEN);
+            let sources = vec![Source { path: path("/elsewhere"), inside }];
+            outcome_with(sources, (0..count).map(|_| delta()).collect())
         };
+        let cost = 1 + MAX_PACKED_LEN * crate::streams::SEARCH_COST;
+        let most = crate::limits::MAX_REPACKED_LEN / cost;
+        outcome(most).expect("the limit");
+        let error = outcome(most + 1).expect_err("too much");
+        assert_eq!(error.kind(), ErrorKind::Limit);
+        assert!(error.to_string().contains("plain length of all gzip files"), "{error}");
+    }
+
+    /// A delta with this control stream, which makes a file of `plain_len` bytes.
+    fn in_delta(control: Span, plain_len: u64) -> Content {
+        let none = Span::default();
+        let (patch, diff, extra, refs) = (none, none, none, none);
+        let delta = FileDelta { source: 0, plain_len, control, patch, diff, extra, refs };
+        Content { len: plain_len, body: Body::Delta(delta), ..in_segments(Vec::new()) }
+    }
+
+    #[test]
+    fn deltas_cannot_share_a_script() {
+        let delta = |start, len| in_delta(Span { start, len }, 1);
         outcome_of(vec![delta(0, 5), delta(5, 5)]).expect("its stream has ten bytes");
         let error = outcome_of(vec![delta(0, 6), delta(4, 6)]).expect_err("shared");
         assert_eq!(error.kind(), ErrorKind::Corrupt);

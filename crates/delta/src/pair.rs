@@ -6,7 +6,7 @@ use crate::encode::Effort;
 use crate::error::{DeltaError, Detail};
 use crate::frames::Class;
 use crate::manifest::{Form, Inside};
-use crate::{file, gzip};
+use crate::{file, gzip, streams};
 
 /// A delta is not worth its script if it does not find at least this share of the target, in percent.
 const LEAST_COPIED: usize = 10;
@@ -70,6 +70,8 @@ pub(crate) enum Unpacked {
     Not,
     /// Its tokens.
     Tokens,
+    /// The tokens of all its streams, whatever is between them.
+    Streams,
     /// Its plain text, of which the recipe makes it again.
     Plain { recipe: Vec<u8> },
 }
@@ -97,7 +99,7 @@ pub(crate) fn encode(
     if found != pair.digest {
         return Err(Detail::Changed { expected: pair.digest, found }.into());
     }
-    if gzip::is_packed(&target)
+    if streams::may_be_in(&target)
         && let Some(encoded) = unpacked(base.as_deref(), &target, effort)
     {
         return Ok(encoded);
@@ -119,12 +121,15 @@ fn helpful(base: &[u8], target: &[u8], effort: Effort) -> Option<file::Delta> {
     file::encode(base, target, effort.search(Class::of(target))).filter(helps)
 }
 
-/// Encodes the gzip file `target` by what is inside, if that pays.
+/// Encodes the packed file `target` by what is inside, if that pays.
 ///
 /// By its tokens first, which cost next to nothing on both sides. A plain text makes a smaller delta
 /// where much changed, but readers pay for it: see [`Effort::repacking_pays`].
 fn unpacked(base: Option<&[u8]>, target: &[u8], effort: Effort) -> Option<Encoded> {
-    let tokens = base.and_then(|base| by_tokens(base, target, effort));
+    let tokens = base.and_then(|base| {
+        let one = by_text(Form::Tokens, base, target, effort);
+        one.or_else(|| by_streams(base, target, effort))
+    });
     let tokens_len = tokens.as_ref().map_or(target.len(), |(len, _)| *len);
     if !effort.repacking_pays(tokens_len, target.len()) {
         return tokens.map(|(_, encoded)| encoded);
@@ -140,12 +145,27 @@ fn unpacked(base: Option<&[u8]>, target: &[u8], effort: Effort) -> Option<Encode
     }
 }
 
-/// The delta of the tokens, and about how much of it travels; `None` if the file itself is shorter.
-fn by_tokens(base: &[u8], target: &[u8], effort: Effort) -> Option<(usize, Encoded)> {
-    let base_text = gzip::read_tokens(base)?;
-    let text = gzip::read_tokens(target)?;
+/// The delta of the tokens of all streams, if less of it travels than of the delta of the files: where
+/// most of an archive stays as it is, that may be as short.
+fn by_streams(base: &[u8], target: &[u8], effort: Effort) -> Option<(usize, Encoded)> {
+    let (len, encoded) = by_text(Form::Streams, base, target, effort)?;
+    // What a file adds is compressed already.
+    let raw_len = |delta: file::Delta| travelling_len(&delta) + delta.extra.len() / 2;
+    let raw_len = helpful(base, target, effort).map_or(target.len(), raw_len);
+    (len < raw_len).then_some((len, encoded))
+}
+
+/// The delta of the texts of tokens that `form` says, and about how much of it travels; `None` if the
+/// file itself is shorter.
+fn by_text(form: Form, base: &[u8], target: &[u8], effort: Effort) -> Option<(usize, Encoded)> {
+    let (read, write, unpacked): (Convert, Convert, _) = match form {
+        Form::Plain => return None,
+        Form::Tokens => (gzip::read_tokens, gzip::write_tokens, Unpacked::Tokens),
+        Form::Streams => (streams::read, streams::write, Unpacked::Streams),
+    };
+    let (base_text, text) = (read(base)?, read(target)?);
     // Their codes may not be zlib's.
-    if gzip::write_tokens(&text)? != target {
+    if write(&text)? != target {
         return None;
     }
     let class = Class::of(&text);
@@ -154,11 +174,14 @@ fn by_tokens(base: &[u8], target: &[u8], effort: Effort) -> Option<(usize, Encod
     if len >= target.len() {
         return None;
     }
-    let (form, packed_len) = (Form::Tokens, base.len() as u64);
+    let packed_len = base.len() as u64;
     let inside = Some(Inside { form, packed_len, plain_len: base_text.len() as u64 });
     let body = EncodedBody::Delta { delta, plain_len: text.len() as u64, inside };
-    Some((len, Encoded { class, unpacked: Unpacked::Tokens, body }))
+    Some((len, Encoded { class, unpacked, body }))
 }
+
+/// Makes a text of a file, or the file of its text.
+type Convert = fn(&[u8]) -> Option<Vec<u8>>;
 
 /// The same of the plain text.
 fn by_plain(base: Option<&[u8]>, target: &[u8], effort: Effort) -> Option<(usize, Encoded)> {
@@ -207,6 +230,14 @@ mod tests {
         (base, target)
     }
 
+    /// Both as the second member of an archive, behind another one, with something at the end.
+    fn archives() -> (Vec<u8>, Vec<u8>) {
+        let (base, target) = releases();
+        let other = include_bytes!("../frozen/gnu-gzip-9n.gz");
+        let archive = |member: &[u8]| [&other[..], member, &[0; 100], b"end"].concat();
+        (archive(&base), archive(&target))
+    }
+
     fn pair(base: &[u8], target: &[u8]) -> Pair {
         let path = ImagePath::parse(b"/doc.gz").expect("a valid path");
         let (digest, len) = (Digest::of(target), target.len() as u64);
@@ -227,9 +258,56 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_makes_a_gzip_file_of_tokens_and_says_so_in_its_header() {
-        let (base, target) = releases();
-        let pair = pair(&base, &target);
+    fn an_edited_archive_is_a_delta_of_the_tokens_of_all_its_streams() {
+        let (base, target) = archives();
+        for effort in [Effort::Fast, Effort::Default, Effort::Max] {
+            let pair = pair(&base, &target);
+            let encoded = encode(&pair, Some(base.clone()), target.clone(), effort);
+            let encoded = encoded.expect("the right digest");
+            assert!(matches!(encoded.unpacked, Unpacked::Streams), "{effort:?}");
+            let EncodedBody::Delta { delta, .. } = encoded.body else { panic!("no delta") };
+            assert!(travelling_len(&delta) < 200, "{} bytes", travelling_len(&delta));
+        }
+    }
+
+    #[test]
+    fn where_the_packed_bytes_make_a_smaller_delta_streams_are_left_as_they_are() {
+        let (base, _) = archives();
+        let target = [&base[..], b"more"].concat();
+        let encoded = encode(&pair(&base, &target), Some(base), target, Effort::Default);
+        let encoded = encoded.expect("the right digest");
+        assert!(matches!(encoded.unpacked, Unpacked::Not));
+        assert!(matches!(encoded.body, EncodedBody::Delta { .. }));
+    }
+
+    #[test]
+    fn a_bundle_makes_packed_files_of_tokens_and_says_so_in_its_header() {
+        use crate::feature::{STREAMS, TOKENS};
+        for ((base, target), feature) in [(releases(), TOKENS), (archives(), STREAMS)] {
+            let (path, file) = bundled(&base, &target);
+            assert_eq!(u32::from(file[8]) & (TOKENS | STREAMS), feature);
+            let trusted = TrustedKeys::from_iter([key().public()]);
+            let bundle = Bundle::open(&file).and_then(|bundle| bundle.verify(&trusted));
+            let bundle = bundle.expect("its own bytes");
+            let content = bundle.content(&path).expect("there");
+            let made = content.to_vec(&MemBase::from_iter([(path.clone(), base.clone())]));
+            assert_eq!(made.expect("decoded"), target);
+            // A base that is another file than it was is told from a damaged bundle.
+            let mut other = base;
+            let middle = other.len() / 2;
+            other[middle] ^= 0x10;
+            let error = content.to_vec(&MemBase::from_iter([(path.clone(), other)]));
+            assert_eq!(error.expect_err("another base").kind(), crate::ErrorKind::WrongBase);
+        }
+    }
+
+    fn key() -> SecretKey {
+        format!("vireo-secret-key-v1:{}", "42".repeat(32)).parse().expect("a fixed key")
+    }
+
+    /// The bundle that turns one file into the other, and the file's path.
+    fn bundled(base: &[u8], target: &[u8]) -> (ImagePath, Vec<u8>) {
+        let pair = pair(base, target);
         let (path, _) = pair.ancestor.clone().expect("there");
         let tree = |content: &[u8]| -> Tree {
             let (len, content) = (content.len() as u64, Digest::of(content));
@@ -239,25 +317,13 @@ mod tests {
         };
         let mut writer = BundleWriter::new(Cursor::new(Vec::new()));
         let read =
-            |_: &Pair, side| Ok(if side == Side::Base { base.clone() } else { target.clone() });
+            |_: &Pair, side| Ok(if side == Side::Base { base.to_vec() } else { target.to_vec() });
         writer.encode_pairs(std::slice::from_ref(&pair), read).expect("memory");
-        let changes = ChangeSet::between(&tree(&base), &tree(&target));
+        let changes = ChangeSet::between(&tree(base), &tree(target));
         let (ignore, permits) = (&Ignore::default(), Permits::NONE);
         let statement = Statement { changes: &changes, ignore, permits, base_paths: 1 };
-        let (key, mut file) = (SecretKey::generate().expect("random bytes"), Vec::new());
-        writer.finish(&statement, &key, &mut file).expect("memory");
-        assert_ne!(u32::from(file[8]) & crate::feature::TOKENS, 0);
-        let trusted = TrustedKeys::from_iter([key.public()]);
-        let bundle = Bundle::open(&file).and_then(|bundle| bundle.verify(&trusted));
-        let bundle = bundle.expect("its own bytes");
-        let content = bundle.content(&path).expect("there");
-        let made = content.to_vec(&MemBase::from_iter([(path.clone(), base.clone())]));
-        assert_eq!(made.expect("decoded"), target);
-        // A base that is another gzip file than it was is told from a damaged bundle.
-        let mut other = base;
-        let middle = other.len() / 2;
-        other[middle] ^= 0x10;
-        let error = content.to_vec(&MemBase::from_iter([(path.clone(), other)]));
-        assert_eq!(error.expect_err("another base").kind(), crate::ErrorKind::WrongBase);
+        let mut file = Vec::new();
+        writer.finish(&statement, &key(), &mut file).expect("memory");
+        (path, file)
     }
 }

@@ -22,7 +22,7 @@ use crate::file::varint;
 
 /// Most blocks of a stream. Common compressors begin another one after some ten thousand tokens;
 /// codes for a block cost as much as a thousand of these.
-const MAX_BLOCKS: u64 = 1024;
+pub(crate) const MAX_BLOCKS: u64 = 1024;
 
 const STORED: u8 = 0;
 const FIXED: u8 = 1;
@@ -42,7 +42,12 @@ const MAX_BITS: usize = 15;
 
 /// The text of a whole deflate stream; `None` if it is none, or the text would be longer than `most`.
 pub(crate) fn read(stream: &[u8], most: usize) -> Option<Vec<u8>> {
-    let mut bits = BitReader::new(stream);
+    read_first(stream, most).filter(|(_, len)| *len == stream.len()).map(|(text, _)| text)
+}
+
+/// The same of the stream that `bytes` start with, and the stream's length.
+pub(crate) fn read_first(bytes: &[u8], most: usize) -> Option<(Vec<u8>, usize)> {
+    let mut bits = BitReader::new(bytes);
     let (mut blocks, mut tokens) = (Vec::new(), Vec::new());
     let mut count = 0;
     loop {
@@ -67,14 +72,11 @@ pub(crate) fn read(stream: &[u8], most: usize) -> Option<Vec<u8>> {
             break;
         }
     }
-    if !bits.is_at_end() {
-        return None;
-    }
     let mut text = Vec::with_capacity(blocks.len() + tokens.len() + 2);
     varint::put(&mut text, count);
     text.extend_from_slice(&blocks);
     text.extend_from_slice(&tokens);
-    (text.len() <= most).then_some(text)
+    (text.len() <= most).then(|| (text, bits.end()))
 }
 
 /// A block that is bytes. Returns their number.

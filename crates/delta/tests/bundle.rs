@@ -377,6 +377,26 @@ fn deltas_cost_what_changed_also_inside_gzip_files() {
 }
 
 #[test]
+fn packed_files_that_cannot_be_taken_apart_travel_as_they_are() {
+    const STREAMS: u8 = 1 << 6;
+    let text = prose(1, 20_000);
+    let edited = [b"more ", &text[..]].concat();
+    let xz = |seed| [b"\xfd7zXZ\0\0\x04", &noise(seed, 20_000)[..]].concat();
+    let cut = |plain: &[u8]| gzip(plain)[..10_000].to_vec();
+    let long = |plain: &[u8]| [gzip(plain), vec![0; 3 << 20]].concat();
+    let packed = |seed, plain: &[u8]| {
+        let zst = zstd::bulk::compress(plain, 3).expect("memory");
+        files(&[("cut", &cut(plain)), ("long", &long(plain)), ("xz", &xz(seed)), ("zst", &zst)])
+    };
+    let (base, target) = (packed(1, &text), packed(2, &edited));
+    for effort in [Effort::Fast, Effort::Default] {
+        let file = paired(&base, &target, effort);
+        assert_eq!(file[8] & STREAMS, 0, "nothing was taken apart");
+        assert_decodes(&file, &base, &target);
+    }
+}
+
+#[test]
 fn more_effort_never_makes_much_more_and_all_efforts_decode() {
     let (base, target) = pair_files();
     let len = |effort| {

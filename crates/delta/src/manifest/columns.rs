@@ -27,9 +27,13 @@ pub(super) const SPARSE: u8 = 1;
 pub(super) const DELTA: u8 = 2;
 pub(super) const PACKED: u8 = 4;
 pub(super) const TOKENS: u8 = 8;
+pub(super) const STREAMS: u8 = 16;
 
 /// Bit of a source's gzip file's length: its tokens are meant.
 pub(super) const AS_TOKENS: u64 = 1 << 63;
+
+/// The same: all its streams are meant.
+pub(super) const AS_STREAMS: u64 = 1 << 62;
 
 /// Set in the number of a frame's stream if the frame is compressed by the model of text.
 pub(super) const BY_MODEL: u8 = 1 << 7;

@@ -10,9 +10,10 @@ use vireo_model::{
 };
 
 use super::columns::{
-    AS_TOKENS, ArchivedColumns, BY_MODEL, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR,
-    KIND_FIFO, KIND_FILE, KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, Number,
-    PACKED, SEGMENT_BASE, SEGMENT_LITERAL, SEGMENT_ZERO, SPANS, SPARSE, TOKENS,
+    AS_STREAMS, AS_TOKENS, ArchivedColumns, BY_MODEL, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR,
+    KIND_DIR, KIND_FIFO, KIND_FILE, KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET,
+    KIND_SYMLINK, Number, PACKED, SEGMENT_BASE, SEGMENT_LITERAL, SEGMENT_ZERO, SPANS, SPARSE,
+    STREAMS, TOKENS,
 };
 use super::weight::{self, Weight};
 use super::work::Work;
@@ -361,11 +362,16 @@ impl<'a> Reader<'a> {
 
     fn inside(&mut self) -> Result<Option<Inside>, DeltaError> {
         let (packed, plain_len) = (self.source_packed.next()?, self.source_plain.next()?);
-        let packed_len = packed & !AS_TOKENS;
-        let form = if packed == packed_len { Form::Plain } else { Form::Tokens };
+        let packed_len = packed & !(AS_TOKENS | AS_STREAMS);
+        let (form, is_known) = match packed - packed_len {
+            0 => (Form::Plain, true),
+            AS_TOKENS => (Form::Tokens, self.knows(feature::TOKENS) && packed_len > 0),
+            AS_STREAMS => (Form::Streams, self.knows(feature::STREAMS) && packed_len > 0),
+            _ => (Form::Plain, false),
+        };
         limit("gzip file length", packed_len, gzip::MAX_PACKED_LEN)?;
         limit("gzip file's plain length", plain_len, gzip::MAX_PLAIN_LEN)?;
-        if form == Form::Tokens && (!self.knows(feature::TOKENS) || packed_len == 0) {
+        if !is_known {
             return Err(invalid("tokens of a base file are meant that it cannot have"));
         }
         Ok((packed_len > 0).then_some(Inside { form, packed_len, plain_len }))
@@ -440,15 +446,16 @@ impl<'a> Reader<'a> {
     fn content(&mut self, len: u64, bounds: &mut Bounds<'_>) -> Result<Content, DeltaError> {
         limit("file length", len, limits::MAX_FILE_LEN)?;
         let flags = self.content_flags.next()? as u8;
-        if flags & !(SPARSE | DELTA | PACKED | TOKENS) != 0 {
+        if flags & !(SPARSE | DELTA | PACKED | TOKENS | STREAMS) != 0 {
             return Err(invalid("a content has unknown flags"));
         }
         let class = Class::from_number(self.content_classes.next()? as u8)
             .ok_or_else(|| invalid("a content is of an unknown class"))?;
-        let packing = match flags & (PACKED | TOKENS) {
+        let packing = match flags & (PACKED | TOKENS | STREAMS) {
             0 => Packing::None,
             PACKED => Packing::Recipe(self.recipe(class, bounds)?),
             TOKENS if self.knows(feature::TOKENS) => Packing::Tokens,
+            STREAMS if self.knows(feature::STREAMS) => Packing::Streams,
             _ => return Err(invalid("a content has flags that exclude each other")),
         };
         let body = if flags & DELTA != 0 {

@@ -6,10 +6,11 @@
 
 use vireo_model::{Change, Digest, NodeKind};
 
-use super::{Body, Content, FileDelta, Packing, Segment, Source};
+use super::{Body, Content, FileDelta, Form, Inside, Packing, Segment, Source};
 use crate::error::{DeltaError, Detail};
 use crate::format::{limit, limits};
 use crate::frames::{CLASSES, Frame, Part, StreamId};
+use crate::streams;
 
 /// What an allocation takes beside its bytes: its own word and the rounding.
 const ALLOCATION_LEN: u64 = 24;
@@ -105,7 +106,7 @@ impl Weight {
             Body::Delta(delta) => {
                 let source = sources.get(delta.source as usize);
                 let inside = source.and_then(|source| source.inside);
-                self.repacked(inside.map_or(0, |inside| inside.plain_len))?;
+                self.repacked(inside.map_or(0, cost_of_source))?;
                 self.delta(content, delta, streams)
             }
         }
@@ -159,6 +160,12 @@ impl Weight {
         }
         Ok(())
     }
+}
+
+/// What it costs to take a gzip file of the base apart, in bytes of plain text.
+fn cost_of_source(inside: Inside) -> u64 {
+    let search = if inside.form == Form::Streams { streams::SEARCH_COST } else { 0 };
+    inside.plain_len.saturating_add(inside.packed_len.saturating_mul(search))
 }
 
 // Two million changes of files, with paths of a hundred bytes, stay within the limit.

@@ -6,9 +6,9 @@ use rkyv::rancor::Error as RancorError;
 use vireo_model::{Change, DeviceKind, Digest, ImagePath, Node, NodeKind};
 
 use super::columns::{
-    AS_TOKENS, BY_MODEL, Columns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR, KIND_FIFO,
-    KIND_FILE, KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, PACKED,
-    SEGMENT_BASE, SEGMENT_LITERAL, SEGMENT_ZERO, SPARSE, TOKENS,
+    AS_STREAMS, AS_TOKENS, BY_MODEL, Columns, DELTA, ELSEWHERE, KIND_BLOCK, KIND_CHAR, KIND_DIR,
+    KIND_FIFO, KIND_FILE, KIND_HARD_LINK, KIND_NONE, KIND_SAME, KIND_SOCKET, KIND_SYMLINK, PACKED,
+    SEGMENT_BASE, SEGMENT_LITERAL, SEGMENT_ZERO, SPARSE, STREAMS, TOKENS,
 };
 use super::{Body, Content, FileDelta, Form, Manifest, Packing, Segment};
 use crate::dictionary::Dictionary;
@@ -174,7 +174,11 @@ impl Writer {
                 }
             }
             let (packed, plain) = source.inside.map_or((0, 0), |inside| {
-                let form = if inside.form == Form::Tokens { AS_TOKENS } else { 0 };
+                let form = match inside.form {
+                    Form::Plain => 0,
+                    Form::Tokens => AS_TOKENS,
+                    Form::Streams => AS_STREAMS,
+                };
                 (inside.packed_len | form, inside.plain_len)
             });
             self.columns.source_packed.push(packed);
@@ -195,6 +199,7 @@ impl Writer {
                 self.recipe_ends[class] = recipe.start + recipe.len;
             }
             Packing::Tokens => flags |= TOKENS,
+            Packing::Streams => flags |= STREAMS,
         }
         match &content.body {
             Body::Delta(delta) => {

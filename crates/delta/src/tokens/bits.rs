@@ -81,9 +81,9 @@ impl<'a> BitReader<'a> {
         self.bytes.get(start..self.at)
     }
 
-    /// Whether nothing but the padding of the last byte is left.
-    pub(super) fn is_at_end(&self) -> bool {
-        self.at >= self.bytes.len() && self.count < 8
+    /// How many bytes were begun; the rest of the last one is padding.
+    pub(super) fn end(&self) -> usize {
+        self.at - (self.count / 8) as usize
     }
 }
 
