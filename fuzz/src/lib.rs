@@ -16,6 +16,7 @@
 pub mod apply;
 pub mod bundle;
 pub mod classify;
+pub mod delta;
 pub mod esp;
 pub mod image;
 pub mod journal;

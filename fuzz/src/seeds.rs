@@ -11,7 +11,7 @@ use vireo_model::{ChangeSet, Ignore, Node, Tree};
 use vireo_tree::apply::{ApplyOptions, stage};
 use vireo_tree::{Root, ScanOptions, scan};
 
-use crate::{bundle, esp, journal, sandbox, text};
+use crate::{bundle, delta, esp, journal, sandbox, text};
 
 /// Why there are none.
 pub type Failure = Box<dyn std::error::Error>;
@@ -31,6 +31,7 @@ pub fn write(dir: Option<OsString>) -> Result<(), Failure> {
     let file = make_bundle(&base, &target)?;
     seeds.bundles(&file)?;
     seeds.plans(&file, &base)?;
+    seeds.write("delta", "edit", &[&delta::seed()?])?;
     seeds.paths()?;
     seeds.facts()?;
     seeds.texts(&read(&base)?)?;

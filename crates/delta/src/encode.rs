@@ -47,7 +47,7 @@ pub enum Effort {
 
 impl Effort {
     /// zstd's level.
-    fn level(self) -> i32 {
+    pub(crate) fn level(self) -> i32 {
         match self {
             Self::Fast => 3,
             Self::Default => 19,

@@ -6,7 +6,7 @@ use vireo_model::{Digest, ImagePath};
 
 use crate::{Permits, PublicKey};
 
-/// Why encoding, reading or decoding a bundle failed.
+/// Why encoding, reading or decoding a bundle or a delta failed.
 ///
 /// Branch on [`kind`](Self::kind); print the value itself and its sources. Wording and detail
 /// may change in any release, kinds only grow.
@@ -67,6 +67,14 @@ pub(crate) enum Detail {
         #[source]
         source: io::Error,
     },
+    #[error("the delta cannot be read: {what}")]
+    Delta { what: &'static str },
+    #[error("the delta has version {found}, and this version of Vireo knows {known}")]
+    DeltaVersion { found: u32, known: u32 },
+    #[error("the delta's target has {found} bytes, the most is {most}")]
+    TargetLen { found: u64, most: u64 },
+    #[error("the delta was made from another base, which had digest {expected}")]
+    OtherBase { expected: Digest },
     #[error("{what} cannot be read as a key; it has the form {form}")]
     Key { what: &'static str, form: &'static str },
     #[error("cannot get random bytes for a key: {why}")]
@@ -104,12 +112,14 @@ impl DeltaError {
             | Detail::Checksum { .. }
             | Detail::Manifest { .. }
             | Detail::Content { .. }
+            | Detail::Delta { .. }
             | Detail::Key { .. } => ErrorKind::Corrupt,
-            Detail::Features { .. } => ErrorKind::Unsupported,
-            Detail::Limit { .. } => ErrorKind::Limit,
+            Detail::Features { .. } | Detail::DeltaVersion { .. } => ErrorKind::Unsupported,
+            Detail::Limit { .. } | Detail::TargetLen { .. } => ErrorKind::Limit,
             Detail::Signature { .. } | Detail::Signer { .. } => ErrorKind::Untrusted,
             Detail::Decoded { .. }
             | Detail::Base { .. }
+            | Detail::OtherBase { .. }
             | Detail::Chain { .. }
             | Detail::Ignores => ErrorKind::WrongBase,
             Detail::Permits { .. } => ErrorKind::NotPermitted,

@@ -83,6 +83,8 @@ pub mod limits {
     pub const MAX_XATTR_LEN: usize = 64 << 10;
     /// Most bytes of one node's attribute names, each with a NUL (`XATTR_LIST_MAX` of Linux).
     pub const MAX_XATTR_NAMES_LEN: u64 = 64 << 10;
+    /// Longest target of [`diff`](crate::diff()), in bytes: what [`patch`](crate::patch) may allocate.
+    pub const MAX_PATCHED_LEN: u64 = 1 << 30;
     /// Longest symbolic link target (`PATH_MAX` less its NUL), in bytes.
     pub const MAX_LINK_LEN: usize = 4095;
 }

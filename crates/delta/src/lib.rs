@@ -4,7 +4,7 @@
 //! (programs by where their references point, gzip files by their plain text), pieces found by
 //! content-defined chunking, and new bytes; a [`Bundle`] is the signed file that carries them with
 //! their [`ChangeSet`](vireo_model::ChangeSet). The file format is specified, byte by byte, in
-//! `docs/format/bundle.md`.
+//! `docs/format/bundle.md`. Who has two byte strings and no trees uses [`diff()`] and [`patch`].
 //!
 //! # Guarantees
 //!
@@ -66,6 +66,7 @@ mod consistency;
 mod content;
 mod derive;
 mod dictionary;
+mod diff;
 mod encode;
 mod error;
 mod file;
@@ -89,6 +90,7 @@ pub use bundle::{Bundle, FrameInfo, Head, Release, Unverified, Verified};
 pub use chunk::{Chunk, Chunker, chunk_slices, chunks, for_each_chunk};
 pub use content::{BaseRead, ContentSource, MemBase, Piece};
 pub use derive::{Derive, compose, reverse};
+pub use diff::{diff, patch, patched_len};
 pub use encode::{BundleWriter, Effort, Finished, Statement};
 pub use error::{DeltaError, ErrorKind};
 pub use format::{HEADER_LEN, Header, MAGIC, feature, limits};

@@ -115,7 +115,7 @@ pub(crate) fn encode(
 }
 
 /// The delta, if it finds enough in the base.
-fn helpful(base: &[u8], target: &[u8], effort: Effort) -> Option<file::Delta> {
+pub(crate) fn helpful(base: &[u8], target: &[u8], effort: Effort) -> Option<file::Delta> {
     let len = target.len();
     let helps = |delta: &file::Delta| len - delta.extra.len() >= len * LEAST_COPIED / 100;
     file::encode(base, target, effort.search(Class::of(target))).filter(helps)

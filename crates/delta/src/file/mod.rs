@@ -114,6 +114,12 @@ pub(crate) fn encode(base: &[u8], target: &[u8], search: Search) -> Option<Delta
     Some(delta)
 }
 
+/// The delta that makes `target` of nothing.
+pub(crate) fn whole(target: &[u8]) -> Delta {
+    let op = Op { base_at: 0, copy_len: 0, extra_len: target.len() as u64 };
+    Delta { control: control(None, &[op]), extra: target.to_vec(), ..Delta::default() }
+}
+
 /// How many more right bytes than going on has another place of the base must have to be taken. A jump
 /// costs four or five bytes: as much as eight bytes of a program, or some twenty of text, cost when
 /// they travel themselves, compressed among their like.
