@@ -157,38 +157,49 @@ impl ContentSource<'_> {
         Ok(bytes)
     }
 
-    /// Fills `buffer` from `offset` on without decoding what is before it; `None` if this content
-    /// can be decoded from its start only. What it gives is not compared with any digest.
+    /// Where each segment ends, for [`read_at`](Self::read_at); `None` if this content can be decoded from
+    /// its start only.
+    pub(crate) fn ends(&self) -> Option<Vec<u64>> {
+        let Body::Segments(segments) = &self.content.body else { return None };
+        let add = |end: &mut u64, segment: &Segment| {
+            *end += segment.len();
+            Some(*end)
+        };
+        (self.content.packing == Packing::None).then(|| segments.iter().scan(0, add).collect())
+    }
+
+    /// Fills `buffer` from `offset` on without decoding what is before it; `ends` are this content's.
+    /// What it gives is not compared with the content's digest.
     pub(crate) fn read_at(
         &self,
+        ends: &[u64],
         base: &dyn BaseRead,
         offset: u64,
         buffer: &mut [u8],
-    ) -> Option<Result<(), DeltaError>> {
-        let Body::Segments(segments) = &self.content.body else { return None };
-        if self.content.packing != Packing::None {
-            return None;
-        }
-        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.content.len);
-        let Some(end) = end else {
-            return Some(Err(self.damaged("it is shorter than what is read of it".to_owned())));
+    ) -> Result<(), DeltaError> {
+        let Body::Segments(segments) = &self.content.body else {
+            return Err(self.damaged("it has no segments".to_owned()));
         };
-        let (mut at, mut filled) = (0, 0);
-        for segment in segments {
-            let (start, stop) = (offset.max(at), end.min(at + segment.len()));
-            if start < stop {
-                let part = segment.part(start - at, stop - start);
-                let outcome = self.segment(&part, base, &mut |piece| {
-                    filled += fill(&mut buffer[filled..], piece);
-                    Ok(())
-                });
-                if let Err(error) = outcome {
-                    return Some(Err(error));
-                }
+        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.content.len);
+        let end =
+            end.ok_or_else(|| self.damaged("it is shorter than what is read of it".to_owned()))?;
+        let first = ends.partition_point(|end| *end <= offset);
+        let mut filled = 0;
+        let (segments, ends) = (segments.get(first..), ends.get(first..));
+        let behind = segments.unwrap_or_default().iter().zip(ends.unwrap_or_default());
+        for (segment, segment_end) in behind {
+            let at = segment_end - segment.len();
+            if at >= end {
+                break;
             }
-            at += segment.len();
+            let (start, stop) = (offset.max(at), end.min(*segment_end));
+            let part = segment.part(start - at, stop - start);
+            self.segment(&part, base, &mut |piece| {
+                filled += fill(&mut buffer[filled..], piece);
+                Ok(())
+            })?;
         }
-        Some(Ok(()))
+        Ok(())
     }
 
     /// A gzip file: what it was taken apart into, then made into the file again.

@@ -8,13 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vireo_model::{ImagePath, Node};
 
 use crate::bundle::{Bundle, Verified};
-use crate::content::BaseRead;
+use crate::content::{BaseRead, ContentSource};
 
 /// Most bytes of decoded files that are kept: those that are read block by block.
 const CACHED_LEN: usize = 128 << 20;
 
 /// The files of a bundle's target, decoded from those of its base as they are read: itself something
 /// that contents can be decoded from.
+///
+/// Deltas and packed files are decoded whole and compared with their digests. Of the others only the
+/// pieces are decoded that are read: frames are compared with their digests, but bytes of the base are
+/// compared with none. Who has to know that they are right decodes the whole
+/// ([`ContentSource::decode`](crate::ContentSource::decode)).
 ///
 /// ```
 /// # use std::io::Cursor;
@@ -50,7 +55,11 @@ pub struct TargetView<'a> {
     bundle: &'a Bundle<'a, Verified<'a>>,
     base: &'a dyn BaseRead,
     decoded: Mutex<Decoded>,
+    /// The file that was read last, and where its segments end if it has some.
+    sought: Mutex<Option<(ImagePath, Ends)>>,
 }
+
+type Ends = Option<Arc<Vec<u64>>>;
 
 #[derive(Debug, Default)]
 struct Decoded {
@@ -68,7 +77,7 @@ impl<'a> TargetView<'a> {
     /// What `bundle` makes of `base`.
     #[must_use]
     pub fn new(bundle: &'a Bundle<'a, Verified<'a>>, base: &'a dyn BaseRead) -> Self {
-        Self { bundle, base, decoded: Mutex::default() }
+        Self { bundle, base, decoded: Mutex::default(), sought: Mutex::default() }
     }
 
     /// The file at `path` if the bundle changes what it holds, `None` if it is the base's.
@@ -80,6 +89,17 @@ impl<'a> TargetView<'a> {
         let after = changes[at].after.as_ref().filter(|node| node.content().is_some());
         let after = after.ok_or(io::ErrorKind::NotFound)?;
         Ok(self.bundle.content(path).is_some().then_some(after))
+    }
+
+    /// Where the segments of `content`, which is `path`'s, end: counted once while one file is read.
+    fn ends(&self, path: &ImagePath, content: &ContentSource<'_>) -> Ends {
+        let lock = || self.sought.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, ends)) = lock().as_ref().filter(|(known, _)| known == path) {
+            return ends.clone();
+        }
+        let ends = content.ends().map(Arc::new);
+        *lock() = Some((path.clone(), ends.clone()));
+        ends
     }
 
     fn decoded(&self, path: &ImagePath) -> io::Result<Arc<Vec<u8>>> {
@@ -108,7 +128,8 @@ impl BaseRead for TargetView<'_> {
             return self.base.read_at(path, offset, buffer);
         }
         let content = self.bundle.content(path).ok_or(io::ErrorKind::NotFound)?;
-        if let Some(outcome) = content.read_at(self.base, offset, buffer) {
+        if let Some(ends) = self.ends(path, &content) {
+            let outcome = content.read_at(&ends, self.base, offset, buffer);
             return outcome.map_err(io::Error::other);
         }
         // Deltas and gzip files are made from their start; they are at most 64 MiB long.

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 use vireo_delta::{
-    Bundle, BundleWriter, Effort, ErrorKind, HEADER_LEN, Head, MemBase, Pair, Permits, SecretKey,
-    Side, Statement, TrustedKeys,
+    BaseRead, Bundle, BundleWriter, Effort, ErrorKind, HEADER_LEN, Head, MemBase, Pair, Permits,
+    SecretKey, Side, Statement, TargetView, TrustedKeys,
 };
 use vireo_model::{ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Tree};
 
@@ -250,6 +251,71 @@ fn the_head_lists_the_frames_of_the_file() {
     assert_eq!(bundle.digest(), head.digest);
     let content = bundle.content(&path("a")).expect("added").to_vec(&MemBase::default());
     assert_eq!(content.expect("decodes"), noise(3, 9 << 20));
+}
+
+#[test]
+fn a_content_needs_its_own_frames_and_no_others() {
+    const FRAME_LEN: usize = 512 << 10;
+    let target = files(&[
+        ("a", &noise(1, FRAME_LEN)),
+        ("b", &noise(2, FRAME_LEN)),
+        ("c", &noise(3, FRAME_LEN)),
+    ]);
+    let mut file = bundle(&Files::new(), &target);
+    let head = Head::read(&file, &trusted()).expect("signed");
+    assert_eq!(head.frames.len(), target.len(), "one for each file");
+    let mut at = head.head_len as usize;
+    for (number, frame) in head.frames.iter().enumerate() {
+        if number != 1 {
+            file[at + 100] ^= 1;
+        }
+        at += frame.len as usize;
+    }
+    let bundle = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    for (name, bytes) in &target {
+        let path = path(name);
+        let made = bundle.content(&path).expect("added").to_vec(&MemBase::default());
+        if name == "b" {
+            assert!(made.expect("its frame is whole") == *bytes);
+        } else {
+            assert_eq!(made.expect_err("damaged").kind(), ErrorKind::Corrupt);
+        }
+    }
+}
+
+/// A base that counts what is read of it.
+struct Counting(MemBase, AtomicU64);
+
+impl BaseRead for Counting {
+    fn read_at(&self, path: &ImagePath, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.1.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.0.read_at(path, offset, buffer)
+    }
+}
+
+#[test]
+fn a_piece_of_a_large_file_costs_its_own_bytes_of_the_base() {
+    const PIECE_LEN: usize = 4 << 10;
+    let base = noise(1, 8 << 20);
+    let mut edited = base.clone();
+    for at in (0..edited.len()).step_by(100_000) {
+        edited[at] ^= 1;
+    }
+    let file = bundle(&files(&[("a", &base)]), &files(&[("a", &edited)]));
+    let bundle = Bundle::open(&file).expect("whole").verify(&trusted()).expect("signed");
+    let counting = Counting(MemBase::from_iter([(path("a"), base)]), AtomicU64::new(0));
+    let view = TargetView::new(&bundle, &counting);
+    let last = edited.len() - PIECE_LEN;
+    let mut piece = vec![0; PIECE_LEN];
+    for at in (0..last).step_by(77_777).chain([last, 0, 1]) {
+        counting.1.store(0, Ordering::Relaxed);
+        view.read_at(&path("a"), at as u64, &mut piece).expect("there");
+        assert!(piece == edited[at..at + PIECE_LEN], "at {at}");
+        let read = counting.1.load(Ordering::Relaxed);
+        assert!(read <= PIECE_LEN as u64, "{read} bytes of the base at {at}");
+    }
+    view.read_at(&path("a"), last as u64 + 1, &mut piece).expect_err("behind the end");
+    assert!(view.read_at(&path("a"), u64::MAX, &mut piece).is_err());
 }
 
 #[test]
