@@ -100,6 +100,20 @@ pub trait Cloud: Debug + Send + Sync {
     /// `NoSpace`, `Io`; of a provider also `Unavailable`, `Denied`, `Refused`.
     fn publish(&self, publication: &Publication<'_>) -> Result<Launchable, CloudError>;
 
+    /// Does what follows from the version that is current and was not done when it became so, as the
+    /// process ended or lacked a right. Changes neither what is current nor what people chose since; does
+    /// nothing if nothing was published.
+    ///
+    /// A crash leaves some of it done; the next call does the rest.
+    ///
+    /// # Errors
+    ///
+    /// As [`publish`](Self::publish).
+    fn settle(&self, image: &ImageName) -> Result<(), CloudError> {
+        let _ = image;
+        Ok(())
+    }
+
     /// What new machines of `image` start from; `None` if nothing was published.
     ///
     /// # Errors

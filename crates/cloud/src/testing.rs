@@ -13,6 +13,7 @@ use crate::{Cloud, CloudError, Earlier, Launchable, Machine, Publication};
 #[derive(Debug, Default)]
 pub struct FakeCloud {
     current: Mutex<BTreeMap<ImageName, Launchable>>,
+    settled: Mutex<Vec<ImageName>>,
     machines: Vec<Machine>,
 }
 
@@ -21,6 +22,12 @@ impl FakeCloud {
     #[must_use]
     pub fn running(machines: Vec<Machine>) -> Self {
         Self { machines, ..Self::default() }
+    }
+
+    /// The images that were settled, in order.
+    #[must_use]
+    pub fn settled(&self) -> Vec<ImageName> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -33,6 +40,11 @@ impl Cloud for FakeCloud {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.insert(image.clone(), launchable.clone());
         Ok(launchable)
+    }
+
+    fn settle(&self, image: &ImageName) -> Result<(), CloudError> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).push(image.clone());
+        Ok(())
     }
 
     fn current(&self, image: &ImageName) -> Result<Option<Launchable>, CloudError> {
@@ -53,6 +65,7 @@ pub fn check_cloud(cloud: &dyn Cloud, dir: &Path) {
     let [web, db] = ["web", "db"].map(|name| name.parse::<ImageName>().expect("a name"));
     assert_eq!(cloud.current(&web).expect("it answers"), None, "nothing is published yet");
     assert_eq!(cloud.machines(&web).expect("it answers"), [], "nothing runs");
+    cloud.settle(&web).expect("nothing follows from nothing");
 
     let disks = [1, 2].map(|byte| {
         let disk = dir.join(format!("contract-{byte}.img"));
@@ -71,7 +84,9 @@ pub fn check_cloud(cloud: &dyn Cloud, dir: &Path) {
     let earlier = [Earlier { version: 1, tree: one, disk: disks[0].clone() }];
     let second = publish(2, two, &disks[1], &earlier).expect("published");
     assert_ne!(first.address, second.address, "versions do not share a place");
-    assert_eq!(cloud.current(&web).expect("it answers"), Some(second), "the last one counts");
+    assert_eq!(cloud.current(&web).expect("it answers"), Some(second.clone()), "the last counts");
+    cloud.settle(&web).expect("settled");
+    assert_eq!(cloud.current(&web).expect("it answers"), Some(second), "settling changes nothing");
     assert_eq!(cloud.current(&db).expect("it answers"), None, "images are apart");
 
     let absent = dir.join("absent.img");

@@ -72,8 +72,8 @@ impl Repository {
         outcome.is_ok()
     }
 
-    /// Brings the cloud up to date: new machines of every image start from its newest version.
-    /// Does nothing without a cloud.
+    /// Brings the cloud up to date: new machines of every image start from its newest version, and what
+    /// follows from that is done. Does nothing without a cloud.
     ///
     /// # Errors
     ///
@@ -113,7 +113,8 @@ impl Repository {
         if current
             .is_some_and(|current| current.version == newest.number && current.tree == newest.tree)
         {
-            return Ok(());
+            // What follows from it may have failed when it became current.
+            return Ok(cloud.settle(image).map_err(failed)?);
         }
         let disk = self.store.disk_path(newest.tree);
         let launchable = cloud

@@ -193,6 +193,21 @@ fn the_cloud_ends_with_the_newest_version_whoever_made_it_meanwhile() {
 }
 
 #[test]
+fn what_follows_from_a_version_that_is_current_already_is_done_by_the_next_run() {
+    let key = SecretKey::generate().expect("there is a random source");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let options = CreateImage { trusted: vec![key.public()], ..CreateImage::default() };
+    open(&root, Arc::new(Durable)).create_image(&web(), &disk, &options).expect("created");
+    let cloud = Arc::new(FakeCloud::default());
+    let repository = open(&root, Arc::new(Durable)).with_cloud(Arc::clone(&cloud) as _);
+    repository.launch_all_current().expect("published");
+    assert!(cloud.settled().is_empty(), "publishing does it itself");
+    repository.launch_all_current().expect("settled");
+    assert_eq!(cloud.settled(), [web()]);
+}
+
+#[test]
 fn damage_is_found_and_named() {
     let key = SecretKey::generate().expect("there is a random source");
     let dir = tempfile::tempdir().expect("a temporary directory");
