@@ -57,6 +57,8 @@ pub struct EnrollOptions {
     pub image: ImageName,
     /// What this machine calls itself.
     pub name: String,
+    /// How the cloud calls it, if it runs in one.
+    pub cloud_id: Option<String>,
 }
 
 /// Makes this machine an instance of an image. Its files must be those of one of the image's
@@ -86,8 +88,12 @@ pub async fn enroll(
         let report = VerifyReport::of_trees(Some(newest), &expected, &tree);
         return Err(no_version(&options.image, &report));
     }
-    let request =
-        EnrollRequest { name: options.name.clone(), image: options.image.clone(), tree: digest };
+    let request = EnrollRequest {
+        name: options.name.clone(),
+        image: options.image.clone(),
+        tree: digest,
+        cloud_id: options.cloud_id.clone(),
+    };
     let reply = client.enroll(&request).await?;
     let enrolment = Enrolment {
         url: options.url.clone(),

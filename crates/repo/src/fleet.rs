@@ -8,7 +8,7 @@ use vireo_wire::Secret;
 use vireo_wire::api::{
     EnrollReply, EnrollRequest, InstanceEntry, InstanceId, Next, ReceiptPost, VersionRef,
 };
-use vireo_wire::limits::MAX_INSTANCE_NAME_LEN;
+use vireo_wire::limits::{MAX_CLOUD_ID_LEN, MAX_INSTANCE_NAME_LEN};
 
 use crate::error::{Detail, RepoError};
 use crate::event::Event;
@@ -64,9 +64,10 @@ impl Repository {
     /// # Errors
     ///
     /// `NotFound` if there is no such image, `Conflict` if no version of it has that tree, `Refused`
-    /// if the name is none; `NoSpace`, `Io`.
+    /// if its name or the one that the cloud has for it is none; `NoSpace`, `Io`.
     pub fn enroll(&self, request: &EnrollRequest) -> Result<EnrollReply, RepoError> {
         check_name(&request.name)?;
+        check_cloud_id(request.cloud_id.as_deref())?;
         let version = self.version_by_tree(&request.image, request.tree)?;
         let id = InstanceId::from_bytes(random()?);
         let secret = random_secret()?;
@@ -79,6 +80,7 @@ impl Repository {
             enrolled: now,
             last_seen: now,
             last_outcome: None,
+            cloud_id: request.cloud_id.clone(),
         })?;
         let kind = CredentialKind::Instance { id: id.to_string() };
         self.store.add_credential(secret.digest(), &CredentialRecord { kind, created: now })?;
@@ -184,6 +186,7 @@ impl Repository {
                 enrolled: record.enrolled,
                 last_seen: record.last_seen,
                 last_outcome: record.last_outcome,
+                cloud_id: record.cloud_id,
             });
         }
         entries.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
@@ -250,6 +253,20 @@ fn check_name(name: &str) -> Result<(), RepoError> {
     }
     let what = format!(
         "a machine's name has 1 to {MAX_INSTANCE_NAME_LEN} bytes without control characters"
+    );
+    Err(Detail::Refused { what }.into())
+}
+
+fn check_cloud_id(cloud_id: Option<&str>) -> Result<(), RepoError> {
+    let Some(id) = cloud_id else { return Ok(()) };
+    let good = !id.is_empty()
+        && id.len() <= MAX_CLOUD_ID_LEN
+        && id.bytes().all(|byte| byte.is_ascii_graphic());
+    if good {
+        return Ok(());
+    }
+    let what = format!(
+        "a machine's identity in the cloud has 1 to {MAX_CLOUD_ID_LEN} printable ASCII characters without blanks"
     );
     Err(Detail::Refused { what }.into())
 }

@@ -29,6 +29,9 @@ pub struct InstanceRecord {
     pub last_seen: Timestamp,
     /// Outcome of its last receipt.
     pub last_outcome: Option<String>,
+    /// How the cloud calls its machine, if it said so when it was enrolled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_id: Option<String>,
 }
 
 /// What an update did to an instance: `instances/<id>/receipts/<n>.json`.
@@ -160,6 +163,18 @@ mod tests {
             received: Timestamp::UNIX_EPOCH,
             receipt: serde_json::json!({ "n": number }),
         }
+    }
+
+    #[test]
+    fn a_record_from_before_clouds_were_noted_is_read_and_written_as_it_was() {
+        let tree = Digest::of(b"t");
+        let time = "1970-01-01T00:00:00Z";
+        let json = format!(
+            r#"{{"id":"i-1","name":"web-1","image":"web","tree":"{tree}","enrolled":"{time}","last_seen":"{time}","last_outcome":null}}"#
+        );
+        let record: InstanceRecord = serde_json::from_str(&json).expect("a record");
+        assert_eq!(record.cloud_id, None);
+        assert_eq!(serde_json::to_string(&record).expect("it is plain data"), json);
     }
 
     #[test]

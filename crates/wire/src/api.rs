@@ -220,6 +220,9 @@ pub struct EnrollRequest {
     /// Digest of the version that it stands on; ask for the [`ImageLog`] first: its ignore list is
     /// part of what a digest means.
     pub tree: Digest,
+    /// How the cloud calls the machine, if it runs in one and knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_id: Option<String>,
 }
 
 /// A machine has become an instance.
@@ -313,6 +316,9 @@ pub struct InstanceEntry {
     pub last_seen: Timestamp,
     /// Outcome of its last receipt.
     pub last_outcome: Option<String>,
+    /// How the cloud calls its machine, if it said so when it was enrolled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_id: Option<String>,
 }
 
 /// An instance's identity: `i-` and 16 hexadecimal digits; one safe file name.
@@ -392,6 +398,19 @@ mod tests {
         let reply: FramesReply =
             serde_json::from_str(r#"{"missing":[],"more":1}"#).expect("unknown fields are ignored");
         assert!(reply.missing.is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_knows_no_cloud_enrols_in_the_same_words_as_before() {
+        let tree = Digest::of(b"x");
+        let json = format!(r#"{{"name":"web-1","image":"web","tree":"{tree}"}}"#);
+        let request: EnrollRequest = serde_json::from_str(&json).expect("as before");
+        assert_eq!(request.cloud_id, None);
+        assert_eq!(serde_json::to_string(&request).expect("it is plain data"), json);
+        let known = EnrollRequest { cloud_id: Some("i-0a".into()), ..request };
+        let json = serde_json::to_string(&known).expect("it is plain data");
+        assert!(json.ends_with(r#","cloud_id":"i-0a"}"#), "{json}");
+        assert_eq!(serde_json::from_str::<EnrollRequest>(&json).expect("read back"), known);
     }
 
     #[test]

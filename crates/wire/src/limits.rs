@@ -34,6 +34,9 @@ pub const MAX_OPTIONS_LEN: usize = 64 << 10;
 /// Longest name that an instance may give itself, in bytes; the kernel's limit for host names.
 pub const MAX_INSTANCE_NAME_LEN: usize = 64;
 
+/// Longest name that a cloud may give a machine, in bytes.
+pub const MAX_CLOUD_ID_LEN: usize = 64;
+
 /// Longest time that a server keeps a question for the next version open.
 pub const WAIT_MAX: Duration = Duration::from_secs(300);
 

@@ -6,6 +6,12 @@ use vireo_wire::Token;
 use super::{Context, block_on};
 use crate::exit::{Failure, Output};
 
+/// Where the kernel shows what the firmware calls the machine: on EC2 (Nitro) the instance's identity.
+const ASSET_TAG: &str = "/sys/class/dmi/id/board_asset_tag";
+
+/// How many digits identities of instances have, old and new ones.
+const INSTANCE_DIGITS: [usize; 2] = [8, 17];
+
 /// Make this machine an instance of an image in a repository
 ///
 /// Reads all of its files once: they must be those of one of the image's versions.
@@ -22,6 +28,9 @@ pub(crate) struct Args {
     /// What this machine is called [default: its host name]
     #[arg(long)]
     name: Option<String>,
+    /// What the cloud calls this machine [default: on EC2 its instance's identity]
+    #[arg(long, value_name = "ID")]
+    cloud_id: Option<String>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
@@ -30,6 +39,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
         token: read_token(&args.token)?,
         image: args.image.clone(),
         name: args.name.clone().map_or_else(host_name, Ok)?,
+        cloud_id: args.cloud_id.clone().or_else(cloud_id),
     };
     let (enrolment, position) =
         block_on(async { Ok(enroll(&context.root, &context.state, &options).await?) })?;
@@ -64,4 +74,33 @@ fn host_name() -> Result<String, Failure> {
     let name = name
         .map_err(|error| Failure::new(format!("cannot read the host name: {error}; say --name")))?;
     Ok(name.trim().to_owned())
+}
+
+/// What the firmware says of the machine. Elsewhere than on EC2 that is something else, or nothing.
+fn cloud_id() -> Option<String> {
+    instance_id(&std::fs::read_to_string(ASSET_TAG).ok()?)
+}
+
+/// The identity of an instance of EC2, if the text is one.
+fn instance_id(text: &str) -> Option<String> {
+    let text = text.trim();
+    let digits = text.strip_prefix("i-")?;
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let good = INSTANCE_DIGITS.contains(&digits.len()) && digits.bytes().all(is_hex);
+    good.then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_looks_like_an_instance_of_ec2_is_taken_from_the_firmware() {
+        for id in ["i-0abc1234", "i-0123456789abcdef0"] {
+            assert_eq!(instance_id(&format!("{id}\n")), Some(id.to_owned()));
+        }
+        for text in ["", "i-", "Not Specified", "i-0ABC1234", "i-0abc123", "x-0abc1234"] {
+            assert_eq!(instance_id(text), None, "{text}");
+        }
+    }
 }

@@ -80,7 +80,8 @@ impl Site {
         let token = self.repository.create_enroll_token(Some(&image("web"))).expect("made");
         let stranger = Client::connect(&self.url, &token).await.expect("it serves");
         let tree = tree(BASE).digest();
-        let request = EnrollRequest { name: "web-1".into(), image: image("web"), tree };
+        let request =
+            EnrollRequest { name: "web-1".into(), image: image("web"), tree, cloud_id: None };
         let reply = stranger.enroll(&request).await.expect("enrolled");
         let client =
             Client::with_ca(&self.url, &reply.ca, &reply.secret).expect("it is a certificate");
@@ -392,7 +393,12 @@ async fn nobody_does_what_his_token_is_not_for() {
     unknown.secret = vireo_wire::Secret::from_bytes([7; 32]);
     let unknown = Client::connect(&site.url, &unknown).await.expect("it serves");
     let (web, db) = (image("web"), image("db"));
-    let request = EnrollRequest { name: "x".into(), image: db.clone(), tree: tree(BASE).digest() };
+    let request = EnrollRequest {
+        name: "x".into(),
+        image: db.clone(),
+        tree: tree(BASE).digest(),
+        cloud_id: None,
+    };
     let kinds = [
         ("unknown reads", unknown.log(&web).await.err()),
         ("enroller pushes", enroller.push_bundle(&web, &site.update(), &quiet).await.err()),
