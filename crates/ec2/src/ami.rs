@@ -162,7 +162,7 @@ impl Calls {
         held: &Held,
         like: &Attributes,
     ) -> Result<String, Ec2Error> {
-        let Attributes { image, uefi_data } = like;
+        let Attributes { image, uefi_data, .. } = like;
         let devices = like.devices(held);
         let virtualization = image.virtualization_type().map(|kind| kind.as_str().to_owned());
         let call = || {

@@ -15,6 +15,8 @@ use crate::tags;
 pub(crate) struct Attributes {
     pub(crate) image: Image,
     pub(crate) uefi_data: Option<String>,
+    /// Size of the root volume in GiB that the settings ask for.
+    pub(crate) volume_gib: Option<u32>,
 }
 
 impl Attributes {
@@ -41,7 +43,7 @@ impl Attributes {
         if image.architecture().is_none() || image.root_device_name().is_none() {
             return Err(Ec2Error::refused(format!("{id} has no architecture or no root device")));
         }
-        Ok(Self { image, uefi_data: None })
+        Ok(Self { image, uefi_data: None, volume_gib: None })
     }
 
     /// The devices: those of the model, with our snapshot as the root.
@@ -49,7 +51,9 @@ impl Attributes {
         let root_name = self.image.root_device_name();
         let root = root_mapping(&self.image).and_then(BlockDeviceMapping::ebs).cloned();
         let like_gib = root.as_ref().and_then(EbsBlockDevice::volume_size).unwrap_or(0);
-        let gib = like_gib.max(held.volume_gib.cast_signed());
+        let asked_gib = self.volume_gib.map_or(like_gib, u32::cast_signed);
+        // No volume is smaller than its snapshot.
+        let gib = asked_gib.max(held.volume_gib.cast_signed());
         let mut ebs = EbsBlockDevice::builder()
             .snapshot_id(&held.snapshot)
             .volume_size(gib)
@@ -174,7 +178,20 @@ mod tests {
         assert_eq!((root.snapshot_id(), root.volume_size()), (Some("snap-new"), Some(8)));
         assert_eq!((root.throughput(), root.encrypted()), (Some(250), None));
         assert_eq!(devices[1].virtual_name(), Some("ephemeral0"));
-        assert_eq!(like.devices(&held(20))[0].ebs().and_then(|ebs| ebs.volume_size()), Some(20));
+    }
+
+    #[test]
+    fn the_root_volume_has_the_size_that_is_asked_for_and_holds_the_snapshot() {
+        let like = Attributes::new(model().build(), false).expect("usable");
+        let size = |volume_gib, held_gib| {
+            let like = Attributes { volume_gib, ..like.clone() };
+            like.devices(&held(held_gib))[0].ebs().and_then(|ebs| ebs.volume_size())
+        };
+        assert_eq!(size(None, 2), Some(8), "the model's");
+        assert_eq!(size(None, 20), Some(20), "the snapshot's");
+        assert_eq!(size(Some(20), 2), Some(20), "larger than the model's");
+        assert_eq!(size(Some(4), 2), Some(4), "smaller than the model's");
+        assert_eq!(size(Some(4), 6), Some(6), "never smaller than the snapshot's");
     }
 
     #[track_caller]

@@ -28,7 +28,7 @@ pub struct Source<'a> {
 pub struct Hold<'a> {
     ec2: &'a Ec2,
     image: ImageName,
-    _journal: Journal,
+    journal: Journal,
 }
 
 impl Ec2 {
@@ -41,14 +41,15 @@ impl Ec2 {
     /// `Io`.
     pub fn hold(&self, image: &ImageName) -> Result<Hold<'_>, Ec2Error> {
         self.settings.image(image)?;
-        Ok(Hold { ec2: self, image: image.clone(), _journal: self.journal(image)? })
+        Ok(Hold { ec2: self, image: image.clone(), journal: self.journal(image)? })
     }
 }
 
 impl Hold<'_> {
     /// Publishes a version from a volume in EC2, without the EBS direct interface. Nobody may write to
     /// the volume meanwhile. With `source`, this process is on the instance that the volume is attached
-    /// to, and first makes it hold the version's disk image; without, it holds it already.
+    /// to, and first makes it hold the version's disk image; without, it holds it already. The right ends
+    /// with it.
     ///
     /// # Errors
     ///
@@ -56,16 +57,17 @@ impl Hold<'_> {
     /// was published without, or if the device is not certainly the whole volume or too small for the
     /// disk; `Unavailable` if something uses it.
     pub fn publish_volume(
-        &self,
+        mut self,
         version: u64,
         tree: Digest,
         volume: &str,
         source: Option<Source<'_>>,
     ) -> Result<Launchable, Ec2Error> {
         let (ec2, image) = (self.ec2, &self.image);
+        let settings = ec2.settings.image(image)?;
         let written = if source.is_some() { Written::Here } else { Written::Elsewhere };
         let from_disk = source.is_some();
-        ec2.block_on(ec2.publish_as((image, version, tree), written, async {
+        let snapshot = async {
             let calls = &ec2.calls;
             let found = calls.snapshot_of_volume(image, version, tree, volume, from_disk).await?;
             let made = match found {
@@ -83,7 +85,11 @@ impl Hold<'_> {
                     calls.snapshot_volume(image, version, tree, volume, from_disk).await?
                 }
             };
-            Ok(Held::of_volume(made, version, tree))
-        }))
+            Ok::<_, Ec2Error>(Held::of_volume(made, version, tree))
+        };
+        ec2.block_on(async {
+            let published = ec2.publish_as((image, version, tree), written, snapshot).await?;
+            ec2.finish(image, settings, &mut self.journal, &published).await
+        })
     }
 }

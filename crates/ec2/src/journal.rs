@@ -87,6 +87,9 @@ struct Record {
     begun: u64,
     snapshots: Vec<Held>,
     pending: Option<Pending>,
+    /// The machine image that the launch template is being brought to, after it was made current.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    templating: Option<String>,
 }
 
 /// The file of one image, and the exclusive right to it.
@@ -128,7 +131,14 @@ impl Held {
 impl Default for Record {
     fn default() -> Self {
         let schema = SCHEMA.to_owned();
-        Self { schema, region: None, begun: 0, snapshots: Vec::new(), pending: None }
+        Self {
+            schema,
+            region: None,
+            begun: 0,
+            snapshots: Vec::new(),
+            pending: None,
+            templating: None,
+        }
     }
 }
 
@@ -216,6 +226,23 @@ impl Journal {
         self.record.snapshots.drain(..excess);
         self.record.pending = None;
         self.save()
+    }
+
+    /// The machine image that the launch template was to be brought to when this was last written.
+    pub(crate) fn templating(&self) -> Option<&str> {
+        self.record.templating.as_deref()
+    }
+
+    /// Remembers that the launch template is about to be brought to a machine image, or that it was.
+    pub(crate) fn set_templating(&mut self, ami: Option<&str>) -> Result<(), Ec2Error> {
+        self.record.templating = ami.map(str::to_owned);
+        self.save()
+    }
+
+    /// Snapshots of versions before `version`.
+    pub(crate) fn before(&self, version: u64) -> Vec<String> {
+        let before = self.snapshots().filter(|held| held.version < version);
+        before.map(|held| held.snapshot.clone()).collect()
     }
 
     /// Snapshots that this host goes on with: what is pending, and versions after `newest` that are

@@ -11,6 +11,7 @@ use vireo_model::ImageName;
 use crate::ami::Published;
 use crate::calls::Calls;
 use crate::error::{Ec2Error, ErrorKind};
+use crate::snapshot::PAGE;
 use crate::tags;
 
 /// What a dry run takes for the number of a version that is not there.
@@ -62,19 +63,58 @@ impl Calls {
         Ok(())
     }
 
+    /// Whether any version of the template starts from the machine image.
+    pub(crate) async fn template_knows(
+        &self,
+        template_name: &str,
+        ami: &str,
+    ) -> Result<bool, Ec2Error> {
+        let template = Template::of(template_name);
+        let mut page = None;
+        loop {
+            let call = || {
+                let ask = self.ec2.describe_launch_template_versions();
+                ask.set_launch_template_id(template.id.clone())
+                    .set_launch_template_name(template.name.clone())
+                    .max_results(PAGE)
+                    .set_next_token(page.clone())
+                    .send()
+            };
+            let answer = self.ask("DescribeLaunchTemplateVersions", template_name, call).await;
+            let answer = answer.map_err(|error| self.no_template(template_name, error))?;
+            let versions = answer.launch_template_versions.unwrap_or_default();
+            if versions.iter().any(|version| uses(version, ami)) {
+                return Ok(true);
+            }
+            page = answer.next_token.filter(|token| !token.is_empty());
+            if page.is_none() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Says what to do about a template that is not there.
+    fn no_template(&self, name: &str, error: Ec2Error) -> Ec2Error {
+        match error.kind() {
+            ErrorKind::NotFound => self.missing_template(name),
+            _ => error,
+        }
+    }
+
+    fn missing_template(&self, name: &str) -> Ec2Error {
+        let what = format!(
+            "there is no launch template {name} at {}; make it (`aws ec2 create-launch-template`) or correct `launch-template`",
+            self.place
+        );
+        Ec2Error::plain(ErrorKind::NotFound, what)
+    }
+
     async fn template_version(
         &self,
         name: &str,
         template: &Template,
         version: &str,
     ) -> Result<LaunchTemplateVersion, Ec2Error> {
-        let missing = || {
-            let what = format!(
-                "there is no launch template {name} at {}; make it (`aws ec2 create-launch-template`) or correct `launch-template`",
-                self.place
-            );
-            Ec2Error::plain(ErrorKind::NotFound, what)
-        };
         let call = || {
             let ask = self.ec2.describe_launch_template_versions();
             ask.set_launch_template_id(template.id.clone())
@@ -83,11 +123,9 @@ impl Calls {
                 .send()
         };
         let answer = self.ask("DescribeLaunchTemplateVersions", name, call).await;
-        let answer = answer.map_err(|error| match error.kind() {
-            ErrorKind::NotFound => missing(),
-            _ => error,
-        })?;
-        answer.launch_template_versions.unwrap_or_default().pop().ok_or_else(missing)
+        let answer = answer.map_err(|error| self.no_template(name, error))?;
+        let version = answer.launch_template_versions.unwrap_or_default().pop();
+        version.ok_or_else(|| self.missing_template(name))
     }
 
     async fn create_version(

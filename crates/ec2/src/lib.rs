@@ -52,6 +52,7 @@ mod instances;
 mod journal;
 mod launch;
 mod settings;
+mod settle;
 mod snapshot;
 mod sweep;
 mod tags;
@@ -61,7 +62,7 @@ mod volume;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use vireo_cloud::{Cloud, CloudError, Launchable, Machine, Publication};
@@ -207,17 +208,19 @@ impl Ec2 {
             disk: &disk,
             parallel: self.settings.parallel,
         };
-        self.block_on(self.publish_as((image, version, tree), Written::Uploaded, upload.run()))
+        let work = self.publish_as((image, version, tree), Written::Uploaded, upload.run());
+        let published = self.block_on(work)?;
+        self.block_on(self.finish(image, settings, &mut journal, &published))
     }
 
     /// Registers the snapshot that `snapshot` gives and has machines start from it; what of that was done
-    /// before is not done again, and `snapshot` not asked for then.
+    /// before is not done again, and `snapshot` not asked for then. Gives what is published then.
     async fn publish_as(
         &self,
         (image, version, tree): (&ImageName, u64, Digest),
         written: Written,
         snapshot: impl Future<Output = Result<Held, Ec2Error>>,
-    ) -> Result<Launchable, Ec2Error> {
+    ) -> Result<Vec<Published>, Ec2Error> {
         let settings = self.settings.image(image)?;
         let published = self.calls.published(image).await?;
         let same = |ami: &&Published| ami.version == version && ami.tree == tree;
@@ -249,29 +252,26 @@ impl Ec2 {
         published: &[Published],
     ) -> Result<attributes::Attributes, Ec2Error> {
         let like = self.calls.attributes(&settings.like, settings.encrypted).await;
-        match (like, ami::current(published)) {
+        let like = match (like, ami::current(published)) {
             (Err(error), Some(current)) if error.kind() == ErrorKind::NotFound => {
                 self.calls.attributes(&current.id, true).await
             }
             (like, _) => like,
-        }
+        };
+        Ok(attributes::Attributes { volume_gib: settings.volume_gib, ..like? })
     }
 
-    /// Has new machines start from `ami`: the launch template first, then the tag that ends the work.
+    /// Has new machines start from `ami`: the launch template first, then the tag.
     async fn launch(
         &self,
         image: &ImageName,
         settings: &ImageSettings,
         ami: &Published,
-    ) -> Result<Launchable, Ec2Error> {
+    ) -> Result<Vec<Published>, Ec2Error> {
         if let Some(template) = &settings.launch_template {
             self.calls.launch_from(template, image, ami, settings.make_default).await?;
         }
-        let published = self.calls.make_current(image, ami).await?;
-        if let Some(keep) = settings.keep {
-            self.calls.deprecate(&published, keep, SystemTime::now()).await?;
-        }
-        Ok(ami.launchable(image))
+        self.calls.make_current(image, ami).await
     }
 
     /// Reads the current machine image's snapshot back and compares it with the disk image.
@@ -340,6 +340,10 @@ impl Cloud for Ec2 {
 
     fn publish(&self, publication: &Publication<'_>) -> Result<Launchable, CloudError> {
         Ok(self.publish_version(publication)?)
+    }
+
+    fn settle(&self, image: &ImageName) -> Result<(), CloudError> {
+        Ok(self.settle_image(image)?)
     }
 
     fn current(&self, image: &ImageName) -> Result<Option<Launchable>, CloudError> {

@@ -14,6 +14,9 @@ const DEFAULT_PARALLEL: usize = 32;
 /// Most blocks on their way at the same time: 256 MiB of memory.
 const MAX_PARALLEL: usize = 256;
 
+/// Largest volume, in GiB: the limit of the EBS direct interface.
+pub(crate) const MAX_VOLUME_GIB: u32 = 65_536;
+
 /// How long EC2 gets to complete a snapshot or to make an image available, in minutes.
 const DEFAULT_WAIT_MINUTES: u64 = 120;
 
@@ -153,6 +156,9 @@ impl ImageSettings {
         if self.kms_key.is_some() && !self.encrypted {
             return refuse("`kms-key` is given without `encrypted = true`");
         }
+        if self.volume_gib.is_some_and(|gib| !(1..=MAX_VOLUME_GIB).contains(&gib)) {
+            return refuse(&format!("`volume-gib` is not 1 to {MAX_VOLUME_GIB}"));
+        }
         Ok(())
     }
 }
@@ -179,6 +185,8 @@ mod tests {
         check(|_, image| image.like = "snap-1".into(), "`like`");
         check(|_, image| image.keep = Some(0), "`keep`");
         check(|_, image| image.kms_key = Some("arn:k".into()), "`kms-key`");
+        check(|_, image| image.volume_gib = Some(0), "`volume-gib`");
+        check(|_, image| image.volume_gib = Some(MAX_VOLUME_GIB + 1), "`volume-gib`");
     }
 
     #[test]

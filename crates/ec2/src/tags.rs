@@ -16,6 +16,9 @@ pub(crate) const SNAPSHOT: &str = "vireo:snapshot";
 pub(crate) const WRITTEN: &str = "vireo:written";
 /// The value of [`WRITTEN`].
 pub(crate) const DISK: &str = "disk";
+/// On a snapshot that was begun through the EBS direct interface: the token that it was begun with, by
+/// which it is found if its identity was not learnt.
+pub(crate) const TOKEN: &str = "vireo:token";
 /// On a machine image: the one with the highest number is what new machines start from.
 pub(crate) const SEQUENCE: &str = "vireo:sequence";
 

@@ -6,8 +6,8 @@
 //!
 //! # What a crash leaves
 //!
-//! A pending snapshot that the journal names, or will be given again for the same client token. The
-//! next call goes on where it was; if that snapshot is gone (EBS gives up after [`TIMEOUT_MINUTES`] without a block)
+//! A pending snapshot that the journal names, or whose client token it names: for the same token it is
+//! given again, and by the tag with it found. The next call goes on where it was; if that snapshot is gone (EBS gives up after [`TIMEOUT_MINUTES`] without a block)
 //! or the disk is another by now, it is removed and a new one begun.
 
 mod put;
@@ -22,14 +22,11 @@ use vireo_cloud::blocks::{self, BLOCK_LEN};
 use crate::calls::Calls;
 use crate::error::{Ec2Error, ErrorKind, io_error};
 use crate::journal::{Disk, Held, Journal, Pending};
-use crate::settings::ImageSettings;
+use crate::settings::{ImageSettings, MAX_VOLUME_GIB};
 use crate::tags;
 
 /// Bytes of a gibibyte, the unit of volume sizes.
 const GIB: u64 = 1 << 30;
-
-/// Largest volume, in GiB: the limit of the EBS direct interface.
-const MAX_VOLUME_GIB: u64 = 65_536;
 
 /// Minutes without a block after which EBS gives a pending snapshot up: long enough for a restart.
 const TIMEOUT_MINUTES: i32 = 240;
@@ -112,9 +109,19 @@ impl Upload<'_> {
         Ok(None)
     }
 
-    /// Removes the snapshot that was begun, and forgets it.
+    /// Removes the snapshot that was begun, and forgets it. One whose identity was not learnt, as the
+    /// answer was lost or the process ended, is found by its token.
     async fn abandon(&mut self) -> Result<(), Ec2Error> {
-        if let Some(id) = self.journal.pending().and_then(|pending| pending.snapshot.clone()) {
+        let ids = match self.journal.pending() {
+            Some(Pending { snapshot: Some(id), .. }) => vec![id.clone()],
+            Some(Pending { token, .. }) => {
+                let filter = tags::filter(format!("tag:{}", tags::TOKEN), token);
+                let found = self.calls.snapshots(&[filter]).await?;
+                found.into_iter().filter_map(|snapshot| snapshot.snapshot_id).collect()
+            }
+            None => Vec::new(),
+        };
+        for id in ids {
             self.calls.delete_snapshot(&id).await?;
         }
         self.journal.set_pending(None)
@@ -212,6 +219,7 @@ impl Upload<'_> {
         let what = format!("{image}@{version} ({} GiB) from {of}", pending.volume_gib);
         let tags: Vec<Tag> = tags::of_content(image, version, tree, true)
             .into_iter()
+            .chain([(tags::TOKEN, pending.token.clone())])
             .map(|(key, value)| Tag::builder().key(key).value(value).build())
             .collect();
         // A child is encrypted as its parent is, and must not be told so.
@@ -288,7 +296,7 @@ fn internal(error: tokio::task::JoinError) -> Ec2Error {
     Ec2Error::plain(ErrorKind::Io, format!("a thread of this process ended: {error}"))
 }
 
-/// The smallest volume that the disk fits, or the one that is asked for.
+/// The smallest volume that the disk fits; it must not be larger than the one that is asked for.
 fn least_gib(settings: &ImageSettings, disk: &Disk) -> Result<u32, Ec2Error> {
     let gib = disk.stamp.len.div_ceil(GIB).max(1);
     if let Some(volume_gib) = settings.volume_gib
@@ -299,7 +307,7 @@ fn least_gib(settings: &ImageSettings, disk: &Disk) -> Result<u32, Ec2Error> {
             disk.path.display()
         )));
     }
-    if gib > MAX_VOLUME_GIB {
+    if gib > u64::from(MAX_VOLUME_GIB) {
         return Err(Ec2Error::refused(format!(
             "the disk image {} has {gib} GiB; EBS volumes have {MAX_VOLUME_GIB} at most",
             disk.path.display()
@@ -327,7 +335,7 @@ mod tests {
         assert_eq!(least(GIB + 1, Some(2)), Ok(2));
         let error = least(2 * GIB + 1, Some(2)).expect_err("too large");
         assert!(error.contains("3 GiB") && error.contains("`volume-gib`"), "{error}");
-        let error = least(MAX_VOLUME_GIB * GIB + 1, None).expect_err("too large");
+        let error = least(u64::from(MAX_VOLUME_GIB) * GIB + 1, None).expect_err("too large");
         assert!(error.contains("65536"), "{error}");
     }
 }

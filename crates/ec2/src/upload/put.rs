@@ -91,6 +91,10 @@ impl Upload<'_> {
         match self.complete(id, sums).await {
             Err(error) if again && error.kind() == ErrorKind::Refused => Ok(()),
             Err(error) if error.kind() == ErrorKind::Refused => {
+                // It was done, and the answer lost: the call's own repetition was refused.
+                if self.is_complete(id).await? {
+                    return Ok(());
+                }
                 // What EBS has is not what was put: nothing of it is relied on.
                 (pending.completing, pending.written) = (false, 0);
                 self.journal.set_pending(Some(pending.clone()))?;

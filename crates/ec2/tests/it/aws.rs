@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path as At, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{DefaultBodyLimit, Path as At, Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use serde_json::{Value, json};
@@ -27,7 +28,19 @@ const PAGE: usize = 5;
 /// Machines on a page: the fewest that EC2 allows.
 const MACHINES: &str = "5";
 
-/// A call of EC2: its name and parameters.
+/// What the tests' own client says in its user agent: its calls are no calls of the adapter.
+pub(crate) const OWN_CLIENT: &str = "own-client";
+
+/// The calls of the EBS direct interface.
+const DIRECT: [&str; 5] = [
+    "StartSnapshot",
+    "PutSnapshotBlock",
+    "CompleteSnapshot",
+    "ListSnapshotBlocks",
+    "GetSnapshotBlock",
+];
+
+/// A call: its name and, of EC2's, its parameters.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) action: String,
@@ -49,11 +62,41 @@ pub(crate) struct World {
     pub(crate) puts_left: Option<usize>,
     /// Calls of these actions are refused for want of a right.
     pub(crate) denied: BTreeSet<String>,
+    /// Answers that do not arrive, though what was asked for is done.
+    pub(crate) lost: Option<Lost>,
+    /// What moto answered to each token that made a version of a launch template.
+    tokens: BTreeMap<String, String>,
     pub(crate) deprecated: BTreeSet<String>,
     /// Snapshots of volumes that failed.
     pub(crate) failed: BTreeSet<String>,
     names: BTreeMap<String, String>,
     tasks: BTreeMap<String, u32>,
+}
+
+/// Answers of one action that are lost: the connection ends instead.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lost {
+    pub(crate) action: &'static str,
+    /// How many arrive before.
+    pub(crate) after: usize,
+    /// How many are lost then.
+    pub(crate) times: usize,
+}
+
+impl World {
+    /// Whether the answer to this call is to be lost.
+    fn loses(&mut self, action: &str) -> bool {
+        let Some(lost) = self.lost.as_mut().filter(|lost| lost.action == action) else {
+            return false;
+        };
+        if lost.after > 0 {
+            lost.after -= 1;
+            return false;
+        }
+        let is_due = lost.times > 0;
+        lost.times = lost.times.saturating_sub(1);
+        is_due
+    }
 }
 
 #[derive(Debug)]
@@ -131,6 +174,32 @@ impl Aws {
     }
 }
 
+impl Drop for Aws {
+    /// Whatever a test has the adapter do, the documented rights are enough for it.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let rights = rights();
+        for Asked { action, .. } in &self.world().asked {
+            let service = if DIRECT.contains(&action.as_str()) { "ebs" } else { "ec2" };
+            let right = format!("{service}:{action}");
+            assert!(rights.contains(right.as_str()), "docs/ec2.md does not ask for {right}");
+        }
+    }
+}
+
+/// The actions that the policy allows, and those whose resources the text has to name.
+fn rights() -> BTreeSet<&'static str> {
+    let text = include_str!("../../../../docs/ec2.md");
+    let policy = text.split("```json").nth(1).and_then(|rest| rest.split("```").next());
+    let policy: Value = serde_json::from_str(policy.expect("a policy")).expect("JSON");
+    assert!(policy["Statement"].as_array().is_some_and(|all| all.len() > 5), "{policy}");
+    let (_, rights) = text.split_once("## Rights").expect("a chapter");
+    let words = rights.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != ':');
+    words.filter(|word| word.starts_with("ec2:") || word.starts_with("ebs:")).collect()
+}
+
 fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
     world.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -155,11 +224,44 @@ fn router(server: Server) -> Router {
         .route("/snapshots/completion/{id}", post(complete_snapshot))
         .route("/snapshots/{id}/blocks", get(list_blocks))
         .route("/snapshots/{id}/blocks/{index}", put(put_block).get(get_block))
+        .layer(from_fn_with_state(server.clone(), direct))
         .layer(DefaultBodyLimit::max(2 * BLOCK_LEN))
         .with_state(server)
 }
 
 // What follows is the EBS direct interface, JSON over HTTP.
+
+/// Notes the calls of the interface, refuses those for which there is no right, and loses answers.
+async fn direct(State(server): State<Server>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let action = match (request.method(), path.strip_prefix("/snapshots")) {
+        (_, None) => return next.run(request).await,
+        (&Method::POST, Some("")) => "StartSnapshot",
+        (&Method::POST, Some(_)) => "CompleteSnapshot",
+        (&Method::PUT, Some(_)) => "PutSnapshotBlock",
+        (_, Some(rest)) if rest.ends_with("/blocks") => "ListSnapshotBlocks",
+        _ => "GetSnapshotBlock",
+    };
+    let denied = {
+        let mut world = lock(&server.world);
+        world.asked.push(Asked { action: action.to_owned(), parameters: BTreeMap::new() });
+        world.denied.contains(action)
+    };
+    if denied {
+        return refusal((403, "AccessDeniedException", "no right to do this".into()));
+    }
+    let reply = next.run(request).await;
+    deliver(&server, action, reply)
+}
+
+/// Gives the answer, or ends the connection without it.
+fn deliver(server: &Server, action: &str, reply: Response) -> Response {
+    if lock(&server.world).loses(action) {
+        // Ends the connection's task, without the words of a panic.
+        std::panic::resume_unwind(Box::new("the answer is lost"));
+    }
+    reply
+}
 
 fn refusal((status, code, message): Refusal) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -214,9 +316,6 @@ async fn start_snapshot(State(server): State<Server>, headers: HeaderMap, body: 
         let mut world = lock(&server.world);
         if let Some(fault) = fault(&mut world) {
             return fault;
-        }
-        if world.denied.contains("StartSnapshot") {
-            return refusal((403, "AccessDeniedException", "no right to start".into()));
         }
         let checked = world.ebs.started(&start).and_then(|known| match known {
             Some(known) => Ok(Some(known)),
@@ -367,6 +466,10 @@ async fn forward(server: &Server, path: &str, headers: &HeaderMap, body: Bytes) 
 async fn ec2(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> Response {
     let parameters = form(&body);
     let action = parameters.get("Action").cloned().unwrap_or_default();
+    let agent = header_of(&headers)(header::USER_AGENT.as_str()).unwrap_or_default();
+    if agent.contains(OWN_CLIENT) {
+        return answer_ec2(&server, &action, &parameters, &headers, body).await;
+    }
     {
         let mut world = lock(&server.world);
         world.asked.push(Asked { action: action.clone(), parameters: parameters.clone() });
@@ -377,18 +480,29 @@ async fn ec2(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> R
         if world.denied.contains(&action) {
             return error(403, "UnauthorizedOperation", "you may not do this");
         }
-        if let Some(reply) = own(&mut world, &action, &parameters) {
-            return reply;
-        }
     }
-    let body = match action.as_str() {
-        "DescribeInstances" => with(&parameters, "MaxResults", MACHINES),
+    let reply = answer_ec2(&server, &action, &parameters, &headers, body).await;
+    deliver(&server, &action, reply)
+}
+
+async fn answer_ec2(
+    server: &Server,
+    action: &str,
+    parameters: &BTreeMap<String, String>,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Response {
+    if let Some(reply) = own(&mut lock(&server.world), action, parameters) {
+        return reply;
+    }
+    let body = match action {
+        "DescribeInstances" => with(parameters, "MaxResults", MACHINES),
         _ => body,
     };
-    let (status, mut text) = forward(&server, "/", &headers, body).await;
+    let (status, mut text) = forward(server, "/", headers, body).await;
     let mut world = lock(&server.world);
     if status == 200 {
-        after(&mut world, &action, &parameters, &mut text);
+        after(&mut world, action, parameters, &mut text);
     }
     xml(status, text)
 }
@@ -410,6 +524,11 @@ fn own(world: &mut World, action: &str, asked: &BTreeMap<String, String>) -> Opt
                 None if snapshot.starts_with("snap-") && !of("Name").is_empty() => None,
                 _ => Some(error(400, "InvalidSnapshot.NotFound", "there is no complete snapshot")),
             }
+        }
+        // Moto makes another version for the same token.
+        "CreateLaunchTemplateVersion" => {
+            let made = world.tokens.get(&of("ClientToken"))?;
+            Some(xml(200, made.clone()))
         }
         "EnableImageDeprecation" => {
             if of("DeprecateAt").is_empty() {
@@ -454,11 +573,15 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
             let id = text.split("<imageId>").nth(1).and_then(|rest| rest.split('<').next());
             world.names.insert(of("Name"), id.unwrap_or_default().to_owned());
         }
+        "CreateLaunchTemplateVersion" => {
+            world.tokens.insert(of("ClientToken"), text.clone());
+        }
         "DeregisterImage" => world.names.retain(|_, id| *id != of("ImageId")),
         "DeleteSnapshot" => {
             world.ebs.snapshots.remove(&of("SnapshotId"));
         }
         "DescribeImages" => {
+            support(text);
             for id in &world.deprecated {
                 let tag = format!("<imageId>{id}</imageId>");
                 let with =
@@ -485,6 +608,21 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
             }
         }
         _ => {}
+    }
+}
+
+/// Has the model say what moto's machine images cannot have.
+fn support(text: &mut String) {
+    let model = "<imageId>ami-like</imageId>";
+    for (name, value) in [
+        ("enaSupport", "true"),
+        ("sriovNetSupport", "simple"),
+        ("tpmSupport", "v2.0"),
+        ("imdsSupport", "v2.0"),
+    ] {
+        if !text.contains(&format!("<{name}>")) {
+            *text = text.replace(model, &format!("{model}<{name}>{value}</{name}>"));
+        }
     }
 }
 

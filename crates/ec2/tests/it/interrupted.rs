@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use vireo_cloud::{Cloud as _, ErrorKind};
 use vireo_testkit::programs;
 
+use crate::aws::Lost;
 use crate::ebs::Status;
 use crate::site::{Site, content};
 
@@ -113,6 +114,152 @@ fn every_call_of_ec2_can_fail_and_the_next_run_completes_it() {
         assert_nothing_left(&site);
         site.assert_nothing_invalid();
     }
+}
+
+/// Tries of a call whose connection ends: as many as the adapter makes.
+const TRIES: usize = 4;
+
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    /// The call is refused, and nothing done.
+    Denied(&'static str),
+    /// So many of its answers are lost, once so many have arrived; what was asked for is done.
+    Lost(&'static str, usize, usize),
+}
+
+impl Trouble {
+    fn begin(self, site: &Site) {
+        let mut world = site.aws.world();
+        match self {
+            Self::Denied(action) => {
+                world.denied.insert(action.to_owned());
+            }
+            Self::Lost(action, after, times) => world.lost = Some(Lost { action, after, times }),
+        }
+    }
+
+    fn end(site: &Site) {
+        let mut world = site.aws.world();
+        world.denied.clear();
+        world.lost = None;
+    }
+}
+
+/// Publishes a child with everything that can follow from it, in spite of `trouble`: there is one of
+/// everything then, whether the run itself got through or the next had to.
+#[track_caller]
+fn check_trouble(trouble: Trouble, gets_through: bool) {
+    let site = Site::new();
+    site.make_template();
+    let ec2 = site.ec2_with(|image| {
+        (image.launch_template, image.keep) = (Some("shop".to_owned()), Some(1));
+    });
+    let base = site.make_disk("base.img", 0..4);
+    let target = site.patch(&base, "target.img", &[(2, content(99))]);
+    let first = site.publish(&ec2, 1, &base, &[]).expect("published");
+    trouble.begin(&site);
+    let outcome = site.bring_up(&ec2, 2, &target, &[(1, &base)]);
+    assert_eq!(outcome.is_ok(), gets_through, "{trouble:?}: {outcome:?}");
+    Trouble::end(&site);
+    site.bring_up(&ec2, 2, &target, &[(1, &base)]).expect("the next run completes it");
+
+    let current = ec2.current(&site.image).expect("it answers").expect("published");
+    assert_eq!(current.version, 2, "{trouble:?}");
+    assert_eq!(site.machine_images(), 2, "{trouble:?}");
+    assert_eq!(site.template(), (3, Some(current.address), 3), "{trouble:?}");
+    assert_eq!(site.aws.world().deprecated, [first.address].into(), "{trouble:?}");
+    assert_eq!(site.aws.world().ebs.snapshots.len(), 2, "{trouble:?}");
+    site.assert_holds(&site.last_snapshot(), &target);
+    assert_nothing_left(&site);
+}
+
+#[test]
+fn a_right_that_is_missing_anywhere_only_delays_a_child_and_what_follows() {
+    let actions = [
+        "DescribeImages",
+        "StartSnapshot",
+        "PutSnapshotBlock",
+        "CompleteSnapshot",
+        "DescribeSnapshots",
+        "RegisterImage",
+        "CreateTags",
+        "DescribeLaunchTemplateVersions",
+        "CreateLaunchTemplateVersion",
+        "ModifyLaunchTemplate",
+        "EnableImageDeprecation",
+    ];
+    for action in actions {
+        check_trouble(Trouble::Denied(action), false);
+    }
+}
+
+#[test]
+fn an_answer_that_is_lost_after_its_effect_makes_nothing_twice() {
+    // The number of the call: some are made for several ends.
+    let calls = [
+        ("StartSnapshot", 0),
+        ("PutSnapshotBlock", 0),
+        ("CompleteSnapshot", 0),
+        ("RegisterImage", 0),
+        ("CreateTags", 0),
+        ("CreateTags", 1),
+        ("CreateLaunchTemplateVersion", 0),
+        ("ModifyLaunchTemplate", 0),
+        ("EnableImageDeprecation", 0),
+    ];
+    for (action, after) in calls {
+        check_trouble(Trouble::Lost(action, after, 1), true);
+        check_trouble(Trouble::Lost(action, after, TRIES), false);
+    }
+}
+
+#[test]
+fn a_snapshot_whose_fate_was_not_learnt_is_gone_on_with_or_removed() {
+    for action in ["StartSnapshot", "CompleteSnapshot"] {
+        for next in [2, 3] {
+            let site = Site::new();
+            let ec2 = site.ec2();
+            let base = site.make_disk("base.img", 0..4);
+            let second = site.patch(&base, "2.img", &[(2, content(99))]);
+            let third = site.patch(&base, "3.img", &[(3, content(98))]);
+            site.publish(&ec2, 1, &base, &[]).expect("published");
+            Trouble::Lost(action, 0, TRIES).begin(&site);
+            site.publish(&ec2, 2, &second, &[(1, &base)]).expect_err("no answer arrives");
+            assert_eq!(site.aws.world().ebs.snapshots.len(), 2, "{action}: but it was done");
+            Trouble::end(&site);
+            let disk = if next == 2 { &second } else { &third };
+            site.publish(&site.ec2(), next, disk, &[(1, &base)]).expect("published");
+            assert_eq!(site.aws.world().ebs.snapshots.len(), 2, "{action}, then {next}");
+            site.assert_holds(&site.snapshot_of(1), disk);
+            assert_nothing_left(&site);
+        }
+    }
+}
+
+#[test]
+fn a_complete_snapshot_that_no_machine_image_came_of_goes_with_the_next_version() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let base = site.make_disk("base.img", 0..4);
+    let second = site.patch(&base, "2.img", &[(2, content(99))]);
+    let third = site.patch(&second, "3.img", &[(3, content(98))]);
+    site.publish(&ec2, 1, &base, &[]).expect("published");
+    site.aws.world().denied.insert("RegisterImage".to_owned());
+    site.publish(&ec2, 2, &second, &[(1, &base)]).expect_err("it may not");
+    site.aws.world().denied.clear();
+    assert_eq!(site.aws.world().ebs.snapshots.len(), 2);
+
+    site.aws.world().denied.insert("DeleteSnapshot".to_owned());
+    let earlier: [(u64, &Path); 2] = [(2, &second), (1, &base)];
+    site.bring_up(&ec2, 3, &third, &earlier).expect_err("it may not remove");
+    let current = ec2.current(&site.image).expect("it answers").expect("published");
+    assert_eq!((current.version, site.aws.world().ebs.snapshots.len()), (3, 3));
+    site.aws.world().denied.clear();
+    site.bring_up(&ec2, 3, &third, &earlier).expect("settled");
+    assert_eq!(site.aws.world().ebs.snapshots.len(), 2, "the first one's and the third one's");
+    site.assert_holds(&site.last_snapshot(), &third);
+    let first = site.snapshot_of(0);
+    assert!(site.aws.world().ebs.snapshots.contains_key(&first));
 }
 
 #[test]

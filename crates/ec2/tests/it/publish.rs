@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use aws_sdk_ec2::types::{
-    InstanceType, RequestLaunchTemplateData, ResourceType, Tag, TagSpecification,
-};
+use aws_sdk_ec2::types::{ResourceType, Tag, TagSpecification};
 use vireo_cloud::Cloud as _;
 use vireo_cloud::testing::check_cloud;
 use vireo_ec2::ErrorKind;
@@ -111,6 +109,10 @@ fn a_machine_image_is_like_its_model_and_has_its_tags() {
         ("RootDeviceName", "/dev/xvda"),
         ("UefiData", "dWVmaQ=="),
         ("VirtualizationType", "hvm"),
+        ("EnaSupport", "true"),
+        ("SriovNetSupport", "simple"),
+        ("TpmSupport", "v2.0"),
+        ("ImdsSupport", "v2.0"),
         ("BlockDeviceMapping.1.DeviceName", "/dev/xvda"),
         ("BlockDeviceMapping.1.Ebs.VolumeSize", "15"),
         ("BlockDeviceMapping.1.Ebs.VolumeType", "standard"),
@@ -134,40 +136,19 @@ fn a_machine_image_is_like_its_model_and_has_its_tags() {
     assert_eq!(tag("vireo:snapshot"), Some(site.snapshot_of(0)));
 }
 
-fn make_template(site: &Site) {
-    let data = RequestLaunchTemplateData::builder()
-        .image_id("ami-like")
-        .instance_type(InstanceType::T4gMicro)
-        .build();
-    let client = site.client();
-    let create = client.create_launch_template().launch_template_name("shop");
-    block_on(create.launch_template_data(data).send()).expect("created");
-}
-
-/// The default version's number and machine image, and how many versions there are.
-fn template(site: &Site) -> (i64, Option<String>, usize) {
-    let client = site.client();
-    let ask = || client.describe_launch_template_versions().launch_template_name("shop");
-    let default = block_on(ask().versions("$Default").send()).expect("described");
-    let default = default.launch_template_versions.unwrap_or_default().remove(0);
-    let all = block_on(ask().send()).expect("described").launch_template_versions;
-    let image = default.launch_template_data.and_then(|data| data.image_id);
-    (default.version_number.unwrap_or(0), image, all.unwrap_or_default().len())
-}
-
 #[test]
 fn a_launch_template_gets_one_version_for_each() {
     let site = Site::new();
-    make_template(&site);
+    site.make_template();
     let ec2 = site.ec2_with(|image| image.launch_template = Some("shop".to_owned()));
     let base = site.make_disk("base.img", [0]);
     let target = site.patch(&base, "target.img", &[(1, content(1))]);
     let first = site.publish(&ec2, 1, &base, &[]).expect("published");
-    assert_eq!(template(&site), (2, Some(first.address.clone()), 2));
+    assert_eq!(site.template(), (2, Some(first.address.clone()), 2));
     site.publish(&ec2, 1, &base, &[]).expect("published");
-    assert_eq!(template(&site).2, 2, "twice is once");
+    assert_eq!(site.template().2, 2, "twice is once");
     let second = site.publish(&ec2, 2, &target, &[(1, &base)]).expect("published");
-    assert_eq!(template(&site), (3, Some(second.address), 3));
+    assert_eq!(site.template(), (3, Some(second.address), 3));
     let asked = &site.aws.calls_of("CreateLaunchTemplateVersion")[1];
     assert_eq!(asked["SourceVersion"], "2", "the rest is as in the default version");
     let tags: Vec<&String> =
@@ -178,15 +159,64 @@ fn a_launch_template_gets_one_version_for_each() {
 #[test]
 fn a_template_whose_default_is_left_alone_keeps_it() {
     let site = Site::new();
-    make_template(&site);
+    site.make_template();
     let ec2 = site.ec2_with(|image| {
         (image.launch_template, image.make_default) = (Some("shop".to_owned()), false);
     });
     let base = site.make_disk("base.img", [0]);
     for _ in 0..2 {
         site.publish(&ec2, 1, &base, &[]).expect("published");
-        assert_eq!(template(&site), (1, Some("ami-like".to_owned()), 2));
+        assert_eq!(site.template(), (1, Some("ami-like".to_owned()), 2));
     }
+}
+
+#[test]
+fn the_root_volume_has_the_size_that_the_settings_ask_for() {
+    let site = Site::new();
+    let ec2 = site.ec2_with(|image| image.volume_gib = Some(20));
+    let base = site.make_disk("base.img", [0]);
+    site.publish(&ec2, 1, &base, &[]).expect("published");
+    let asked = &site.aws.calls_of("RegisterImage")[0];
+    assert_eq!(asked["BlockDeviceMapping.1.Ebs.VolumeSize"], "20");
+}
+
+#[test]
+fn a_template_that_the_settings_name_later_is_brought_up_once_and_then_left_to_people() {
+    let site = Site::new();
+    site.make_template();
+    let base = site.make_disk("base.img", [0]);
+    let launchable = site.publish(&site.ec2(), 1, &base, &[]).expect("published");
+    let ec2 = site.ec2_with(|image| image.launch_template = Some("shop".to_owned()));
+    site.aws.world().denied.insert("ModifyLaunchTemplate".to_owned());
+    ec2.settle(&site.image).expect_err("it may not");
+    assert_eq!(site.template(), (1, Some("ami-like".to_owned()), 2));
+    site.aws.world().denied.clear();
+    ec2.settle(&site.image).expect("settled");
+    assert_eq!(site.template(), (2, Some(launchable.address), 2), "gone on with");
+
+    let client = site.client();
+    let modify = client.modify_launch_template().launch_template_name("shop");
+    block_on(modify.default_version("1").send()).expect("rolled back");
+    ec2.settle(&site.image).expect("settled");
+    assert_eq!(site.template(), (1, Some("ami-like".to_owned()), 2), "somebody chose it");
+}
+
+#[test]
+fn machine_images_that_could_not_be_deprecated_are_by_the_next_run() {
+    let site = Site::new();
+    let base = site.make_disk("base.img", [0]);
+    let target = site.patch(&base, "target.img", &[(1, content(1))]);
+    let first = site.publish(&site.ec2(), 1, &base, &[]).expect("published");
+    let ec2 = site.ec2_with(|image| image.keep = Some(1));
+    site.aws.world().denied.insert("EnableImageDeprecation".to_owned());
+    site.bring_up(&ec2, 2, &target, &[(1, &base)]).expect_err("it may not");
+    let current = ec2.current(&site.image).expect("it answers").expect("published");
+    assert_eq!((current.version, site.aws.world().deprecated.len()), (2, 0));
+    site.aws.world().denied.clear();
+    site.bring_up(&ec2, 2, &target, &[(1, &base)]).expect("settled");
+    assert_eq!(site.aws.world().deprecated, [first.address].into());
+    site.bring_up(&ec2, 2, &target, &[(1, &base)]).expect("nothing to do");
+    assert_eq!(site.aws.calls_of("EnableImageDeprecation").len(), 2, "denied once, done once");
 }
 
 #[test]
@@ -275,7 +305,7 @@ fn a_parent_that_ebs_refuses_is_done_without() {
 #[test]
 fn a_dry_run_changes_nothing_and_tells_everything() {
     let site = Site::new();
-    make_template(&site);
+    site.make_template();
     let with =
         |image: &mut vireo_ec2::ImageSettings| image.launch_template = Some("shop".to_owned());
     let ec2 = site.ec2_with(with);

@@ -5,12 +5,15 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use aws_sdk_ec2::config::{BehaviorVersion, Credentials, Region, SharedCredentialsProvider};
+use aws_sdk_ec2::config::{
+    AppName, BehaviorVersion, Credentials, Region, SharedCredentialsProvider,
+};
+use aws_sdk_ec2::types::{InstanceType, RequestLaunchTemplateData};
 use vireo_cloud::{Cloud as _, CloudError, Earlier, Launchable, Publication};
 use vireo_ec2::{Call, Ec2, ImageSettings, SdkConfig, Settings};
 use vireo_model::{Digest, ImageName};
 
-use crate::aws::Aws;
+use crate::aws::{Aws, OWN_CLIENT};
 
 /// Blocks of the test's disks.
 pub(crate) const BLOCK: u64 = 524_288;
@@ -106,10 +109,59 @@ impl Site {
         })
     }
 
+    /// As a repository does at every start and push: settles what is current, publishes what is not.
+    pub(crate) fn bring_up(
+        &self,
+        ec2: &Ec2,
+        version: u64,
+        disk: &Path,
+        earlier: &[(u64, &Path)],
+    ) -> Result<(), CloudError> {
+        let current = ec2.current(&self.image)?;
+        if current.is_some_and(|current| current.version == version) {
+            return ec2.settle(&self.image);
+        }
+        self.publish(ec2, version, disk, earlier).map(drop)
+    }
+
+    /// Makes the launch template `shop`.
+    pub(crate) fn make_template(&self) {
+        let data = RequestLaunchTemplateData::builder()
+            .image_id("ami-like")
+            .instance_type(InstanceType::T4gMicro)
+            .build();
+        let client = self.client();
+        let create = client.create_launch_template().launch_template_name("shop");
+        block_on(create.launch_template_data(data).send()).expect("created");
+    }
+
+    /// The template's default version: its number and machine image; and how many versions there are.
+    pub(crate) fn template(&self) -> (i64, Option<String>, usize) {
+        let client = self.client();
+        let ask = || client.describe_launch_template_versions().launch_template_name("shop");
+        let default = block_on(ask().versions("$Default").send()).expect("described");
+        let default = default.launch_template_versions.unwrap_or_default().remove(0);
+        let all = block_on(ask().send()).expect("described").launch_template_versions;
+        let image = default.launch_template_data.and_then(|data| data.image_id);
+        (default.version_number.unwrap_or(0), image, all.unwrap_or_default().len())
+    }
+
     /// The snapshot that a machine image was registered from.
     pub(crate) fn snapshot_of(&self, number: usize) -> String {
         let calls = self.aws.calls_of("RegisterImage");
         calls[number]["BlockDeviceMapping.1.Ebs.SnapshotId"].clone()
+    }
+
+    /// The snapshot that a machine image was asked to be registered from last.
+    pub(crate) fn last_snapshot(&self) -> String {
+        self.snapshot_of(self.aws.calls_of("RegisterImage").len() - 1)
+    }
+
+    /// How many machine images of the account's own there are.
+    pub(crate) fn machine_images(&self) -> usize {
+        let client = self.client();
+        let found = block_on(client.describe_images().owners("self").send()).expect("described");
+        found.images.unwrap_or_default().len()
     }
 
     /// A volume made from the snapshot has what the disk has, and zeros behind it.
@@ -127,7 +179,9 @@ impl Site {
 
     /// A client of the test's own.
     pub(crate) fn client(&self) -> aws_sdk_ec2::Client {
+        let name = AppName::new(OWN_CLIENT).expect("a name");
         let config = aws_sdk_ec2::config::Builder::from(&sdk())
+            .app_name(name)
             .endpoint_url(self.aws.endpoint())
             .http_client(aws_smithy_http_client::Builder::new().build_http());
         aws_sdk_ec2::Client::from_conf(config.build())

@@ -1,0 +1,95 @@
+//! What follows once a version is current, by the run that made it so or by a later one.
+
+use std::time::SystemTime;
+
+use vireo_cloud::Launchable;
+use vireo_model::ImageName;
+
+use crate::Ec2;
+use crate::ami::{self, Published};
+use crate::calls::Calls;
+use crate::error::Ec2Error;
+use crate::journal::Journal;
+use crate::settings::ImageSettings;
+
+impl Ec2 {
+    /// What follows once a version is current: earlier machine images are deprecated, and snapshots that
+    /// nothing came of are removed. One that fails does not keep the other from being done.
+    pub(crate) async fn finish(
+        &self,
+        image: &ImageName,
+        settings: &ImageSettings,
+        journal: &mut Journal,
+        published: &[Published],
+    ) -> Result<Launchable, Ec2Error> {
+        let current = ami::current(published)
+            .ok_or_else(|| Ec2Error::refused(format!("no version of {image} is current")))?;
+        let deprecated = match settings.keep {
+            Some(keep) => self.calls.deprecate(published, keep, SystemTime::now()).await,
+            None => Ok(()),
+        };
+        let removed = self.calls.remove_superseded(journal, published, current.version).await;
+        deprecated.and(removed).map(|()| current.launchable(image))
+    }
+
+    /// Does what follows from what is current and was not done: a run ended before it, lacked a right, or
+    /// the settings asked for less then.
+    pub(crate) fn settle_image(&self, image: &ImageName) -> Result<(), Ec2Error> {
+        let settings = self.settings.image(image)?;
+        let mut journal = self.journal(image)?;
+        self.block_on(async {
+            let published = self.calls.published(image).await?;
+            let Some(current) = ami::current(&published) else { return Ok(()) };
+            if let Some(template) = &settings.launch_template {
+                self.settle_template(template, image, current, settings, &mut journal).await?;
+            }
+            self.finish(image, settings, &mut journal, &published).await.map(drop)
+        })
+    }
+
+    /// Brings a launch template to the current machine image if no version of it ever was: which one is
+    /// the default is then left to whoever chose another.
+    async fn settle_template(
+        &self,
+        template: &str,
+        image: &ImageName,
+        current: &Published,
+        settings: &ImageSettings,
+        journal: &mut Journal,
+    ) -> Result<(), Ec2Error> {
+        let is_half_done = journal.templating() == Some(current.id.as_str());
+        if !is_half_done && self.calls.template_knows(template, &current.id).await? {
+            return Ok(());
+        }
+        // A crash between the version and its becoming the default is told from a choice by this.
+        journal.set_templating(Some(&current.id))?;
+        self.calls.launch_from(template, image, current, settings.make_default).await?;
+        journal.set_templating(None)
+    }
+}
+
+impl Calls {
+    /// Removes the snapshots of versions before `version` that this host made and that nothing came of: no
+    /// machine image starts from them.
+    async fn remove_superseded(
+        &self,
+        journal: &mut Journal,
+        published: &[Published],
+        version: u64,
+    ) -> Result<(), Ec2Error> {
+        for id in journal.before(version) {
+            if published.iter().any(|ami| ami.snapshots.contains(&id)) {
+                continue;
+            }
+            match self.delete_snapshot(&id).await {
+                // A machine image that is not ours starts from it.
+                Err(error) if error.code() == Some("InvalidSnapshot.InUse") => {}
+                outcome => {
+                    outcome?;
+                    journal.forget(&id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
