@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use vireo_cloud::{Cloud as _, CloudError, Launchable, Machine};
+use vireo_cloud::{Cloud as _, CloudError, Launchable};
 use vireo_ec2::{Call, Ec2, Settings, Source, Verified};
 use vireo_model::ImageName;
+use vireo_repo::FleetMachine;
 
 use super::Data;
 use crate::exit::Failure;
@@ -81,7 +82,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         site: Site,
     },
-    /// List the machines of an image that run
+    /// List the machines of an image that run, and whether they have an agent
     Machines {
         #[command(flatten)]
         site: Site,
@@ -117,6 +118,9 @@ pub(crate) enum Command {
         /// Remove the volume that it had
         #[arg(long)]
         delete_replaced: bool,
+        /// Restart it although its agent was seen a short while ago
+        #[arg(long)]
+        force: bool,
         /// Print the calls that would change something, and make none of them
         #[arg(long)]
         dry_run: bool,
@@ -154,7 +158,7 @@ impl fmt::Display for State {
 
 #[derive(Debug, Serialize)]
 struct Machines {
-    machines: Vec<Machine>,
+    machines: Vec<FleetMachine>,
 }
 
 impl Report for Machines {
@@ -163,16 +167,26 @@ impl Report for Machines {
 
 impl fmt::Display for Machines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = |machine: &Machine| {
-            let version = machine.version.map_or("?".to_owned(), |version| version.to_string());
-            let address = machine.address.as_deref().unwrap_or("-");
-            format!("{}  {}@{version}  {address}", machine.name, machine.image)
-        };
         match self.machines.as_slice() {
             [] => f.write_str("no machine runs"),
             machines => f.write_str(&machines.iter().map(line).collect::<Vec<_>>().join("\n")),
         }
     }
+}
+
+/// A machine, what it was launched from, and what its agent says it is on now.
+fn line(FleetMachine { machine, agent }: &FleetMachine) -> String {
+    let number = |version: Option<u64>| version.map_or("?".to_owned(), |number| number.to_string());
+    let launched = format!("{}@{}", machine.image, number(machine.version));
+    let agent = match agent {
+        Some(agent) => {
+            let live = format!("{}@{}", agent.image, number(agent.version));
+            format!("agent yes  on {live}  seen {}", agent.last_seen)
+        }
+        None => "agent no".to_owned(),
+    };
+    let address = machine.address.as_deref().unwrap_or("-");
+    format!("{}  {launched}  {address}  {agent}", machine.name)
 }
 
 #[derive(Debug, Serialize)]
@@ -279,7 +293,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         }
         Command::Machines { site, image } => {
             let (ec2, _) = site.connect(true)?;
-            report::print(&Machines { machines: ec2.machines(image)? }, json)
+            let machines = site.data.open()?.with_agents(ec2.machines(image)?)?;
+            report::print(&Machines { machines }, json)
         }
         Command::Verify { site, image } => report::print(&verify(site, image)?, json),
         Command::Sweep { site, older_than, dry_run } => {
@@ -291,13 +306,25 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             }
             report::print(&Done { what, calls: heard.calls() }, json)
         }
-        Command::ReplaceRoot { site, image, instance, delete_replaced, dry_run } => {
+        Command::ReplaceRoot { site, image, instance, delete_replaced, force, dry_run } => {
+            if !force {
+                refuse_agent(site, instance)?;
+            }
             let (ec2, heard) = site.connect(*dry_run)?;
             let task = ec2.replace_root(image, instance, *delete_replaced);
             let what = vec![task.map_err(CloudError::from)?];
             report::print(&Done { what, calls: heard.calls() }, json)
         }
     }
+}
+
+/// A machine with an agent is updated by it, and keeps its own files then.
+fn refuse_agent(site: &Site, instance: &str) -> Result<(), Failure> {
+    let Some(agent) = site.data.open()?.agent_at_work(instance)? else { return Ok(()) };
+    Err(Failure::refused(format!(
+        "{instance} has an agent ({}, {}), which was seen at {} and brings it to new versions itself; a replaced          root volume loses what is on the one that it has. If that is meant, give --force",
+        agent.id, agent.name, agent.last_seen
+    )))
 }
 
 fn publish(site: &Site, dry_run: bool) -> Result<State, Failure> {
