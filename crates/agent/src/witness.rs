@@ -13,7 +13,7 @@ use rustix::fs::{
     fstatvfs, futimens, open, statx,
 };
 
-use crate::root::unescape;
+use vireo_sys::mounts::unescape;
 
 /// The access time that says "not read since": the first second of 1970.
 const UNREAD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };

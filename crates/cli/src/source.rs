@@ -227,14 +227,14 @@ impl CacheArgs {
 /// them.
 #[derive(Debug)]
 pub(crate) enum CaptureSource {
-    Root(Source),
+    Root(Box<Source>),
     Image(Box<Image>),
 }
 
 impl CaptureSource {
     pub(crate) fn open(path: &Path, partition: RootPartitionArgs) -> Result<Self, Failure> {
         if path.is_dir() {
-            return Source::open(path, partition).map(Self::Root);
+            return Source::open(path, partition).map(|source| Self::Root(Box::new(source)));
         }
         match Image::open(path, partition.get()) {
             Ok(image) => Ok(Self::Image(Box::new(image))),
@@ -243,7 +243,7 @@ impl CaptureSource {
                     && Format::of_name(path) == Format::Raw
                     && !unmounted::is_needed() =>
             {
-                Source::open(path, partition).map(Self::Root)
+                Source::open(path, partition).map(|source| Self::Root(Box::new(source)))
             }
             Err(error) => Err(error.into()),
         }
@@ -314,7 +314,7 @@ pub(crate) struct UnmountedArgs {
 /// What is only read as a tree, so that an image need not be mounted for it.
 #[derive(Debug)]
 pub(crate) enum TreeSource {
-    Root(Source),
+    Root(Box<Source>),
     Unmounted(Box<Disk>),
 }
 
@@ -326,7 +326,7 @@ impl TreeSource {
     ) -> Result<Self, Failure> {
         let is_qcow2 = Format::of_name(path) == Format::Qcow2;
         if path.is_dir() || !(args.unmounted || is_qcow2 || unmounted::is_needed()) {
-            return Source::open(path, partition).map(Self::Root);
+            return Source::open(path, partition).map(|source| Self::Root(Box::new(source)));
         }
         // An image that is in use looks like one of a crashed machine: only on request.
         let unfinished = if args.unmounted { Unfinished::Replay } else { Unfinished::Refuse };

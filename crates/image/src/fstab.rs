@@ -5,6 +5,7 @@
 //! subvolume is meant, or that nothing is mounted.
 
 use vireo_model::ImagePath;
+use vireo_sys::mounts::unescape;
 
 /// Longest `/etc/fstab` that is read, in bytes.
 pub(crate) const MAX_LEN: u64 = 64 << 10;
@@ -158,27 +159,6 @@ fn number(name: &[u8]) -> Option<u32> {
         digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok(),
         _ => None,
     }
-}
-
-/// Spaces and the like are octal numbers.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut at = 0;
-    while let Some(byte) = field.get(at) {
-        let digits = field.get(at + 1..at + 4).filter(|_| *byte == b'\\');
-        let octal = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
-            Some(value) => {
-                plain.push(value);
-                at += 4;
-            }
-            None => {
-                plain.push(*byte);
-                at += 1;
-            }
-        }
-    }
-    plain
 }
 
 #[cfg(test)]

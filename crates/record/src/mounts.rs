@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use vireo_sys::fanotify::{FileSystemId, Watch, file_system_id, handle_of, open_handle};
+use vireo_sys::mounts::unescape;
 
 use crate::error::RecordError;
 
@@ -96,24 +97,6 @@ fn mount_of(line: &[u8]) -> Option<Mount> {
         mount_point: OsString::from_vec(mount_point).into(),
         kind,
     })
-}
-
-/// `\040` is a blank.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *first == b'\\');
-        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        if let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            bytes.push(byte);
-            rest = &after[3..];
-        } else {
-            bytes.push(*first);
-            rest = after;
-        }
-    }
-    bytes
 }
 
 #[cfg(test)]

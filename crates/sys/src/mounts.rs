@@ -67,17 +67,18 @@ fn parse_line(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ').skip(2);
     let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
     let device = (major.parse().ok()?, minor.parse().ok()?);
-    let (root, point) = (plain(fields.next()?), plain(fields.next()?));
+    let mut path = || Some(PathBuf::from(OsString::from_vec(unescape(fields.next()?))));
+    let (root, point) = (path()?, path()?);
     fields.find(|field| *field == b"-")?;
     let kind = String::from_utf8_lossy(fields.next()?).into_owned();
-    let source = plain(fields.next()?);
+    let source = OsString::from_vec(unescape(fields.next()?)).into();
     Some(Mounted { point, source, kind, device, root })
 }
 
 /// A field of a mount table or of fstab(5), where blanks, line ends and backslashes are `\` and three
 /// octal digits.
 #[must_use]
-pub fn plain(field: &[u8]) -> PathBuf {
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
@@ -87,7 +88,7 @@ pub fn plain(field: &[u8]) -> PathBuf {
         bytes.push(code.unwrap_or(*first));
         rest = if code.is_some() { &after[3..] } else { after };
     }
-    OsString::from_vec(bytes).into()
+    bytes
 }
 
 /// Unmounts what is at `point`, unless somebody uses it. Never follows a symbolic link there.

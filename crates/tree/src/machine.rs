@@ -208,11 +208,10 @@ fn vfat_places(fstab: &[u8]) -> Vec<ImagePath> {
             .split(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
             .filter(|field| !field.is_empty());
         fields.next().filter(|device| !device.starts_with(b"#"))?;
-        let (at, kind) = (mounts::plain(fields.next()?), fields.next()?);
+        let (at, kind) = (mounts::unescape(fields.next()?), fields.next()?);
         let options = fields.next().unwrap_or(b"");
         let is_mounted = !options.split(|byte| *byte == b',').any(|option| option == b"noauto");
-        let at = at.as_os_str().as_bytes();
-        let at = ImagePath::parse(at.strip_suffix(b"/").unwrap_or(at)).ok();
+        let at = ImagePath::parse(at.strip_suffix(b"/").unwrap_or(&at)).ok();
         let is_vfat = [VFAT.as_bytes(), b"auto"].contains(&kind);
         at.filter(|at| is_mounted && is_vfat && !at.is_root())
     };
