@@ -11,7 +11,7 @@ use vireo_model::{Change, ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, 
 
 use crate::bundle::{Bundle, Verified};
 use crate::content::BaseRead;
-use crate::encode::{BundleWriter, Effort, Finished, Statement};
+use crate::encode::{BundleWriter, Effort, FilePart, Finished, Statement};
 use crate::error::{DeltaError, Detail, io_step};
 use crate::manifest::new_content;
 use crate::merge::{is_mergeable, may_be_mergeable};
@@ -367,7 +367,8 @@ impl Work<'_> {
             let pair = Pair { digest, len, sparse, ancestor: self.ancestor(change) };
             if pair.fits() { pairs.push(pair) } else { large.push((pair, &change.path)) }
         }
-        if !large.is_empty() || pairs.iter().any(|pair| pair.ancestor.is_none()) {
+        let mut all = pairs.iter().chain(large.iter().map(|(pair, _)| pair));
+        if all.any(|pair| pair.ancestor.is_none()) {
             self.index(writer)?;
         }
         writer.encode_pairs(&pairs, |pair, side| match (side, &pair.ancestor) {
@@ -375,8 +376,10 @@ impl Work<'_> {
             _ => read_file(self.to, paths[&pair.digest], pair.len),
         })?;
         for (pair, path) in large {
-            let file = Sequential { files: self.to, path, at: 0, len: pair.len };
-            writer.encode(pair.digest, pair.len, pair.sparse, file)?;
+            writer.encode_large(&pair, |side, offset, buffer| match (side, &pair.ancestor) {
+                (Side::Base, Some((from, _))) => self.from.read_at(from, offset, buffer),
+                _ => self.to.read_at(path, offset, buffer),
+            })?;
         }
         Ok(())
     }
@@ -403,8 +406,9 @@ impl Work<'_> {
             if let Some((len, _)) = before
                 && before != after
             {
-                let file = Sequential { files: self.from, path: &change.path, at: 0, len };
-                writer.index_base(&change.path, file)?;
+                let read_at =
+                    |offset, buffer: &mut [u8]| self.from.read_at(&change.path, offset, buffer);
+                writer.index_base(&change.path, FilePart::new(read_at, 0..len))?;
             }
         }
         Ok(())
@@ -419,22 +423,4 @@ fn read_file(files: &dyn BaseRead, path: &ImagePath, len: u64) -> io::Result<Vec
 
 fn read(files: &dyn BaseRead, path: &ImagePath, len: u64) -> Result<Vec<u8>, DeltaError> {
     read_file(files, path, len).map_err(io_step("read a file that changes"))
-}
-
-/// A file from its start to its end.
-struct Sequential<'a> {
-    files: &'a dyn BaseRead,
-    path: &'a ImagePath,
-    at: u64,
-    len: u64,
-}
-
-impl Read for Sequential<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.len - self.at).unwrap_or(usize::MAX);
-        let step = buffer.len().min(left);
-        self.files.read_at(self.path, self.at, &mut buffer[..step])?;
-        self.at += step as u64;
-        Ok(step)
-    }
 }

@@ -1,5 +1,8 @@
 //! Writing a bundle.
 
+mod large;
+mod second;
+
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::str::FromStr;
@@ -13,7 +16,7 @@ use crate::error::{DeltaError, Detail, io_step};
 use crate::file::{Delta, Search};
 use crate::format::{HEADER_LEN, Header, feature, limit, limits};
 use crate::frames::{Class, Method, Part, StreamId};
-use crate::indexed::Indexed;
+use crate::indexed::{Indexed, MAX_CHUNKS};
 use crate::manifest::{
     self, Body, Content, Contents, FileDelta, Inside, Manifest, Packed, Packing, Segment, Source,
     new_content,
@@ -22,6 +25,8 @@ use crate::model;
 use crate::pair::{self, Encoded, EncodedBody, Pair, Side, Unpacked};
 use crate::spool::{FRAME_PLAIN_LEN, Spool};
 use crate::{Permits, SecretKey, read_map};
+
+pub(crate) use large::Part as FilePart;
 
 /// Memory that pairs may take that are encoded side by side, in bytes. Not a matter of the machine, so
 /// that the output is the same everywhere.
@@ -102,8 +107,9 @@ impl FromStr for Effort {
 ///
 /// New bytes are compressed and go to the spool `S` (a temporary file, or memory) as they come:
 /// the writer's own memory is a frame of each stream, what encoding a few pairs takes, and about 100
-/// bytes per chunk, whatever the files' sizes. The order of the calls is the order on the wire, and
-/// readers that go through the files in the same order decode each frame once.
+/// bytes per chunk of the base and per new one, of both no more than 200 MB, whatever the files' sizes.
+/// The order of the calls is the order on the wire, and readers that go through the files in the same
+/// order decode each frame once.
 #[derive(Debug)]
 pub struct BundleWriter<S> {
     spool: Spool<S>,
@@ -116,6 +122,8 @@ pub struct BundleWriter<S> {
     indexed: Indexed,
     /// Where the frames have a chunk.
     literal_chunks: HashMap<Digest, Segment>,
+    /// Bytes of the base that were read for second chances.
+    sought_len: u64,
     /// Bytes that readers decompress again because of what was found there.
     jumped_len: u64,
 }
@@ -160,6 +168,7 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             read_map: None,
             indexed: Indexed::default(),
             literal_chunks: HashMap::new(),
+            sought_len: 0,
             jumped_len: 0,
         }
     }
@@ -233,7 +242,8 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
 
     /// Encodes a content as chunks: what the base or an earlier content has is pointed at, the rest
     /// is compressed into the spool. `sparse` says that the file has holes where it stands. For files
-    /// of any size; [`encode_pairs`](Self::encode_pairs) makes less of those it fits.
+    /// of any size; [`encode_pairs`](Self::encode_pairs) makes less of those it fits, and
+    /// [`encode_large`](Self::encode_large) less work of those whose ancestor is known.
     ///
     /// A content that was encoded or [`reuse`](Self::reuse)d before is not read again.
     ///
@@ -294,6 +304,22 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         pairs: &[Pair],
         read: impl Fn(&Pair, Side) -> io::Result<Vec<u8>> + Sync,
     ) -> Result<(), DeltaError> {
+        self.encode_pairs_among(pairs, read, |_| Vec::new())
+    }
+
+    /// The same; a file of which its ancestor has next to nothing gets a second chance. `likely` names other
+    /// files of the base that it may be made of, with their lengths, the most likely first. They are
+    /// [indexed](Self::index_base), as many as what is at stake is worth.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_pairs`](Self::encode_pairs).
+    pub fn encode_pairs_among(
+        &mut self,
+        pairs: &[Pair],
+        read: impl Fn(&Pair, Side) -> io::Result<Vec<u8>> + Sync,
+        likely: impl Fn(&Pair) -> Vec<(ImagePath, u64)>,
+    ) -> Result<(), DeltaError> {
         let (effort, failed) = (self.effort, io_step("read a file that changed"));
         for batch in batches(pairs) {
             let indexed = &self.indexed;
@@ -310,8 +336,9 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
             let todo: Vec<&Pair> = batch.iter().filter(|pair| !self.has(pair.digest)).collect();
             let encoded: Vec<Result<(Pair, Encoded), DeltaError>> =
                 todo.into_par_iter().map(one).collect();
-            for encoded in encoded {
-                let (pair, encoded) = encoded?;
+            let mut encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
+            self.second_chance(&mut encoded, &read, &likely)?;
+            for (pair, encoded) in encoded {
                 self.add(&pair, encoded)?;
             }
         }
@@ -484,24 +511,33 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         content: impl Read,
         may_refer: bool,
     ) -> Result<(Class, Vec<Segment>), DeltaError> {
-        let mut segments: Vec<Segment> = Vec::new();
+        let (mut segments, mut class) = (Vec::new(), None);
+        self.cut(digest, content, may_refer, &mut class, &mut segments)?;
+        Ok((class.unwrap_or(Class::Text), segments))
+    }
+
+    /// The same of a part of a content: `digest` is the part's, `class` the content's, if that is known.
+    fn cut(
+        &mut self,
+        digest: Digest,
+        content: impl Read,
+        may_refer: bool,
+        class: &mut Option<Class>,
+        segments: &mut Vec<Segment>,
+    ) -> Result<(), DeltaError> {
         let mut hasher = Hasher::new();
-        let mut class = None;
         let failed = io_step("read the content to be cut into chunks");
         let mut cutter = Cutter::new(content, Chunker::DEFAULT);
         while let Some((_, chunk)) = cutter.next().map_err(&failed)? {
             hasher.update(chunk);
             let class = *class.get_or_insert_with(|| Class::of(chunk));
-            let segment = self.segment_of(chunk, class, may_refer)?;
-            if !segments.last_mut().is_some_and(|last| last.absorb(&segment)) {
-                segments.push(segment);
-            }
+            push(segments, self.segment_of(chunk, class, may_refer)?);
         }
         let found = hasher.finish();
         if found != digest {
             return Err(Detail::Changed { expected: digest, found }.into());
         }
-        Ok((class.unwrap_or(Class::Text), segments))
+        Ok(())
     }
 
     /// Whether a literal may be used again that readers may have to decompress anew: only so much may be
@@ -546,8 +582,17 @@ impl<S: Read + Write + Seek> BundleWriter<S> {
         }
         let span = self.spool.add(StreamId::new(class, Part::Literal), chunk)?;
         let segment = Segment::Literal { class, offset: span.start, len };
-        self.literal_chunks.insert(digest, segment);
+        if self.literal_chunks.len() < MAX_CHUNKS {
+            self.literal_chunks.insert(digest, segment);
+        }
         Ok(segment)
+    }
+}
+
+/// Adds a segment; neighbours become one.
+fn push(segments: &mut Vec<Segment>, segment: Segment) {
+    if !segments.last_mut().is_some_and(|last| last.absorb(&segment)) {
+        segments.push(segment);
     }
 }
 

@@ -22,8 +22,12 @@ const SHORT_LEN: u64 = 128 << 10;
 /// Most small pieces that are remembered: bounds memory to some 50 MB.
 const MAX_SMALL: usize = 1 << 20;
 
+/// Most chunks that are remembered, whatever the files' sizes: some 8 GiB of them. As full as a table of a
+/// power of two gets, bounds memory to some 60 MB, and to half as much more while it grows.
+pub(crate) const MAX_CHUNKS: usize = (1 << 20) / 8 * 7;
+
 /// Some files of the base.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Indexed {
     /// Where a chunk is, by its digest; the first one found.
     chunks: HashMap<Digest, Segment>,
@@ -31,6 +35,14 @@ pub(crate) struct Indexed {
     small: HashMap<u64, u32>,
     /// The files by number, with their lengths.
     files: HashMap<u32, (ImagePath, u64)>,
+    most_chunks: usize,
+}
+
+impl Default for Indexed {
+    fn default() -> Self {
+        let (chunks, small, files) = Default::default();
+        Self { chunks, small, files, most_chunks: MAX_CHUNKS }
+    }
 }
 
 impl Indexed {
@@ -45,22 +57,60 @@ impl Indexed {
         let mut cutter = Cutter::new(content, Chunker::DEFAULT);
         let mut file_len = 0;
         while let Some((offset, bytes)) = cutter.next().map_err(&failed)? {
-            let len = bytes.len() as u64;
-            let segment = Segment::Base { source, offset, len };
-            self.chunks.entry(Digest::of(bytes)).or_insert(segment);
+            self.add_chunk(source, offset, bytes);
             if offset < SHORT_LEN && self.small.len() < MAX_SMALL {
                 for piece in chunk::chunk_slices(bytes, SMALL) {
                     self.small.entry(beginning(piece)).or_insert(source);
                 }
             }
-            file_len = offset + len;
+            file_len = offset + bytes.len() as u64;
         }
         self.files.insert(source, (path.clone(), file_len));
         Ok(())
     }
 
+    /// Adds what `content` has of a file, from `start` on: of its chunks alone, for files that are too large
+    /// to be like another one.
+    pub(crate) fn add_part(
+        &mut self,
+        source: u32,
+        start: u64,
+        content: impl Read,
+    ) -> Result<(), DeltaError> {
+        let failed = io_step("read the content to be cut into chunks");
+        let mut cutter = Cutter::new(content, Chunker::DEFAULT);
+        while !self.is_full()
+            && let Some((offset, bytes)) = cutter.next().map_err(&failed)?
+        {
+            self.add_chunk(source, start + offset, bytes);
+        }
+        Ok(())
+    }
+
+    fn add_chunk(&mut self, source: u32, offset: u64, bytes: &[u8]) {
+        if !self.is_full() {
+            let segment = Segment::Base { source, offset, len: bytes.len() as u64 };
+            self.chunks.entry(Digest::of(bytes)).or_insert(segment);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.chunks.len() >= self.most_chunks
+    }
+
+    /// Whether the whole file was added.
+    pub(crate) fn has(&self, source: u32) -> bool {
+        self.files.contains_key(&source)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    /// How many chunks are remembered.
+    #[cfg(test)]
+    pub(crate) fn chunk_count(&self) -> usize {
+        self.chunks.len()
     }
 
     /// Where the base has this chunk.
@@ -113,6 +163,23 @@ mod tests {
         let mut bytes = vec![0; len];
         blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
         bytes
+    }
+
+    #[test]
+    fn no_more_chunks_are_remembered_than_there_is_room_for() {
+        let path = ImagePath::parse(b"/large").expect("a valid path");
+        let mut indexed = Indexed { most_chunks: 10, ..Indexed::default() };
+        let content = noise(1, 1 << 20);
+        indexed.add_part(1, 0, &content[..]).expect("memory reads");
+        assert_eq!(indexed.chunk_count(), 10);
+        indexed.add(2, &path, &content[..]).expect("memory reads");
+        assert_eq!(indexed.chunk_count(), 10);
+        let first = chunk::chunk_slices(&content, Chunker::DEFAULT).next().expect("one");
+        let len = first.len() as u64;
+        assert_eq!(
+            indexed.get(&Digest::of(first)),
+            Some(Segment::Base { source: 1, offset: 0, len })
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{file, gzip, streams};
 const LEAST_COPIED: usize = 10;
 
 /// Largest file that is encoded as a pair, in bytes: with its index it takes some 300 MB of memory.
-/// Larger ones are cut into chunks.
+/// Larger ones are compared block by block and cut into chunks.
 const MAX_PAIR_LEN: u64 = 32 << 20;
 
 const _: () = assert!(MAX_PAIR_LEN <= file::MAX_DELTA_LEN);
@@ -61,6 +61,16 @@ pub(crate) struct Encoded {
     pub(crate) class: Class,
     pub(crate) unpacked: Unpacked,
     pub(crate) body: EncodedBody,
+}
+
+impl Encoded {
+    /// The target as it is, if nothing better was found for it.
+    pub(crate) fn plain(&self) -> Option<&[u8]> {
+        match (&self.unpacked, &self.body) {
+            (Unpacked::Not, EncodedBody::Plain(target)) => Some(target),
+            _ => None,
+        }
+    }
 }
 
 /// What a gzip file was taken apart into.

@@ -63,7 +63,17 @@ fn bundle(base: &Files, target: &Files) -> Vec<u8> {
         let origin =
             base.get_key_value(name).filter(is_file).or_else(|| base.iter().rfind(is_file));
         let ancestor = origin.map(|(origin, bytes)| (path(origin), bytes.len() as u64));
-        pairs.push(Pair { digest, len: bytes.len() as u64, sparse: false, ancestor });
+        let pair = Pair { digest, len: bytes.len() as u64, sparse: false, ancestor };
+        if !pair.fits() {
+            let read_at = |side, offset: u64, buffer: &mut [u8]| {
+                let file = if side == Side::Base { &base[name] } else { bytes };
+                buffer.copy_from_slice(&file[offset as usize..][..buffer.len()]);
+                Ok(())
+            };
+            writer.encode_large(&pair, read_at).expect("memory reads");
+            continue;
+        }
+        pairs.push(pair);
         names.insert(digest, name.clone());
     }
     let bases = &base;
@@ -241,6 +251,26 @@ fn a_small_edit_stays_small_both_ways_and_composed() {
     for (file, what) in [(&first, "first"), (&composed, "composed"), (&back, "back")] {
         assert!(file.len() < 1500, "{what}: {} bytes", file.len());
     }
+}
+
+#[test]
+fn files_too_large_for_a_pair_stay_small_both_ways_and_composed() {
+    let mut image = vec![0; 40 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut image);
+    let base = one("disk", &image);
+    image[20 << 20] ^= 1;
+    let middle = one("disk", &image);
+    image.splice(1 << 20..1 << 20, *b"some words");
+    let target = one("disk", &image);
+    let (first, second) = (bundle(&base, &middle), bundle(&middle, &target));
+    let composed = composed(&first, &second, &base).expect("a chain");
+    assert_eq!(applied(&composed, &base), target);
+    let back = reversed(&composed, &base);
+    assert_eq!(applied(&back, &target), base);
+    for (file, what) in [(&first, "first"), (&second, "second"), (&composed, "composed")] {
+        assert!(file.len() < 300_000, "{what}: {} bytes", file.len());
+    }
+    assert!(back.len() < 300_000, "back: {} bytes", back.len());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What the agent takes of the memory of a machine that is there for something else.
+//! What the agent takes of the memory of a machine that is there for something else, and capturing of an
+//! administrator's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write as _};
@@ -14,6 +15,9 @@ use vireo_tree::{Root, ScanOptions, scan};
 
 /// The most that the agent may ever hold while it applies an update, whatever its size, in KiB.
 const MEMORY_MAX: u64 = 32 << 10;
+
+/// The most that capturing a change of one large file may hold, in KiB.
+const CAPTURE_MEMORY_MAX: u64 = 200 << 10;
 
 /// A base, a target, the bundle between them and a copy of the base to apply it to.
 struct Place {
@@ -124,5 +128,32 @@ fn root_an_update_of_a_large_file_takes_little_memory() -> anyhow::Result<()> {
     let memory = place.apply()?;
     println!("one file of {COUNT} MiB: {memory} KiB");
     ensure!(memory <= MEMORY_MAX, "{memory} KiB, more than {MEMORY_MAX}");
+    Ok(())
+}
+
+#[test]
+fn a_changed_block_of_a_file_of_gigabytes_is_captured_in_little_memory() -> anyhow::Result<()> {
+    const LEN: u64 = 2 << 30;
+    let dir = tempfile::tempdir().context("cannot make a directory")?;
+    let arg = |name: &str| dir.path().join(name).display().to_string();
+    for (name, seed) in [("base", 1), ("target", 2)] {
+        fs::create_dir(arg(name))?;
+        let mut file = BufWriter::new(File::create(dir.path().join(name).join("disk"))?);
+        let mut random = Random::new(3);
+        for _ in 0..LEN >> 20 {
+            file.write_all(&random.bytes(1 << 20))?;
+        }
+        let file = file.into_inner()?;
+        file.write_all_at(&Random::new(seed).bytes(4096), LEN / 2)?;
+    }
+    vireo(["key", "generate", "--out", &arg("keys")])?.ok()?;
+    let (key, bundle) = (arg("keys/vireo.key"), arg("update.vireo"));
+    let args = capture_args(&arg("base"), &arg("target"), &key, &bundle);
+    let (ran, memory) = measured("vireo", args)?;
+    ran.ok()?;
+    let len = fs::metadata(&bundle)?.len();
+    println!("one block of {} GiB: {memory} KiB, {len} bytes", LEN >> 30);
+    ensure!(memory <= CAPTURE_MEMORY_MAX, "{memory} KiB, more than {CAPTURE_MEMORY_MAX}");
+    ensure!(len <= 100_000, "{len} bytes for a block of 4096");
     Ok(())
 }
