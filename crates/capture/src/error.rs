@@ -89,7 +89,7 @@ impl CaptureError {
             vireo_delta::ErrorKind::Limit => ErrorKind::Limit,
             vireo_delta::ErrorKind::Corrupt => ErrorKind::Refused,
             // The spool beside the output, too, grows while sources are read.
-            _ if cause.is_some_and(is_no_space) => ErrorKind::NoSpace,
+            _ if source.is_no_space() => ErrorKind::NoSpace,
             _ if cause.is_some_and(is_busy) => ErrorKind::Busy,
             _ if step == "write" => ErrorKind::Write,
             _ => ErrorKind::Read,

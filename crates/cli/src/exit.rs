@@ -21,6 +21,9 @@ const WAITS: u8 = 3;
 /// Refused for a reason that trying again does not change.
 const REFUSED: u8 = 5;
 
+/// What helps where an output does not fit.
+const MAKE_ROOM: &str = "make room and try again";
+
 /// What a command found out or did. The text is for people, the JSON is a contract.
 pub(crate) trait Report {
     /// The text form, without a final newline.
@@ -71,6 +74,22 @@ impl Failure {
     /// `cannot STEP PATH`.
     pub(crate) fn io(step: &str, path: &Path, source: io::Error) -> Self {
         Self::new(format!("cannot {step} {}", path.display())).caused_by(source)
+    }
+
+    /// `cannot make PATH`, of an output.
+    pub(crate) fn make(path: &Path, source: io::Error) -> Self {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let hint = matches!(source.kind(), StorageFull | QuotaExceeded).then_some(MAKE_ROOM);
+        Self { hint, ..Self::io("make", path, source) }
+    }
+
+    /// The same of a bundle that is made of others.
+    pub(crate) fn derived(path: &Path, source: DeltaError) -> Self {
+        let message = format!("cannot make {}", path.display());
+        let no_space = source.is_no_space();
+        let failure = Self::bundle(path, source);
+        let hint = if no_space { Some(MAKE_ROOM) } else { failure.hint };
+        Self { message, hint, ..failure }
     }
 
     pub(crate) fn bundle(path: &Path, source: DeltaError) -> Self {
@@ -209,7 +228,7 @@ impl From<CaptureError> for Failure {
         use vireo_capture::ErrorKind;
         let (code, hint) = match error.kind() {
             ErrorKind::Busy => (WAITS, None),
-            ErrorKind::NoSpace => (FAILED, Some("make room and try again")),
+            ErrorKind::NoSpace => (FAILED, Some(MAKE_ROOM)),
             _ => (FAILED, None),
         };
         Self::of(code, hint, error)
@@ -257,5 +276,46 @@ impl From<RepoError> for Failure {
             _ => FAILED,
         };
         Self::of(code, None, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Cursor, Write};
+    use vireo_delta::{BundleWriter, Permits, SecretKey, Statement};
+    use vireo_model::{ChangeSet, Digest, Ignore};
+
+    /// A disk without room.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_bundle_that_does_not_fit_names_the_output_and_asks_for_room() {
+        let tree = Digest::of(b"a tree");
+        let statement = Statement {
+            changes: &ChangeSet { base: tree, target: tree, changes: Vec::new() },
+            ignore: &Ignore::nothing(),
+            permits: Permits::NONE,
+            base_paths: 0,
+        };
+        let key = SecretKey::generate().expect("random bytes");
+        let writer = BundleWriter::new(Cursor::new(Vec::new()));
+        let error = writer.finish(&statement, &key, Full).expect_err("no room");
+        let out = Path::new("/out.vireo");
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        for failure in [Failure::derived(out, error), Failure::make(out, full())] {
+            assert_eq!(failure.message, "cannot make /out.vireo");
+            assert_eq!((failure.code(), failure.hint), (FAILED, Some(MAKE_ROOM)));
+        }
     }
 }

@@ -131,6 +131,16 @@ impl DeltaError {
     }
 }
 
+impl DeltaError {
+    /// Whether there was no room for what is written: make some and try again.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let Detail::Io { source, .. } = &self.0 else { return false };
+        matches!(source.kind(), StorageFull | QuotaExceeded)
+    }
+}
+
 /// Shorthand for `map_err` on I/O: says which step failed.
 pub(crate) fn io_step(step: &'static str) -> impl Fn(io::Error) -> DeltaError {
     move |source| Detail::Io { step, source }.into()

@@ -158,12 +158,12 @@ impl DeriveArgs {
         &self,
         work: impl FnOnce(File, &mut dyn std::io::Write) -> Result<Finished, DeltaError>,
     ) -> Result<Finished, Failure> {
-        let failed = |error| Failure::io("write", &self.out, error);
+        let failed = |error| Failure::make(&self.out, error);
         let spool = tempfile::tempfile_in(directory_of(&self.out)).map_err(failed)?;
         let mut file = Unnamed::new(&self.out).map_err(failed)?;
         let mut writer = BufWriter::new(file.file());
         let finished =
-            work(spool, &mut writer).map_err(|error| Failure::bundle(&self.out, error))?;
+            work(spool, &mut writer).map_err(|error| Failure::derived(&self.out, error))?;
         writer.flush().map_err(failed)?;
         drop(writer);
         file.publish(BUNDLE_MODE).map_err(failed)?;
