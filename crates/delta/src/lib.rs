@@ -72,6 +72,8 @@ mod error;
 mod file;
 mod format;
 mod frames;
+#[cfg(test)]
+mod frozen;
 mod gzip;
 mod indexed;
 mod keys;
