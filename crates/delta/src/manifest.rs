@@ -413,6 +413,20 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_that_means_none_is_refused() {
+        for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
+            let node = Node { uid, gid, ..Node::new(NodeKind::Dir, 0o700) };
+            let changes = ChangeSet { changes: vec![added("/a", node)], ..sample().changes };
+            let manifest = Manifest { changes, contents: Contents::default(), ..sample() };
+            let packed = encode(&manifest, 19).expect("small");
+            let error = decode(&header(&packed.bytes, packed.plain_len), &packed.bytes);
+            let error = error.expect_err("no owner");
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.to_string().contains("owner is out of range"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_frame_is_made_by_the_model_only_if_it_is_text_and_the_header_says_so() {
         let packed = encode(&sample(), 19).expect("small");
         let known = header(&packed.bytes, packed.plain_len);

@@ -271,6 +271,10 @@ impl<'a> Reader<'a> {
             return Err(invalid(&format!("{path}: its mode or time is out of range")));
         }
         let (uid, gid) = (self.uids.next_u32()?, self.gids.next_u32()?);
+        // To chown(2) it means that the owner stays.
+        if uid == u32::MAX || gid == u32::MAX {
+            return Err(invalid(&format!("{path}: its owner is out of range")));
+        }
         let mtime = Timestamp { secs: self.secs.next()?.cast_signed(), nanos };
         let xattrs = self.xattrs(path)?;
         let kind = match (kind, before) {
