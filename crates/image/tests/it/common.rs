@@ -9,7 +9,10 @@ use anyhow::{Context as _, ensure};
 use vireo_delta::{
     Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys, Verified, permits_needed,
 };
-use vireo_image::{Access, DiskImage, PatchOptions, Patched, RootPartition, patch_with, unmounted};
+use vireo_image::{
+    Access, DiskImage, ImageError, PatchOptions, PatchStep, Patched, RootPartition, patch_with,
+    unmounted,
+};
 use vireo_model::{ChangeSet, Digest, Ignore, Tree};
 use vireo_tree::{Root, ScanOptions, scan};
 
@@ -198,6 +201,17 @@ pub(crate) fn patched(base: &Path, out: &Path, from: &Path, to: &Path) -> anyhow
     let patched = patch_with(base, out, &bundle, &PatchOptions::default(), &mut |_| ())?;
     ensure!(patched.tree == bundle.target());
     Ok(patched)
+}
+
+/// Patches `base` into `out` with these options: what came of it, and the steps that were begun.
+pub(crate) fn patch_by(
+    (base, out): (&Path, &Path),
+    bundle: &Bundle<'_, Verified<'_>>,
+    options: &PatchOptions<'_>,
+) -> (Result<Patched, ImageError>, Vec<PatchStep>) {
+    let mut steps = Vec::new();
+    let done = patch_with(base, out, bundle, options, &mut |step| steps.push(step));
+    (done, steps)
 }
 
 /// Digest of a whole file.
