@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use vireo_sys::confine::can_mount;
 use vireo_sys::lease;
 use vireo_sys::lock::FileLock;
 use vireo_sys::stamp::Stamp;
@@ -17,7 +18,7 @@ use crate::host::{DetachedHost, MountHost};
 use crate::layout::{self, Volume};
 use crate::partition::{Partition, RootPartition, Slot, slots};
 use crate::probe::FileSystemKind;
-use crate::{ErrorKind, ImageError};
+use crate::{ErrorKind, ImageError, unmounted};
 use mounter::{Mounter, require_mount_point};
 
 pub use mounted::Mounted;
@@ -49,12 +50,19 @@ impl DiskImage {
     ///
     /// `NotAnImage`, `UnknownPartition`, `Unclean`, `Unsupported`, `Damaged`, `Io`.
     pub fn open(path: &Path, root: RootPartition) -> Result<Self, ImageError> {
+        let image = Self::open_unclean(path, root)?;
+        image.root.check(path)?;
+        Ok(image)
+    }
+
+    /// As [`DiskImage::open`], also of a machine that was not shut down cleanly, if e2fsck can repair that.
+    pub(crate) fn open_unclean(path: &Path, root: RootPartition) -> Result<Self, ImageError> {
         // Before the first byte is read, so that no change goes unseen.
         let stamp = Stamp::of(path).map_err(|error| ImageError::io("open", path, error))?;
         let bytes = Bytes::open(path)?;
         let slots = slots(&bytes, path)?;
         let root = layout::find_root(&bytes, path, &slots, root)?;
-        root.check(path)?;
+        root.check_usable(path)?;
         Ok(Self { path: path.to_owned(), stamp, slots, root, is_raw: bytes.qcow2().is_none() })
     }
 
@@ -75,6 +83,27 @@ impl DiskImage {
         let others = self.slots.iter().map(|slot| &slot.partition);
         let others = others.filter(|partition| **partition != self.root.partition);
         others.map(|partition| partition.offset.saturating_add(partition.len)).max().unwrap_or(0)
+    }
+
+    /// The root file system.
+    pub(crate) fn root(&self) -> &Volume {
+        &self.root
+    }
+
+    /// The file systems of its tree, the root first. Where our own reader cannot read the root, `host`
+    /// mounts it for that, read-only, and lets it go again; nothing else is mounted.
+    pub(crate) fn volumes(&self, host: Option<&dyn MountHost>) -> Result<Vec<Volume>, ImageError> {
+        let mut root = self.root.clone();
+        let text = match (unmounted::read_fstab(&self.path, &root), host) {
+            (Err(error), Some(host)) if error.kind() == ErrorKind::Unsupported => {
+                let file = File::open(&self.path)
+                    .map_err(|error| ImageError::io("open", &self.path, error))?;
+                Mounter { path: &self.path, file: &file, host }.look(&mut root)?
+            }
+            (text, _) => text?,
+        };
+        let (others, _) = layout::arrange(&self.path, &self.slots, &root, &text)?;
+        Ok(std::iter::once(root).chain(others).collect())
     }
 
     /// The image's path.
@@ -153,6 +182,20 @@ impl DiskImage {
         let stamp = (!write).then_some(self.stamp);
         Mounted::new(self.path, (volumes, tops, mounts), left_out, stamp, lock)
     }
+}
+
+/// The text of the `/etc/fstab` in `volume`, by a mount that is let go again; `None` if there is none, or
+/// it cannot be mounted, or not by this process.
+pub(crate) fn fstab_by_mount(
+    (image, path): (&Bytes, &Path),
+    mut volume: Volume,
+) -> Option<Vec<u8>> {
+    if !can_mount() || image.qcow2().is_some() {
+        return None;
+    }
+    volume.check(path).ok()?;
+    let file = File::open(path).ok()?;
+    Mounter { path, file: &file, host: &DetachedHost }.look(&mut volume).ok()
 }
 
 pub(crate) fn busy(path: &Path) -> ImageError {

@@ -36,7 +36,8 @@ pub enum ErrorKind {
     NotAnImage,
     /// Say which partition is the root: it cannot be told.
     UnknownPartition,
-    /// Shut the machine down cleanly, or run `e2fsck -p` on the image.
+    /// Shut the machine down cleanly, or have a copy repaired
+    /// ([`BaseCheck::Repair`](crate::BaseCheck::Repair)).
     Unclean,
     /// The image uses a feature that is not supported.
     Unsupported,
@@ -135,6 +136,13 @@ impl ImageError {
             source: Some(error.into()),
             is_beside_root: false,
         }
+    }
+
+    /// The same error, with what can be done about it.
+    pub(crate) fn advising(mut self, remedy: &str) -> Self {
+        let said = self.message.trim_end_matches([';', ' ', '.']);
+        self.message = format!("{said}; {remedy}");
+        self
     }
 
     pub(crate) fn ext4(image: &Path, source: Ext4Error) -> Self {

@@ -34,6 +34,14 @@ const FREED: &str = "Block bitmap differences:";
 /// `Damaged` with the checker's words if one finds anything; `Io` if it cannot be run, with the
 /// package that it is in; `NoRoot` for all but ext file systems, which are attached for it.
 pub fn fsck_all(image: &Path, volumes: &[Volume]) -> Result<(), ImageError> {
+    fsck_all_named((image, image), volumes)
+}
+
+/// As [`fsck_all`], of an image that messages call by the second name.
+pub(crate) fn fsck_all_named(
+    (image, name): (&Path, &Path),
+    volumes: &[Volume],
+) -> Result<(), ImageError> {
     let mut done: Vec<&Partition> = Vec::new();
     for volume in volumes {
         // Several subvolumes are one file system.
@@ -42,15 +50,16 @@ pub fn fsck_all(image: &Path, volumes: &[Volume]) -> Result<(), ImageError> {
         }
         done.push(&volume.partition);
         match volume.kind {
-            FileSystemKind::Ext => fsck(image, &volume.partition)?,
+            FileSystemKind::Ext => fsck_named((image, name), &volume.partition)?,
             FileSystemKind::Xfs => {
-                check_attached(image, volume, &["xfs_repair", "-n"], "xfsprogs")?
+                check_attached((image, name), volume, &["xfs_repair", "-n"], "xfsprogs")?
             }
             FileSystemKind::Btrfs => {
-                check_attached(image, volume, &["btrfs", "check", "--readonly"], "btrfs-progs")?;
+                let command = ["btrfs", "check", "--readonly"];
+                check_attached((image, name), volume, &command, "btrfs-progs")?;
             }
             FileSystemKind::Vfat => {
-                check_attached(image, volume, &["fsck.fat", "-n"], "dosfstools")?
+                check_attached((image, name), volume, &["fsck.fat", "-n"], "dosfstools")?
             }
         }
     }
@@ -59,18 +68,18 @@ pub fn fsck_all(image: &Path, volumes: &[Volume]) -> Result<(), ImageError> {
 
 /// For checkers that know no offset within a file: program and arguments, and its package.
 fn check_attached(
-    image: &Path,
+    (image, name): (&Path, &Path),
     volume: &Volume,
     command: &[&str],
     package: &str,
 ) -> Result<(), ImageError> {
-    let failed = |error| ImageError::io("attach", image, error);
+    let failed = |error| ImageError::io("attach", name, error);
     let file = File::open(image).map_err(failed)?;
     let Partition { offset, len, .. } = volume.partition;
     let device =
         LoopDevice::attach(&file, Window { offset, len, read_only: true }).map_err(failed)?;
     let program = command.first().copied().unwrap_or_default();
-    judge(&run_on(device.path(), image, command, package)?, image, volume, program)
+    judge(&run_on(device.path(), name, command, package)?, name, volume, program)
 }
 
 /// Has fsck.fat look over the FAT file system that `volume` of `image` is, in a copy of it at `copy`: the checker knows
@@ -123,19 +132,59 @@ pub(crate) fn run_on(
 /// `Damaged` with the checker's words if it finds anything; `Io` if it cannot be run (package
 /// e2fsprogs).
 pub fn fsck(image: &Path, partition: &Partition) -> Result<(), ImageError> {
+    fsck_named((image, image), partition)
+}
+
+/// As [`fsck`], of an image that messages call `name`.
+fn fsck_named((image, name): (&Path, &Path), partition: &Partition) -> Result<(), ImageError> {
     let output = check(image, partition, "-fn")?;
     if output.status.success() {
         return Ok(());
     }
-    let mut text = said(&output.stdout, image);
-    text.push_str(&said(&output.stderr, image));
-    let message = format!(
-        "{}: e2fsck finds its {} damaged: {}",
-        image.display(),
-        partition.describe(),
-        excerpt(&text)
-    );
-    Err(ImageError::new(ErrorKind::Damaged, message))
+    Err(damaged(name, "finds", partition, "damaged", &output))
+}
+
+/// Has `e2fsck -fp` play back the journal of the ext file system that `volume` of `image` is, which messages
+/// call `name`, and repair what can be repaired without asking. It writes into `image`; a crash leaves
+/// some of it repaired.
+///
+/// # Errors
+///
+/// `Damaged` with the checker's words if somebody has to be asked; `Io` if it cannot be run; `NoRoot` for
+/// the journal of a partition, which is attached for it.
+pub(crate) fn repair((image, name): (&Path, &Path), volume: &Volume) -> Result<(), ImageError> {
+    let partition = &volume.partition;
+    let Partition { offset, len, .. } = *partition;
+    let has_journal = volume.fs.superblock.as_ref().is_some_and(|found| found.needs_recovery);
+    // Once it has played a journal back, e2fsck 1.47 looks for the file system at the file's beginning.
+    let output = if has_journal && offset > 0 {
+        let failed = |error| ImageError::io("attach, to play a journal back,", name, error);
+        let file = File::options().read(true).write(true).open(image).map_err(failed)?;
+        let device =
+            LoopDevice::attach(&file, Window { offset, len, read_only: false }).map_err(failed)?;
+        run_on(device.path(), name, &["e2fsck", "-fp"], "e2fsprogs")?
+    } else {
+        check(image, partition, "-fp")?
+    };
+    if matches!(output.status.code(), Some(0 | REPAIRED)) {
+        return Ok(());
+    }
+    let error = damaged(name, "cannot repair", partition, "unasked", &output);
+    Err(error.advising("repair a copy by hand (`e2fsck -f`)"))
+}
+
+/// What e2fsck says of a partition of the image that is called `name`.
+fn damaged(
+    name: &Path,
+    does: &str,
+    partition: &Partition,
+    what: &str,
+    output: &Output,
+) -> ImageError {
+    let text = said(&output.stdout, name) + &said(&output.stderr, name);
+    let (name, partition) = (name.display(), partition.describe());
+    let message = format!("{name}: e2fsck {does} its {partition} {what}: {}", excerpt(&text));
+    ImageError::new(ErrorKind::Damaged, message)
 }
 
 /// Has `e2fsck -fy` free blocks that nobody uses and count anew what is free.

@@ -6,6 +6,7 @@ use vireo_ext4::{InodeKind, Reader, Unfinished};
 use vireo_model::ImagePath;
 
 use crate::bytes::Bytes;
+use crate::disk::fstab_by_mount;
 use crate::fstab::{self, Device, Entry};
 use crate::partition::{Partition, RootPartition, Slot};
 use crate::probe::{Contents, FileSystem, FileSystemKind};
@@ -57,8 +58,16 @@ impl Volume {
 
     /// Whether it is whole, was unmounted cleanly and has nothing that is not understood.
     pub(crate) fn check(&self, image: &Path) -> Result<(), ImageError> {
+        match &self.fs.superblock {
+            Some(superblock) => superblock.check(image, &self.partition),
+            None => self.check_usable(image),
+        }
+    }
+
+    /// As [`check`](Self::check), but for an unclean end that e2fsck can repair.
+    pub(crate) fn check_usable(&self, image: &Path) -> Result<(), ImageError> {
         if let Some(superblock) = &self.fs.superblock {
-            return superblock.check(image, &self.partition);
+            return superblock.check_usable(image, &self.partition);
         }
         let refuse = |kind, what: String| {
             let message = format!("{}: its {} {what}", image.display(), self.describe());
@@ -106,14 +115,16 @@ pub(crate) fn find_root(
     } else {
         let is_typed = |(slot, _): &(&Slot, &FileSystem)| slot.partition.is_root_type;
         narrow(&mut candidates, is_typed);
-        narrow(&mut candidates, |(slot, fs)| names_itself(image, slots, slot, fs));
+        let names_itself =
+            |(slot, fs): &(&Slot, &FileSystem)| names_itself((image, path), slots, slot, fs);
+        narrow(&mut candidates, names_itself);
         narrow(&mut candidates, |(slot, fs)| is_called_root(slot, fs));
         if slots.iter().any(|slot| slot.contents.name().and_then(remedy).is_some()) {
             // A lone `/boot` beside a logical volume must not be taken for the root.
             candidates.retain(|(slot, fs)| {
                 slot.partition.is_root_type
                     || is_called_root(slot, fs)
-                    || names_itself(image, slots, slot, fs)
+                    || names_itself(&(*slot, *fs))
             });
         }
     }
@@ -135,14 +146,20 @@ fn narrow<T: Copy>(candidates: &mut Vec<T>, is_it: impl Fn(&T) -> bool) {
     }
 }
 
-/// Whether its own `/etc/fstab` mounts it at `/`.
-fn names_itself(image: &Bytes, slots: &[Slot], slot: &Slot, fs: &FileSystem) -> bool {
-    if fs.kind != FileSystemKind::Ext {
-        return false;
-    }
-    let read = || {
-        let reader = open_reader(image, &slot.partition, Unfinished::Replay).ok()?;
-        read_fstab(&reader, Path::new("")).ok()?
+/// Whether its own `/etc/fstab` mounts it at `/`. Of what the kernel alone reads, this is known only where
+/// this process may mount.
+fn names_itself(
+    (image, path): (&Bytes, &Path),
+    slots: &[Slot],
+    slot: &Slot,
+    fs: &FileSystem,
+) -> bool {
+    let read = || match fs.kind {
+        FileSystemKind::Ext => {
+            let reader = open_reader(image, &slot.partition, Unfinished::Replay).ok()?;
+            read_fstab(&reader, path).ok()?
+        }
+        _ => fstab_by_mount((image, path), Volume::root(slot, fs)),
     };
     let entries = read().map(|text| fstab::parse(&text)).unwrap_or_default();
     entries.iter().any(|entry| {

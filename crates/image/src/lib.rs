@@ -6,6 +6,8 @@
 //! - [`patch()`] never touches its base: it patches a clone and renames it into place after the
 //!   clone's tree has the digest that the bundle names and every file system's own checker finds it
 //!   clean. A crash at any point leaves the base alone, and the target absent or complete.
+//! - What is damaged, or of a machine that was not shut down cleanly, is found before anything is written
+//!   ([`BaseCheck`]), and repaired only in the clone, if that is asked for.
 //! - The host never follows the image's symbolic links, device nodes or set-user-ID bits, and
 //!   never trusts the kernel's partition scan: partition tables are read here.
 //! - A mount is in no namespace and its loop device clears itself, so that even `kill -9` leaks
@@ -53,6 +55,7 @@
 //! # Ok::<(), vireo_image::ImageError>(())
 //! ```
 
+mod before;
 mod bytes;
 mod disk;
 mod error;
@@ -75,6 +78,7 @@ mod superblock;
 pub mod testing;
 pub mod unmounted;
 
+pub use before::{BaseCheck, check_base};
 pub use bytes::Format;
 pub use disk::{Access, DiskImage, Mounted};
 pub use error::{ErrorKind, ImageError};
@@ -103,10 +107,23 @@ use vireo_tree::{Scan, ScanOptions, scan};
 ///
 /// As [`DiskImage::open`], [`DiskImage::mount`] and [`scan`].
 pub fn read_tree(image: &Path, ignore: &Ignore) -> Result<Tree, ImageError> {
+    read_tree_in(image, RootPartition::Find, ignore)
+}
+
+/// As [`read_tree`], of an image with this root.
+///
+/// # Errors
+///
+/// As [`read_tree`].
+pub fn read_tree_in(
+    image: &Path,
+    root: RootPartition,
+    ignore: &Ignore,
+) -> Result<Tree, ImageError> {
     if Format::of_name(image) == Format::Qcow2 {
-        return unmounted::read_tree(image, ignore);
+        return unmounted::read_tree_in(image, root, ignore);
     }
-    Ok(scan_image(image, ignore, &ScanOptions::default())?.tree)
+    Ok(scan_root((image, root), ignore, &ScanOptions::default())?.tree)
 }
 
 /// As [`read_tree`], with all that [`scan`] tells; `options` can name the scan of an image that
@@ -120,7 +137,15 @@ pub fn scan_image(
     ignore: &Ignore,
     options: &ScanOptions<'_>,
 ) -> Result<Scan, ImageError> {
-    let mounted = DiskImage::open(image, RootPartition::Find)?.mount(Access::ReadOnly)?;
+    scan_root((image, RootPartition::Find), ignore, options)
+}
+
+fn scan_root(
+    (image, root): (&Path, RootPartition),
+    ignore: &Ignore,
+    options: &ScanOptions<'_>,
+) -> Result<Scan, ImageError> {
+    let mounted = DiskImage::open(image, root)?.mount(Access::ReadOnly)?;
     let scan =
         scan(mounted.root(), ignore, options).map_err(|error| ImageError::tree(image, error))?;
     mounted.finish()?;

@@ -6,6 +6,7 @@ mod tests;
 use std::io;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use vireo_ext4::Source as _;
 
 use crate::bytes::{Bytes, Device, le32};
@@ -99,7 +100,8 @@ pub(crate) struct Slot {
 }
 
 /// Which partition holds the root file system.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum RootPartition {
     /// The only one with a file system that can be a root; of several the one that its type marks as
     /// a Linux root, else the one whose `/etc/fstab` names itself, else the one that is called so.
@@ -107,6 +109,13 @@ pub enum RootPartition {
     Find,
     /// The one with this number.
     Number(u32),
+}
+
+impl From<Option<u32>> for RootPartition {
+    /// The one with the number, if there is one.
+    fn from(number: Option<u32>) -> Self {
+        number.map_or(Self::Find, Self::Number)
+    }
 }
 
 impl Partition {

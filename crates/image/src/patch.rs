@@ -17,6 +17,7 @@ use vireo_sys::durable::directory_of;
 use vireo_sys::lease;
 use vireo_tree::{ScanOptions, apply, scan};
 
+use crate::before::{BaseCheck, Before};
 use crate::bytes::Format;
 use crate::disk::{Access, DiskImage, busy};
 use crate::fat::refuse_unholdable;
@@ -52,6 +53,8 @@ pub enum Backend<'a> {
 pub struct PatchOptions<'a> {
     /// Which partition holds the root file system.
     pub root: RootPartition,
+    /// What damage that the base has already makes of it.
+    pub base: BaseCheck,
     /// Whether an image that is already at the output's path is replaced (atomically). Patching
     /// "in place" is patching with the base's own path as the output.
     pub replace: bool,
@@ -64,11 +67,14 @@ pub struct PatchOptions<'a> {
 }
 
 /// The steps of [`patch_with`], in order, reported when each begins. Without a mount there is no
-/// `Mount`, no `Unmount` and no `Reread`, and `Check` comes before `Verify`.
+/// `Mount`, no `Unmount` and no `Reread`, and `Check` comes before `Verify`; with [`BaseCheck::Skip`] there is
+/// no `CheckBase`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchStep {
     /// The base is being cloned.
     Clone,
+    /// The checkers look over the clone's file systems as the base has them, or repair them.
+    CheckBase,
     /// The clone is being attached and mounted.
     Mount,
     /// The target's files are being written and checked.
@@ -93,6 +99,7 @@ impl PatchStep {
     pub fn name(self) -> &'static str {
         match self {
             Self::Clone => "clone",
+            Self::CheckBase => "check-base",
             Self::Mount => "mount",
             Self::Stage => "stage",
             Self::Commit => "commit",
@@ -133,6 +140,8 @@ pub fn patch(
 
 /// Makes at `out` the image that `bundle` turns `base` into.
 ///
+/// The base's file systems are checked first, in the clone, and repaired there if `options` say so.
+///
 /// Works on a clone, named `out` with `.partial` added, and renames it to `out` when its tree has
 /// the bundle's target digest, as the kernel shows it and, for ext file systems, as our own reader finds
 /// it, every file system's own checker finds nothing, and its bytes are on the disk. What is qcow2 is
@@ -146,9 +155,11 @@ pub fn patch(
 ///
 /// # Errors
 ///
-/// `NoRoot` or `Unsupported` if it may grow and cannot be mounted; `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is
-/// not its target although every touched path was right, `Busy` if `out` is being made by another
-/// process, `NoSpace` (with [`PatchOptions::grow`] only if growing does not help), `Damaged`, and all that [`DiskImage::open`] and [`DiskImage::mount`] say.
+/// `Damaged` or `Unclean` if the base is; `NoRoot` or `Unsupported` if it may grow and cannot be mounted;
+/// `WrongBase` if `base` is not the bundle's base where it matters, `Mismatch` if the result is not its
+/// target although every touched path was right, `Busy` if `out` is being made by another process, `NoSpace`
+/// (with [`PatchOptions::grow`] only if growing does not help), and all that [`DiskImage::open`] and
+/// [`DiskImage::mount`] say.
 pub fn patch_with(
     base: &Path,
     out: &Path,
@@ -162,18 +173,19 @@ pub fn patch_with(
         step(next);
     };
     let host = mounting_host(base, options)?;
-    // Says early and by the base's own name what is wrong with it.
-    DiskImage::open(base, options.root)?;
+    let touches = |at: &ImagePath| is_touched(bundle, at);
+    let before = Before { base, root: options.root, how: options.base, host, touches: &touches };
+    before.open()?;
     refuse_existing(out, options.replace)?;
     refuse_used(base, out, options.replace)?;
     step(PatchStep::Clone);
     let mut partial = Partial::new(base, out)?;
     let kind = partial.fill(base)?;
 
-    let done = match host {
-        Some(host) => growing(&mut partial, base, host, bundle, options, &mut step),
+    let done = check_base(&before, &partial, &mut step).and_then(|()| match host {
+        Some(host) => growing(&mut partial, (&before, host), bundle, options, &mut step),
         None => rootless::patch((&partial.path, options.root), (base, out), bundle, &mut step),
-    };
+    });
     let done = done.map_err(|error| blame_host(&partial.path, out, error))?;
     partial.pack(Format::of_name(out))?;
     step(PatchStep::Publish);
@@ -202,16 +214,33 @@ fn mounting_host<'a>(
     Err(ImageError::new(kind, message))
 }
 
-/// Patches the clone `partial` of `base`, larger and larger ones while the update does not fit and
+fn check_base(
+    before: &Before<'_>,
+    clone: &Partial,
+    step: &mut dyn FnMut(PatchStep),
+) -> Result<(), ImageError> {
+    if before.how == BaseCheck::Skip {
+        return Ok(());
+    }
+    step(PatchStep::CheckBase);
+    before.check(&clone.path)
+}
+
+/// Whether the bundle changes anything at `at` or below it.
+fn is_touched(bundle: &Bundle<'_, Verified<'_>>, at: &ImagePath) -> bool {
+    bundle.change_set().changes.iter().any(|change| change.path.is_within(at))
+}
+
+/// Patches the clone `partial` of a base, larger and larger ones while the update does not fit and
 /// `options` allow it.
 fn growing(
     partial: &mut Partial,
-    base: &Path,
-    host: &dyn MountHost,
+    (before, host): (&Before<'_>, &dyn MountHost),
     bundle: &Bundle<'_, Verified<'_>>,
     options: &PatchOptions<'_>,
     step: &mut dyn FnMut(PatchStep),
 ) -> Result<Outcome, ImageError> {
+    let base = before.base;
     let mut growth = Growth::new(options.grow, bundle.change_set());
     let most = options.max_grown_len.unwrap_or(MAX_GROWN_LEN).min(MAX_GROWN_LEN);
     loop {
@@ -224,6 +253,9 @@ fn growing(
                 // What was staged is given up with the clone that it is in.
                 step(PatchStep::Clone);
                 partial.fill_again(base)?;
+                if before.how == BaseCheck::Repair {
+                    check_base(before, partial, step)?;
+                }
                 grow::grow((&partial.path, base), options.root, len, most)?;
             }
             outcome => return outcome,
@@ -299,11 +331,9 @@ fn by_mount(
     }
     step(PatchStep::Check);
     // A vfat that the update does not touch is as the machine left it, which may not be tidy.
-    let is_touched =
-        |at: &ImagePath| changes.changes.iter().any(|change| change.path.is_within(at));
     let checked: Vec<Volume> = volumes
         .iter()
-        .filter(|volume| volume.kind != FileSystemKind::Vfat || is_touched(&volume.at))
+        .filter(|volume| volume.kind != FileSystemKind::Vfat || is_touched(bundle, &volume.at))
         .cloned()
         .collect();
     fsck_all(&path, &checked)?;

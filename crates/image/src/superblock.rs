@@ -107,6 +107,34 @@ impl Superblock {
     /// `Unclean`, `Unsupported` with the feature's name, `Damaged` if the file is shorter than
     /// the file system.
     pub fn check(&self, image: &Path, partition: &Partition) -> Result<(), ImageError> {
+        self.check_usable(image, partition)?;
+        if !self.needs_recovery && self.clean {
+            return Ok(());
+        }
+        let why = if self.needs_recovery {
+            "an unfinished journal"
+        } else {
+            "recorded errors or an unclean end"
+        };
+        let what = partition.describe();
+        let message = format!(
+            "{}: its {what} has {why}: its machine is running or was not shut down cleanly; \
+             shut it down, have a copy repaired (`vireo apply --repair`), or run `e2fsck -p` on the {what}",
+            image.display(),
+        );
+        Err(ImageError::new(ErrorKind::Unclean, message))
+    }
+
+    /// As [`check`](Self::check), but for how its machine ended.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported`, `Damaged`.
+    pub(crate) fn check_usable(
+        &self,
+        image: &Path,
+        partition: &Partition,
+    ) -> Result<(), ImageError> {
         let image = image.display();
         if self.len > partition.len {
             let message = format!(
@@ -124,19 +152,6 @@ impl Superblock {
             let message =
                 format!("{image}: its file system uses the feature {name}, which is not supported");
             return Err(ImageError::new(ErrorKind::Unsupported, message));
-        }
-        if self.needs_recovery || !self.clean {
-            let why = if self.needs_recovery {
-                "an unfinished journal"
-            } else {
-                "recorded errors or an unclean end"
-            };
-            let message = format!(
-                "{image}: its file system has {why}: its machine is running or was not shut down cleanly; \
-                 shut it down, or run `e2fsck -p` on the {}",
-                partition.describe()
-            );
-            return Err(ImageError::new(ErrorKind::Unclean, message));
         }
         Ok(())
     }

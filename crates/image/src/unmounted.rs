@@ -37,7 +37,7 @@ use crate::{ErrorKind, ImageError};
 pub use part::Content;
 use part::Part;
 pub(crate) use part::open_fat;
-pub use scan::{Compared, Scan, ScanOptions, compare, read_tree};
+pub use scan::{Compared, Scan, ScanOptions, compare, read_tree, read_tree_in};
 
 /// Whether this process cannot mount, so that images can only be read as here.
 #[must_use]
@@ -81,6 +81,13 @@ pub fn open(image: &Path, root: RootPartition, unfinished: Unfinished) -> Result
         parts.push((volume, part));
     }
     Ok(Disk { path: image.to_owned(), stamp, parts, left_out })
+}
+
+/// The text of the `/etc/fstab` in the root file system `root` of `image`, nothing if there is none.
+/// `Unsupported` where a mount alone can read it.
+pub(crate) fn read_fstab(image: &Path, root: &Volume) -> Result<Vec<u8>, ImageError> {
+    let reader = open_ext(&Bytes::open(image)?, image, root, Unfinished::Refuse)?;
+    Ok(layout::read_fstab(&reader, image)?.unwrap_or_default())
 }
 
 /// Our own reader of an ext file system whose place is known; it must be clean.

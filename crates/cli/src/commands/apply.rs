@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vireo_delta::{Bundle, TrustedKeys, Verified};
-use vireo_image::{Backend, PatchOptions, patch_with};
+use vireo_image::{Backend, BaseCheck, PatchOptions, patch_with};
 use vireo_model::{Digest, Grow};
 use vireo_sys::map_sealed;
 use vireo_tree::apply::{ApplyOptions, Committed, Recovered, recover, stage};
@@ -43,6 +43,11 @@ pub(crate) struct Args {
     /// anyway where this process may not mount
     #[arg(long)]
     rootless: bool,
+    /// Repair the clone of an image whose file systems are damaged or were not unmounted cleanly, and go on
+    ///
+    /// By `e2fsck -fp`, which plays back a journal; ext2, ext3 and ext4 alone. Without it they are refused.
+    #[arg(long)]
+    repair: bool,
     #[command(flatten)]
     partition: RootPartitionArgs,
 }
@@ -69,6 +74,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Applied, Failure> {
     bundle.check().map_err(unusable)?;
     let metadata = fs::metadata(&args.to).map_err(|error| Failure::io("open", &args.to, error))?;
     let step = Step::new(context, format!("applying to {}", args.to.display()));
+    if metadata.is_dir() && args.repair {
+        let message = format!("{} is a directory; --repair is for images", args.to.display());
+        return Err(Failure::refused(message).hint("leave --repair out"));
+    }
     if metadata.is_dir() && args.grow.is_some_and(|grow| grow != Grow::No) {
         let message = format!("{} is a directory; --grow is for images", args.to.display());
         let hint = "leave --grow out; make room in the file system that the directory is in";
@@ -100,7 +109,9 @@ fn to_image(
     let backend = if args.rootless { Backend::Rootless } else { Backend::Auto };
     let grow = args.grow.unwrap_or_default();
     let (root, replace) = (args.partition.get(), out == base);
-    let options = PatchOptions { root, replace, backend, grow, ..PatchOptions::default() };
+    let check = if args.repair { BaseCheck::Repair } else { BaseCheck::Refuse };
+    let options =
+        PatchOptions { root, base: check, replace, backend, grow, ..PatchOptions::default() };
     let patched = patch_with(base, out, bundle, &options, &mut |next| step.set(next.name()))?;
     let changed = bundle.change_set().changes.len() - patched.already;
     Ok(Applied { to: out.to_owned(), target: patched.tree, already: patched.already, changed })

@@ -210,7 +210,20 @@ fn is_left_out(ignore: &Ignore, path: &ImagePath) -> bool {
 ///
 /// As [`open`] and [`Disk::scan`].
 pub fn read_tree(image: &Path, ignore: &Ignore) -> Result<Tree, ImageError> {
-    let disk = open(image, RootPartition::Find, Unfinished::Refuse)?;
+    read_tree_in(image, RootPartition::Find, ignore)
+}
+
+/// As [`read_tree`], of an image with this root.
+///
+/// # Errors
+///
+/// As [`read_tree`].
+pub fn read_tree_in(
+    image: &Path,
+    root: RootPartition,
+    ignore: &Ignore,
+) -> Result<Tree, ImageError> {
+    let disk = open(image, root, Unfinished::Refuse)?;
     Ok(disk.scan(ignore, &ScanOptions::default())?.tree)
 }
 

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use vireo_image::{ErrorKind, ImageError, PatchOptions, PatchStep, Patched, patch_with};
+use vireo_image::{BaseCheck, ErrorKind, ImageError, PatchOptions, PatchStep, Patched, patch_with};
 use vireo_model::Grow;
 
 use crate::common::{
-    MIB, Place, bundle, digest_of, divide, edit, ext, mounted, open, put, read, same, sh,
+    MIB, Place, bundle, digest_of, divide, edit, ext, mounted, open, patch_by, put, read, same, sh,
 };
 
 const CONTENT: &str = "mkdir -p etc usr; for n in $(seq 20); do seq 20000 > usr/f$n; done";
@@ -221,4 +221,28 @@ fn root_an_image_of_any_length_grows_wherever_the_copy_of_its_table_is() -> anyh
         place.nothing_attached()?;
     }
     Ok(())
+}
+
+#[test]
+fn root_a_base_that_is_repaired_grows_as_well() -> anyhow::Result<()> {
+    let (place, bytes, keys) = scene("gpt")?;
+    let base = place.path("base.img");
+    // As of a machine that was not shut down cleanly.
+    sh(
+        "debugfs -w -R 'set_super_value state 0' \"$1?offset=$2\" 2>&1",
+        &[&place.arg("base.img"), &(4 * MIB).to_string()],
+    )?;
+    let before = digest_of(&base)?;
+    let refused = patch(&place, &bytes, &keys, Grow::Auto)?.err().context("it was patched")?;
+    ensure!(refused.kind() == ErrorKind::Unclean, "{refused}");
+    let update = open(&bytes, &keys)?;
+    let options =
+        PatchOptions { grow: Grow::Auto, base: BaseCheck::Repair, ..PatchOptions::default() };
+    let (done, steps) = patch_by((&base, &place.path("out.img")), &update, &options);
+    done.with_context(|| format!("{steps:?}"))?;
+    let checks = steps.iter().filter(|step| **step == PatchStep::CheckBase).count();
+    ensure!(checks == 2, "each clone is repaired: {steps:?}");
+    same(&mounted(&place.path("next.img"))?, &mounted(&place.path("out.img"))?)?;
+    ensure!(digest_of(&base)? == before, "the base was changed");
+    place.nothing_attached()
 }

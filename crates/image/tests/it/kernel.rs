@@ -199,3 +199,35 @@ import os; f = os.open('etc/log', os.O_RDWR); os.write(f, b'x' * 100); os.fsync(
     }
     place.nothing_attached()
 }
+
+#[test]
+fn root_of_two_file_systems_that_the_kernel_alone_reads_the_root_is_found_by_its_list()
+-> anyhow::Result<()> {
+    let place = Place::new()?;
+    for (kind, root) in [("xfs", ""), ("btrfs", "@/")] {
+        if !kernel_has(kind)? {
+            continue;
+        }
+        let len = if kind == "xfs" { 300 } else { 160 };
+        let [data, sys, image] = ["data", "sys", "disk"].map(|name| format!("{name}-{kind}"));
+        let subvolume = "btrfs -q subvolume create @ > /dev/null; mkdir @/etc";
+        let list = if root.is_empty() { "mkdir etc" } else { subvolume };
+        make(&place, &data, kind, "echo data > file")?;
+        make(&place, &sys, kind, &format!("{list}; echo /dev/vda2 / {kind} > {root}etc/fstab"))?;
+        let disk = place.path(&image);
+        let script = format!(
+            "label: gpt\\nstart=1MiB, size={len}MiB, type=linux\\nsize={len}MiB, type=linux\\n"
+        );
+        divide(&disk, 2 * len + 3, &script)?;
+        put(&place.path(&data), &disk, 1)?;
+        put(&place.path(&sys), &disk, 1 + len)?;
+        let found = DiskImage::open(&disk, RootPartition::Find)?;
+        ensure!(found.partition().number == 2, "{kind}");
+        // Without it nothing tells them apart.
+        edit(&disk, &[(1 + len, len, "/")], &format!("rm {root}etc/fstab"))?;
+        let error = DiskImage::open(&disk, RootPartition::Find).err().context("nothing tells")?;
+        ensure!(error.to_string().contains("--root-partition"), "{kind}: {error}");
+        place.nothing_attached()?;
+    }
+    Ok(())
+}
