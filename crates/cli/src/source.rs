@@ -27,7 +27,11 @@ pub(crate) struct RootPartitionArgs {
 
 impl RootPartitionArgs {
     pub(crate) fn get(self) -> RootPartition {
-        self.root_partition.map_or(RootPartition::Find, RootPartition::Number)
+        self.root_partition.into()
+    }
+
+    pub(crate) fn number(self) -> Option<u32> {
+        self.root_partition
     }
 }
 

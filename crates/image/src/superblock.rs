@@ -119,7 +119,8 @@ impl Superblock {
         let what = partition.describe();
         let message = format!(
             "{}: its {what} has {why}: its machine is running or was not shut down cleanly; \
-             shut it down, have a copy repaired (`vireo apply --repair`), or run `e2fsck -p` on the {what}",
+             shut it down, have a copy repaired (`vireo apply --repair`, `vireo image create --repair`), or run \
+             `e2fsck -p` on the {what}",
             image.display(),
         );
         Err(ImageError::new(ErrorKind::Unclean, message))

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use vireo_delta::{Bundle, TrustedKeys, Verified};
-use vireo_image::{ImageError, PatchOptions, PatchStep, unmounted};
+use vireo_image::{BaseCheck, ImageError, PatchOptions, PatchStep, RootPartition, unmounted};
 use vireo_model::{Grow, Ignore, Tree};
 use vireo_wire::api::BuildStep;
 use vireo_wire::limits;
@@ -23,21 +23,40 @@ pub struct BundleFile<'a> {
     pub trusted: &'a TrustedKeys,
     /// Whether the image may be made larger for it.
     pub grow: Grow,
+    /// Which partition of the image holds the root file system.
+    pub root: RootPartition,
 }
 
 /// What a repository needs done with disk images.
 ///
 /// Implementations are checked against [`testing::check_builder`](crate::testing::check_builder).
 pub trait ImageBuilder: Debug + Send + Sync {
+    /// Looks over the file systems of the disk image `disk`, which came from outside, and with `repair`
+    /// repairs them in place.
+    ///
+    /// A crash leaves some of it repaired.
+    ///
+    /// # Errors
+    ///
+    /// `Refused` if they are damaged, or were not unmounted cleanly, and are not to be repaired or cannot be;
+    /// `Io`.
+    fn check(&self, disk: &Path, root: RootPartition, repair: bool) -> Result<(), RepoError>;
+
     /// Reads the tree in the disk image `disk`, without what `ignore` covers.
     ///
     /// # Errors
     ///
     /// `Refused` if it is no disk image that can be read; `NoRoot`, `Io`.
-    fn read_tree(&self, disk: &Path, ignore: &Ignore) -> Result<Tree, RepoError>;
+    fn read_tree(
+        &self,
+        disk: &Path,
+        root: RootPartition,
+        ignore: &Ignore,
+    ) -> Result<Tree, RepoError>;
 
-    /// Makes the disk image `out` from the disk image `base` and a bundle, checks that the tree in
-    /// it is the bundle's target, and says how long each step took. `base` stays as it is.
+    /// Makes the disk image `out` from the disk image `base`, which was [checked](Self::check) or made by
+    /// this, and a bundle, checks that the tree in it is the bundle's target, and says how long each step
+    /// took. `base` stays as it is.
     ///
     /// A crash leaves `out` absent, and perhaps a sibling that ends in `.partial`.
     ///
@@ -58,12 +77,22 @@ pub trait ImageBuilder: Debug + Send + Sync {
 pub struct HostImages;
 
 impl ImageBuilder for HostImages {
-    fn read_tree(&self, disk: &Path, ignore: &Ignore) -> Result<Tree, RepoError> {
+    fn check(&self, disk: &Path, root: RootPartition, repair: bool) -> Result<(), RepoError> {
+        let how = if repair { BaseCheck::Repair } else { BaseCheck::Refuse };
+        vireo_image::check_base(disk, root, how).map_err(image_error("take", disk))
+    }
+
+    fn read_tree(
+        &self,
+        disk: &Path,
+        root: RootPartition,
+        ignore: &Ignore,
+    ) -> Result<Tree, RepoError> {
         let read = match unmounted::is_needed() {
-            true => unmounted::read_tree,
-            false => vireo_image::read_tree,
+            true => unmounted::read_tree_in,
+            false => vireo_image::read_tree_in,
         };
-        read(disk, ignore).map_err(image_error("read the tree of", disk))
+        read(disk, root, ignore).map_err(image_error("read the tree of", disk))
     }
 
     fn patch(
@@ -72,7 +101,8 @@ impl ImageBuilder for HostImages {
         out: &Path,
         bundle: &BundleFile<'_>,
     ) -> Result<Vec<BuildStep>, RepoError> {
-        self.patch_telling((base, out), bundle.bundle, bundle.grow, &mut |_| ())
+        let how = (bundle.grow, bundle.root);
+        self.patch_telling((base, out), bundle.bundle, how, &mut |_| ())
     }
 }
 
@@ -82,7 +112,7 @@ impl HostImages {
         self,
         (base, out): (&Path, &Path),
         bundle: &Bundle<'_, Verified<'_>>,
-        grow: Grow,
+        (grow, root): (Grow, RootPartition),
         tell: &mut dyn FnMut(&str),
     ) -> Result<Vec<BuildStep>, RepoError> {
         let mut begun: Vec<(PatchStep, Instant)> = Vec::new();
@@ -92,7 +122,10 @@ impl HostImages {
         };
         // What could not be fetched again is not made.
         let max_grown_len = Some(limits::MAX_IMAGE_LEN);
-        let options = PatchOptions { grow, max_grown_len, ..PatchOptions::default() };
+        // Who made the base, or took it in, has looked it over.
+        let base_check = BaseCheck::Skip;
+        let options =
+            PatchOptions { root, base: base_check, grow, max_grown_len, ..PatchOptions::default() };
         vireo_image::patch_with(base, out, bundle, &options, &mut begin)
             .map_err(image_error("build", out))?;
         Ok(steps(&begun, Instant::now()))

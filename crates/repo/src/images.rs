@@ -100,7 +100,7 @@ impl Repository {
             .map_err(|source| Detail::Ignore { source })?;
         let disk = self.store.disk_path(version.tree);
         let _begun = self.begin_reading(&disk)?;
-        let found = self.builder.read_tree(&disk, &ignore)?;
+        let found = self.builder.read_tree(&disk, version.root_partition.into(), &ignore)?;
         let digest = found.digest();
         let mut differing = Vec::new();
         if digest != version.tree {
@@ -112,6 +112,26 @@ impl Repository {
                 .collect();
         }
         Ok(VerifyReply { number: version.number, expected: version.tree, found: digest, differing })
+    }
+
+    /// Trees have one disk each, whichever image they are of: it has to have the root in one place.
+    fn require_same_root(&self, tree: Digest, root: Option<u32>) -> Result<(), RepoError> {
+        if !self.store.disk_path(tree).exists() {
+            return Ok(());
+        }
+        for other in self.store.images()? {
+            let is_elsewhere =
+                |version: &VersionRecord| version.tree == tree && version.root_partition != root;
+            if self.versions(&other)?.iter().any(is_elsewhere) {
+                let what = format!(
+                    "image {other} has the tree {} already, with another --root-partition; create both with \
+                     the same",
+                    tree.short()
+                );
+                return Err(Detail::Refused { what }.into());
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn lock_image(

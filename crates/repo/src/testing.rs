@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vireo_delta::{Bundle, BundleWriter, Permits, SecretKey, Statement, TrustedKeys};
+use vireo_image::RootPartition;
 use vireo_model::{Change, ChangeSet, Digest, Grow, Ignore, ImagePath, Node, NodeKind, Tree};
 use vireo_store::{Durable, Writes};
 use vireo_wire::api::BuildStep;
@@ -42,7 +43,16 @@ impl FakeImages {
 }
 
 impl ImageBuilder for FakeImages {
-    fn read_tree(&self, disk: &Path, ignore: &Ignore) -> Result<Tree, RepoError> {
+    fn check(&self, disk: &Path, root: RootPartition, _repair: bool) -> Result<(), RepoError> {
+        self.read_tree(disk, root, &Ignore::nothing()).map(drop)
+    }
+
+    fn read_tree(
+        &self,
+        disk: &Path,
+        _root: RootPartition,
+        ignore: &Ignore,
+    ) -> Result<Tree, RepoError> {
         let bytes = fs::read(disk).map_err(io_error("read", disk))?;
         let tree = tree_text::parse(&bytes).map_err(|error| {
             let what = format!("{} is no disk image: {error}", disk.display());
@@ -58,10 +68,10 @@ impl ImageBuilder for FakeImages {
         out: &Path,
         bundle: &BundleFile<'_>,
     ) -> Result<Vec<BuildStep>, RepoError> {
-        let bundle = bundle.bundle;
+        let (root, bundle) = (bundle.root, bundle.bundle);
         // Real images are not built from damaged frames either.
         bundle.check().map_err(|error| Detail::Refused { what: error.to_string() })?;
-        let mut tree = self.read_tree(base, &Ignore::nothing())?;
+        let mut tree = self.read_tree(base, root, &Ignore::nothing())?;
         let fits = |change: &Change| {
             let there = tree.get(&change.path);
             there == change.before.as_ref() || there == change.after.as_ref()
@@ -139,14 +149,17 @@ pub fn check_builder(builder: &dyn ImageBuilder, dir: &Path, disk: &dyn Fn(&Tree
     let [base_path, out, other] = ["base.img", "out.img", "other.img"].map(|name| dir.join(name));
     let ignore = Ignore::default();
     disk(&tree(&base), &base_path);
-    let read = |path: &Path| builder.read_tree(path, &ignore).expect("it is a disk image");
+    let root = RootPartition::Find;
+    let read = |path: &Path| builder.read_tree(path, root, &ignore).expect("it is a disk image");
+    builder.check(&base_path, root, false).expect("it is whole");
     assert_eq!(read(&base_path), tree(&base), "an image has the tree it was made with");
 
     let file = bundle(&base, &target, &key);
     let path = dir.join("update.vireo");
     fs::write(&path, &file).expect("the test's directory is writable");
     let bundle = Bundle::open(&file).and_then(|bundle| bundle.verify(&trusted)).expect("a bundle");
-    let bundle = BundleFile { bundle: &bundle, path: &path, trusted: &trusted, grow: Grow::No };
+    let bundle =
+        BundleFile { bundle: &bundle, path: &path, trusted: &trusted, grow: Grow::No, root };
     let steps = builder.patch(&base_path, &out, &bundle).expect("it fits");
     assert!(!steps.is_empty(), "it says what it did");
     assert_eq!(read(&out), tree(&target), "the patched image has the target's tree");
@@ -161,7 +174,9 @@ pub fn check_builder(builder: &dyn ImageBuilder, dir: &Path, disk: &dyn Fn(&Tree
     assert_eq!(wrong.kind(), crate::ErrorKind::Refused);
     assert!(!other.exists(), "a refused patch leaves nothing under the name");
     fs::write(&other, "no image").expect("the test's directory is writable");
-    let refused = builder.read_tree(&other, &ignore).expect_err("that is no image");
+    let refused = builder.read_tree(&other, root, &ignore).expect_err("that is no image");
+    assert_eq!(refused.kind(), crate::ErrorKind::Refused);
+    let refused = builder.check(&other, root, true).expect_err("that is no image");
     assert_eq!(refused.kind(), crate::ErrorKind::Refused);
 }
 

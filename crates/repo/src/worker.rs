@@ -23,6 +23,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use serde::{Deserialize, Serialize};
 use vireo_delta::{Bundle, PublicKey, TrustedKeys};
+use vireo_image::RootPartition;
 use vireo_model::{Grow, Ignore, Tree};
 use vireo_sys::{confine, map_sealed};
 use vireo_wire::api::BuildStep;
@@ -49,8 +50,24 @@ struct Order {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Job {
-    ReadTree { disk: PathBuf, ignore: Vec<String> },
-    Patch { base: PathBuf, out: PathBuf, bundle: PathBuf, trusted: Vec<PublicKey>, grow: Grow },
+    Check {
+        disk: PathBuf,
+        root: RootPartition,
+        repair: bool,
+    },
+    ReadTree {
+        disk: PathBuf,
+        root: RootPartition,
+        ignore: Vec<String>,
+    },
+    Patch {
+        base: PathBuf,
+        out: PathBuf,
+        bundle: PathBuf,
+        trusted: Vec<PublicKey>,
+        grow: Grow,
+        root: RootPartition,
+    },
     Probe,
 }
 
@@ -60,6 +77,7 @@ enum Job {
 enum Line {
     /// A step of a build has begun.
     Step(String),
+    Checked,
     Tree(String),
     Patched(Vec<BuildStep>),
     Probed(Confinement),
@@ -189,9 +207,21 @@ fn unexpected(line: &Line) -> RepoError {
 }
 
 impl ImageBuilder for WorkerImages {
-    fn read_tree(&self, disk: &Path, ignore: &Ignore) -> Result<Tree, RepoError> {
+    fn check(&self, disk: &Path, root: RootPartition, repair: bool) -> Result<(), RepoError> {
+        match self.run(Job::Check { disk: absolute(disk)?, root, repair })? {
+            Line::Checked => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn read_tree(
+        &self,
+        disk: &Path,
+        root: RootPartition,
+        ignore: &Ignore,
+    ) -> Result<Tree, RepoError> {
         let ignore = ignore.patterns().to_vec();
-        match self.run(Job::ReadTree { disk: absolute(disk)?, ignore })? {
+        match self.run(Job::ReadTree { disk: absolute(disk)?, root, ignore })? {
             Line::Tree(listing) => tree_text::parse(listing.as_bytes())
                 .map_err(|error| RepoError::internal(format!("a worker's listing: {error}"))),
             other => Err(unexpected(&other)),
@@ -210,6 +240,7 @@ impl ImageBuilder for WorkerImages {
             bundle: absolute(bundle.path)?,
             trusted: bundle.trusted.iter().collect(),
             grow: bundle.grow,
+            root: bundle.root,
         };
         match self.run(job)? {
             Line::Patched(steps) => Ok(steps),
@@ -260,12 +291,15 @@ fn confined(parent: u32) -> Result<(), RepoError> {
 fn perform(job: Job, step: &mut dyn FnMut(String) -> io::Result<()>) -> Result<Line, RepoError> {
     match job {
         Job::Probe => Ok(Line::Probed(probe())),
-        Job::ReadTree { disk, ignore } => {
+        Job::Check { disk, root, repair } => {
+            HostImages.check(&disk, root, repair).map(|()| Line::Checked)
+        }
+        Job::ReadTree { disk, root, ignore } => {
             let ignore = Ignore::new(ignore).map_err(|source| Detail::Ignore { source })?;
-            let tree = HostImages.read_tree(&disk, &ignore)?;
+            let tree = HostImages.read_tree(&disk, root, &ignore)?;
             Ok(Line::Tree(tree_text::encode(&tree)))
         }
-        Job::Patch { base, out, bundle: path, trusted, grow } => {
+        Job::Patch { base, out, bundle: path, trusted, grow, root } => {
             let trusted: TrustedKeys = trusted.into_iter().collect();
             let refused = |error: vireo_delta::DeltaError| Detail::Refused {
                 what: format!("cannot use the bundle {}: {error}", path.display()),
@@ -276,7 +310,8 @@ fn perform(job: Job, step: &mut dyn FnMut(String) -> io::Result<()>) -> Result<L
                 Bundle::open(&map).and_then(|bundle| bundle.verify(&trusted)).map_err(refused)?;
             // The server's end of the pipe is gone when the server is, and so is this process then.
             let mut begun = |name: &str| drop(step(name.to_owned()));
-            let steps = HostImages.patch_telling((&base, &out), &bundle, grow, &mut begun)?;
+            let how = (grow, root);
+            let steps = HostImages.patch_telling((&base, &out), &bundle, how, &mut begun)?;
             Ok(Line::Patched(steps))
         }
     }

@@ -37,6 +37,9 @@ pub struct VersionRecord {
     pub image_bytes: u64,
     /// Patterns of the ignore list that the digest is meant with.
     pub ignore: Vec<String>,
+    /// Number of the partition with the root file system; without it the root is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_partition: Option<u32>,
 }
 
 /// Held while a version of one image is made: by one writer at a time, in all processes.
@@ -212,7 +215,18 @@ mod tests {
             wire_bytes: 0,
             image_bytes: 1,
             ignore: vec!["/tmp/**".into()],
+            root_partition: None,
         }
+    }
+
+    #[test]
+    fn a_record_without_a_root_partition_is_as_one_that_names_none() {
+        let json = serde_json::to_string(&version(1)).expect("a record");
+        assert!(!json.contains("root_partition"), "{json}");
+        assert_eq!(serde_json::from_str::<VersionRecord>(&json).expect("read"), version(1));
+        let named = VersionRecord { root_partition: Some(3), ..version(1) };
+        let json = serde_json::to_string(&named).expect("a record");
+        assert_eq!(serde_json::from_str::<VersionRecord>(&json).expect("read"), named);
     }
 
     fn store(dir: &tempfile::TempDir) -> Store {

@@ -136,6 +136,13 @@ pub struct CreateImage {
     pub ignore: Vec<String>,
     /// Keys whose bundles this image accepts, besides the repository's own.
     pub trusted: Vec<PublicKey>,
+    /// Number of the partition with its root file system, if it cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_partition: Option<u32>,
+    /// Whether its file systems are repaired if they are damaged or were not unmounted cleanly; refused
+    /// otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub repair: bool,
 }
 
 /// How to make a version; in the header [`OPTIONS_HEADER`].

@@ -1,14 +1,16 @@
 //! Images, keys and places that `vireo` cannot work with, and what it says about them.
 
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 use vireo_sys::loopdev::{LoopDevice, Window};
 use vireo_testkit::image::{Table, clone_image};
 use vireo_testkit::{Run, fixture, programs};
-use vireo_tests::{Ext4, Ran, Scene, Snapshot, capture_args, vireo};
+use vireo_tests::{Ext4, Ran, Scene, Snapshot, capture_args, vireo, vireo_repo};
 
 /// Expects that neither reading nor patching `image`, a name in the scene, is possible.
 fn refused(scene: &Scene, image: &str, code: i32, says: &[&str]) -> anyhow::Result<()> {
@@ -94,8 +96,11 @@ fn root_an_image_of_a_running_machine_is_refused() -> anyhow::Result<()> {
         &scene,
         "copy.img",
         5,
-        &["copy.img", "unfinished journal", "shut it down", "e2fsck -p"],
+        &["copy.img", "unfinished journal", "shut it down", "vireo apply --repair"],
     )?;
+    // Repaired it has the file that the machine wrote, and so is not the bundle's base.
+    let args = scene.apply("update.vireo", "copy.img", &["--repair"]);
+    scene.refuses(&args, 5, &["copy.img", "in paths that the bundle does not touch"])?;
     let (copy, key, out) =
         (scene.arg("copy.img"), scene.arg("keys/vireo.key"), scene.arg("x.vireo"));
     for (base, target) in [(&scene.arg("base.img"), &copy), (&copy, &scene.arg("base.img"))] {
@@ -105,6 +110,87 @@ fn root_an_image_of_a_running_machine_is_refused() -> anyhow::Result<()> {
     Run::new("e2fsck").args(["-p", &copy]).output()?;
     let digest = vireo(["digest", &copy])?.ok()?.output().stdout.clone();
     vireo(capture_args(&scene.arg("base.img"), &copy, &key, &out))?.ok()?.says(&[digest.trim()])
+}
+
+#[test]
+fn root_a_damaged_image_is_patched_and_taken_in_once_it_is_repaired() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    // How many directories a group has, which only the checker compares.
+    let hurt = |name: &str| -> anyhow::Result<()> {
+        clone_image(&scene.base(), &scene.path(name))?;
+        for request in ["set_bg 0 used_dirs_count 7", "set_bg 0 checksum calc"] {
+            Run::new("debugfs").args(["-w", "-R", request, &scene.arg(name)]).output()?;
+        }
+        Ok(())
+    };
+    hurt("hurt.img")?;
+    let damaged = ["hurt.img", "e2fsck finds", "Directories count wrong", "(--repair)"];
+    scene.refuses(&scene.apply("update.vireo", "hurt.img", &[]), 5, &damaged)?;
+    vireo(scene.apply("update.vireo", "hurt.img", &["--repair"]))?.ok()?;
+    scene.is_target(&scene.path("hurt.img"))?;
+
+    let (repo, disk) = (scene.arg("repo"), scene.arg("other.img"));
+    vireo_repo(["init", &repo])?.ok()?;
+    hurt("other.img")?;
+    let create = ["image", "create", "web", &disk, "--repo", &repo];
+    vireo(create)?.fails(5, &damaged[1..])?;
+    let before = fs::read(&disk)?;
+    let number = ["--repair", "--root-partition", "1"];
+    vireo(create.iter().chain(&number))?.ok()?;
+    ensure!(fs::read(&disk)? == before, "the user's file was changed");
+    vireo(["image", "verify", "web", "--repo", &repo])?.ok()?;
+    Ok(())
+}
+
+/// A machine, not started, that has the image `disk` open to write to it.
+fn machine_on(disk: &Path) -> anyhow::Result<Child> {
+    let drive = format!("file={},format=raw,if=ide", disk.display());
+    let mut machine = Command::new("qemu-system-x86_64")
+        .args(["-S", "-display", "none", "-nodefaults", "-accel", "tcg", "-m", "64"])
+        .args(["-monitor", "stdio", "-drive", &drive])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("package qemu-system-x86")?;
+    let mut prompt = [0; 4];
+    let said = machine.stdout.as_mut().map(|out| out.read_exact(&mut prompt));
+    if said.is_some_and(|read| read.is_ok()) {
+        return Ok(machine);
+    }
+    machine.kill()?;
+    machine.wait()?;
+    anyhow::bail!("qemu ended before it had a monitor")
+}
+
+#[test]
+fn root_an_image_of_a_machine_of_qemu_is_in_use_even_where_there_are_no_leases()
+-> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    // Of somebody else: who may not take a lease on it is as one whose file system has none.
+    chown(scene.base(), Some(64055), Some(108))?;
+    let args = scene.apply("update.vireo", "base.img", &[]);
+    let copy = scene.apply("update.vireo", "base.img", &["-o", &scene.arg("out.img")]);
+    let without_leases = |args: &[String]| {
+        let run = Run::new("setpriv").arg("--bounding-set=-lease");
+        let run = run.arg(programs::find("vireo")?).args(args);
+        Ran::of(run, format!("without leases: vireo {}", args.join(" ")))
+    };
+    let mut machine = machine_on(&scene.base())?;
+    let says = ["base.img", "in use", "stop it and try again"];
+    let refused = || -> anyhow::Result<()> {
+        for args in [&args, &copy] {
+            vireo(args)?.fails(3, &says)?;
+            without_leases(args)?.fails(3, &says)?;
+        }
+        Ok(())
+    };
+    let outcome = refused();
+    machine.kill()?;
+    machine.wait()?;
+    outcome?;
+    without_leases(&copy)?.ok()?;
+    scene.is_target(&scene.path("out.img"))
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::Context;
 use crate::exit::{Failure, Report, json};
 use crate::progress::Step;
 use crate::repository::RepoArgs;
-use crate::source::IgnoreArgs;
+use crate::source::{IgnoreArgs, RootPartitionArgs};
 
 /// Create, export and verify the images of a repository
 #[derive(Debug, clap::Subcommand)]
@@ -36,6 +36,13 @@ pub(crate) struct Create {
     /// Public key, or file with public keys, whose bundles this image accepts
     #[arg(long, value_name = "KEY|FILE")]
     trust: Vec<String>,
+    /// Have the repository repair its copy if a file system is damaged or was not unmounted cleanly
+    ///
+    /// By `e2fsck -fp`, so ext2, ext3 and ext4 alone; BASE.img stays as it is.
+    #[arg(long)]
+    repair: bool,
+    #[command(flatten)]
+    partition: RootPartitionArgs,
     #[command(flatten)]
     ignore: IgnoreArgs,
     #[command(flatten)]
@@ -94,7 +101,12 @@ struct Created {
 }
 
 fn create(args: &Create, context: &Context) -> Result<Created, Failure> {
-    let options = CreateImage { ignore: args.ignore.site()?, trusted: public_keys(&args.trust)? };
+    let options = CreateImage {
+        ignore: args.ignore.site()?,
+        trusted: public_keys(&args.trust)?,
+        root_partition: args.partition.number(),
+        repair: args.repair,
+    };
     let step = Step::new(context, format!("creating {} from {}", args.name, args.disk.display()));
     let progress = |p: vireo_wire::Progress| step.bytes(p.done, p.total);
     let repo = args.repo.open()?;

@@ -41,7 +41,8 @@ impl Repository {
     /// # Errors
     ///
     /// `Conflict` if there is such an image, `Busy` if it is being made, `Refused` if the stream or
-    /// what is in it cannot be used; `NoSpace`, `NoRoot`, `Io`.
+    /// what is in it cannot be used, such as a damaged file system that is not to be repaired;
+    /// `NoSpace`, `NoRoot`, `Io`.
     pub fn create_image_from(
         &self,
         image: &ImageName,
@@ -90,11 +91,14 @@ impl Repository {
         let file = File::create(upload).map_err(io_error("create", upload))?;
         let wire_bytes = fill(&file).map_err(|source| Detail::Upload { source })?;
         let image_bytes = file.metadata().map_err(io_error("read", upload))?.len();
-        let tree = self.builder.read_tree(upload, ignore)?;
+        let root = options.root_partition.into();
+        self.builder.check(upload, root, options.repair)?;
+        let tree = self.builder.read_tree(upload, root, ignore)?;
         file.sync_all().map_err(io_error("sync", upload))?;
         let digest = tree.digest();
         let disk = self.store.disk_path(digest);
-        // Another image may have the same tree; which of two such disks is kept does not matter.
+        // Another image may have the same tree; which of two such disks is kept does not matter then.
+        self.require_same_root(digest, options.root_partition)?;
         self.store.writes().rename(upload, &disk).map_err(io_error("finish", &disk))?;
         self.store.put_tree(digest, tree_text::encode(&tree).as_bytes())?;
         for key in &options.trusted {
@@ -110,6 +114,7 @@ impl Repository {
             wire_bytes,
             image_bytes,
             ignore: ignore.patterns().to_vec(),
+            root_partition: options.root_partition,
         };
         self.publish(image, &version)
     }

@@ -169,10 +169,12 @@ impl Repository {
         let disk = self.store.disk_path(head.target);
         let mut steps = Vec::new();
         // A disk that has its name is whole: an earlier version's, or of a push that was cut after.
+        let root_partition = newest.root_partition;
+        self.require_same_root(head.target, root_partition)?;
         if !disk.exists() {
             let path = self.store.bundle_path(head.digest);
-            let grow = options.grow;
-            let bundle = BundleFile { bundle: &bundle, path: &path, trusted, grow };
+            let (grow, root) = (options.grow, root_partition.into());
+            let bundle = BundleFile { bundle: &bundle, path: &path, trusted, grow, root };
             steps = self.build_disk(newest.tree, &disk, &bundle)?;
         }
         self.store.put_tree(head.target, tree_text::encode(&tree).as_bytes())?;
@@ -186,6 +188,7 @@ impl Repository {
             wire_bytes: head.file_len,
             image_bytes: fs::metadata(&disk).map_err(io_error("read", &disk))?.len(),
             ignore: bundle.ignore().patterns().to_vec(),
+            root_partition,
         };
         Ok((record, steps))
     }

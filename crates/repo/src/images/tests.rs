@@ -8,15 +8,17 @@ use jiff::Timestamp;
 use vireo_cloud::testing::FakeCloud;
 use vireo_cloud::{Cloud, CloudError, Launchable, Machine, Publication};
 use vireo_delta::SecretKey;
-use vireo_model::{Grow, ImageName};
+use vireo_image::RootPartition;
+use vireo_model::{Grow, Ignore, ImageName, Tree};
 use vireo_store::testing::StopAfter;
 use vireo_store::{Durable, Writes};
-use vireo_wire::api::{CreateImage, PushOptions};
+use vireo_wire::api::{BuildStep, CreateImage, PushOptions};
 use vireo_wire::limits::MAX_IMAGE_LEN;
 
-use crate::ErrorKind;
+use crate::builder::{BundleFile, ImageBuilder};
 use crate::repository::Repository;
 use crate::testing::{FakeImages, bundle, tree};
+use crate::{ErrorKind, RepoError};
 
 type Files<'a> = &'a [(&'a str, &'a [u8])];
 
@@ -232,4 +234,83 @@ fn damage_is_found_and_named() {
         fs::write(&victim, whole).expect("writable");
     }
     assert_eq!(repository.fsck().expect("readable").findings, []);
+}
+
+/// What a builder was asked, and with which root.
+type Asked = Arc<Mutex<Vec<(&'static str, RootPartition)>>>;
+
+/// Notes what it is asked.
+#[derive(Debug)]
+struct Noting {
+    images: FakeImages,
+    asked: Asked,
+}
+
+impl Noting {
+    fn note(&self, what: &'static str, root: RootPartition) {
+        self.asked.lock().expect("not poisoned").push((what, root));
+    }
+}
+
+impl ImageBuilder for Noting {
+    fn check(&self, disk: &Path, root: RootPartition, repair: bool) -> Result<(), RepoError> {
+        self.note(if repair { "repair" } else { "check" }, root);
+        self.images.check(disk, root, repair)
+    }
+
+    fn read_tree(
+        &self,
+        disk: &Path,
+        root: RootPartition,
+        ignore: &Ignore,
+    ) -> Result<Tree, RepoError> {
+        self.note("read", root);
+        self.images.read_tree(disk, root, ignore)
+    }
+
+    fn patch(
+        &self,
+        base: &Path,
+        out: &Path,
+        bundle: &BundleFile<'_>,
+    ) -> Result<Vec<BuildStep>, RepoError> {
+        self.note("patch", bundle.root);
+        self.images.patch(base, out, bundle)
+    }
+}
+
+#[test]
+fn what_an_image_was_created_with_counts_for_all_its_versions() {
+    let key = SecretKey::generate().expect("there is a random source");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let asked = Asked::default();
+    // Another process each time: nothing is remembered but what is recorded.
+    let again = || {
+        let images = FakeImages::default();
+        let builder = Box::new(Noting { images, asked: Arc::clone(&asked) });
+        let clock = Arc::new(|| Timestamp::UNIX_EPOCH);
+        Repository::open_with(&root, builder, clock, Arc::new(Durable)).expect("a repository")
+    };
+    let third = CreateImage {
+        trusted: vec![key.public()],
+        root_partition: Some(3),
+        repair: true,
+        ..CreateImage::default()
+    };
+    again().create_image(&web(), &disk, &third).expect("created");
+    again().push_bundle(&web(), &bundle(BASE, TARGET, &key)).expect("pushed");
+    again().push_bundle(&web(), &bundle(TARGET, &[("/a", b"three")], &key)).expect("pushed");
+    again().verify(&web(), 3).expect("readable");
+    let number = RootPartition::Number(3);
+    let steps = ["repair", "read", "patch", "patch", "read"].map(|what| (what, number));
+    assert_eq!(*asked.lock().expect("not poisoned"), steps);
+
+    // The disk of a tree has its root in one place, whichever image it is of.
+    let other: ImageName = "other".parse().expect("a name");
+    let refused = again().create_image(&other, &disk, &CreateImage::default());
+    let refused = refused.expect_err("that disk is the other image's too");
+    assert_eq!(refused.kind(), ErrorKind::Refused);
+    assert!(refused.to_string().contains("image web has the tree"), "{refused}");
+    again().create_image(&other, &disk, &third).expect("the same root");
 }
