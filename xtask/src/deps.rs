@@ -25,6 +25,10 @@ const ONCE: &[&str] = &[
 const NEVER: &[(&str, &str)] =
     &[("rustls", "0.21."), ("rustls-webpki", "0.101."), ("h2", "0.3."), ("hyper", "0.14.")];
 
+/// Other TLS stacks than the one that everything uses.
+const OTHER_STACKS: &[&str] =
+    &["boring", "boring-sys", "native-tls", "openssl", "openssl-sys", "s2n-tls"];
+
 /// Members that everyday builds leave out.
 const OPT_IN: &[&str] = &["vireo-ec2"];
 
@@ -58,8 +62,9 @@ fn packages(lock: &str) -> BTreeMap<&str, Vec<&str>> {
 
 fn second_stacks(packages: &BTreeMap<&str, Vec<&str>>) -> Vec<String> {
     let of = |name: &str| packages.get(name).cloned().unwrap_or_default();
-    let never = NEVER.iter().flat_map(|(name, version)| {
-        let found = of(name).into_iter().filter(move |found| found.starts_with(*version));
+    let every = OTHER_STACKS.iter().map(|name| (*name, ""));
+    let never = NEVER.iter().copied().chain(every).flat_map(|(name, version)| {
+        let found = of(name).into_iter().filter(move |found| found.starts_with(version));
         found.map(move |found| {
             format!("{name} {found}: who asks for it (`cargo tree -i {name}@{found}`) needs other features")
         })
@@ -116,6 +121,18 @@ mod tests {
         assert!(found[1].contains("0.23.46, 0.21.12"), "{found:?}");
         let alone = LOCK.replace("0.4.20", "0.3.27");
         assert_eq!(second_stacks(&packages(&alone)).len(), 1);
+    }
+
+    #[test]
+    fn another_stack_is_found_whatever_its_version() {
+        for name in OTHER_STACKS {
+            let with = format!("{LOCK}\n[[package]]\nname = \"{name}\"\nversion = \"0.10.1\"\n");
+            let found = second_stacks(&packages(&with));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].contains(&format!("cargo tree -i {name}@0.10.1")), "{found:?}");
+        }
+        let probe = LOCK.replace("h2", "openssl-probe");
+        assert_eq!(second_stacks(&packages(&probe)), [""; 0], "it only finds certificates");
     }
 
     #[test]
