@@ -192,3 +192,42 @@ fn root_a_directory_with_other_file_systems_in_it_is_refused() -> anyhow::Result
     ensure!(scene.mounts.listing()? == before, "something was changed");
     Ok(())
 }
+
+#[test]
+fn root_a_directory_is_read_with_its_disk_file_systems_and_nothing_else() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let tree = scene.mounts.tree();
+    let version = scene.mounts.read()?.digest().to_string();
+    let digest = || scene.mounts.run("vireo", &["digest", &tree]);
+    digest()?.ok()?.says(&[&version])?;
+    // As the agent computes it of a machine with this root.
+    scene.mounts.script("mount -t tmpfs none \"$1/etc\"; touch \"$1/etc/other\"", &[])?;
+    digest()?.ok()?.says(&[&version, "warning", "/etc (tmpfs)"])?;
+    let beside = scene.mounts.arg("base");
+    let diff = ["diff", &tree, &beside];
+    scene.mounts.run("vireo", &diff)?.ok()?.says(&["/etc (tmpfs)", "no difference"])?;
+    // What the ignore list leaves out anyway is no news.
+    scene
+        .mounts
+        .script("umount \"$1/etc\"; mkdir \"$1/run\"; mount -t tmpfs none \"$1/run\"", &[])?;
+    let ran = digest()?.ok()?;
+    ensure!(!ran.output().stderr.contains("warning"), "{}", ran.output().stderr);
+    Ok(())
+}
+
+#[test]
+fn root_a_key_or_an_output_in_a_captured_directory_is_refused() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let [base, tree] = [scene.mounts.arg("base"), scene.mounts.tree()];
+    let [key, out] = [scene.mounts.arg("keys/vireo.key"), scene.mounts.arg("other.vireo")];
+    scene.mounts.script("cp \"$2\" \"$1/etc/signing.key\"", &["keys/vireo.key"])?;
+    let [inner_key, inner_out] =
+        [format!("{tree}/etc/signing.key"), format!("{tree}/boot/other.vireo")];
+    for (key, out, says) in [(&inner_key, &out, "the key"), (&key, &inner_out, "the output")] {
+        let args = ["capture", "--base", &base, "--target", &tree, "--key", key, "-o", out];
+        let ran = scene.mounts.run("vireo", &args)?.exits(5)?;
+        ran.says(&[says, "would travel in the bundle", "hint"])?;
+    }
+    ensure!(!std::path::Path::new(&out).exists(), "a bundle was written");
+    Ok(())
+}

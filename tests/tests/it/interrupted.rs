@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 use vireo_model::{Digest, Ignore};
-use vireo_tests::{Ext4, Interrupted, Moment, Scene, vireo};
+use vireo_tests::{Ext4, Interrupted, Moment, Scene, capture_args, vireo};
 use vireo_tree::apply::{Committed, Recovered, recover};
 use vireo_tree::{Root, ScanOptions, scan};
 
@@ -148,5 +148,53 @@ fn root_a_killed_apply_to_a_directory_is_completed_by_the_next() -> anyhow::Resu
         completed > 0 && completed < killed,
         "{completed} of {killed} were completed by recovery"
     );
+    Ok(())
+}
+
+#[test]
+fn root_a_killed_capture_leaves_the_former_output_or_the_new_one() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let dir = scene.path("bundles");
+    fs::create_dir(&dir)?;
+    let out = dir.join("out.vireo");
+    let [base, target, key] = [scene.base(), scene.target(), scene.key()];
+    let [base, target, key, text] =
+        [&base, &target, &key, &out].map(|path| path.display().to_string());
+    let args = capture_args(&base, &target, &key, &text);
+    vireo(&args)?.ok()?;
+    let whole = fs::read(&out)?;
+    let names = || -> anyhow::Result<Vec<String>> {
+        let name = |entry: std::io::Result<fs::DirEntry>| {
+            Ok(entry?.file_name().to_string_lossy().into_owned())
+        };
+        fs::read_dir(&dir)?.map(name).collect()
+    };
+
+    let calls: &[(&str, &[u32])] =
+        &[("write", &[1, 2, 3]), ("fsync", &[1, 2]), ("linkat", &[1, 2]), ("rename", &[1])];
+    let mut killed = 0;
+    for (former, moment) in moments(calls).flat_map(|moment| [(false, moment), (true, moment)]) {
+        let check = || -> anyhow::Result<bool> {
+            fs::remove_file(&out)?;
+            if former {
+                fs::write(&out, "former")?;
+            }
+            let ended = moment.kill("vireo", &args)?;
+            let found = fs::read(&out).ok();
+            let is_former = found.as_deref() == former.then_some(&b"former"[..]);
+            ensure!(is_former || found.as_ref() == Some(&whole), "neither output");
+            // Nothing else, but for the new one under a second name where it was to replace another.
+            let left = names()?.into_iter().filter(|name| name != "out.vireo");
+            for name in left {
+                ensure!(former && moment.call == "rename", "{name} was left");
+                ensure!(fs::read(dir.join(&name))? == whole, "{name} is not whole");
+            }
+            vireo(&args)?.ok()?;
+            ensure!(fs::read(&out)? == whole && names()? == ["out.vireo"], "{:?}", names()?);
+            Ok(matches!(ended, Interrupted::Killed))
+        };
+        killed += usize::from(check().with_context(|| format!("{moment:?}, {former}"))?);
+    }
+    ensure!(killed >= 8, "only {killed} runs were killed");
     Ok(())
 }
