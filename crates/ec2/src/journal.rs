@@ -72,6 +72,9 @@ pub(crate) struct Pending {
     pub(crate) every_block: bool,
     /// Of its blocks in ascending order, how many at the beginning are certainly written.
     pub(crate) written: usize,
+    /// Which others are, too, by their place in that order: they overtook slower ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ahead: Vec<usize>,
     /// Whether its completion was asked for.
     pub(crate) completing: bool,
 }

@@ -170,6 +170,7 @@ impl Upload<'_> {
             snapshot: None,
             every_block: false,
             written: 0,
+            ahead: Vec::new(),
             completing: false,
         };
         if let Some(parent) = pending.parent.clone() {

@@ -28,53 +28,63 @@ impl Upload<'_> {
         indices: &[u32],
     ) -> Result<Vec<Sum>, Ec2Error> {
         let written = pending.written.min(indices.len());
-        let left = indices.len() - written;
-        let len = left as u64 * BLOCK_LEN;
-        self.calls.tell("PutSnapshotBlock", format!("{left} blocks, {len} bytes, into {id}"));
+        let mut done = vec![false; indices.len()];
+        done[..written].fill(true);
+        for at in &pending.ahead {
+            if let Some(done) = done.get_mut(*at) {
+                *done = true;
+            }
+        }
+        let left: Vec<usize> = (0..indices.len()).filter(|at| !done[*at]).collect();
+        let len = left.len() as u64 * BLOCK_LEN;
+        self.calls
+            .tell("PutSnapshotBlock", format!("{} blocks, {len} bytes, into {id}", left.len()));
         if self.calls.dry {
             return Ok(Vec::new());
         }
-        let mut sums = self.sums_of(&indices[..written]).await?;
-        sums.resize(indices.len(), [0; 32]);
-        let mut done = vec![false; indices.len()];
-        done[..written].fill(true);
-        let (mut next, mut saved, mut complete) = (written, written, written);
+        let mut sums = vec![[0; 32]; indices.len()];
+        let before: Vec<usize> = (0..indices.len()).filter(|at| done[*at]).collect();
+        let blocks: Vec<u32> = before.iter().map(|at| indices[*at]).collect();
+        for (at, sum) in before.into_iter().zip(self.sums_of(blocks).await?) {
+            sums[at] = sum;
+        }
+        let (mut next, mut unsaved) = (left.into_iter(), 0);
         let mut under_way = JoinSet::new();
         loop {
-            while next < indices.len() && under_way.len() < self.parallel {
-                under_way.spawn(put(
-                    self.calls.clone(),
-                    id.to_owned(),
-                    self.disk.clone(),
-                    indices[next],
-                    next,
-                ));
-                next += 1;
+            while under_way.len() < self.parallel
+                && let Some(at) = next.next()
+            {
+                let (calls, disk) = (self.calls.clone(), self.disk.clone());
+                under_way.spawn(put(calls, id.to_owned(), disk, indices[at], at));
             }
             let Some(outcome) = under_way.join_next().await else { return Ok(sums) };
             let (at, sum) = match outcome.map_err(internal).and_then(|outcome| outcome) {
                 Ok(put) => put,
                 Err(error) => {
                     // Those under way are let go; what is certain is remembered.
-                    pending.written = complete;
-                    self.journal.set_pending(Some(pending.clone()))?;
+                    self.save(pending, &done)?;
                     return Err(error);
                 }
             };
-            sums[at] = sum;
-            done[at] = true;
-            complete += done[complete..].iter().take_while(|done| **done).count();
-            if complete >= saved + SAVE_EVERY {
-                pending.written = complete;
-                self.journal.set_pending(Some(pending.clone()))?;
-                saved = complete;
+            (sums[at], done[at]) = (sum, true);
+            unsaved += 1;
+            if unsaved == SAVE_EVERY {
+                self.save(pending, &done)?;
+                unsaved = 0;
             }
         }
     }
 
+    /// Remembers which blocks are certainly written: all up to one, and those that overtook it.
+    fn save(&mut self, pending: &mut Pending, done: &[bool]) -> Result<(), Ec2Error> {
+        pending.written = done.iter().take_while(|done| **done).count();
+        pending.ahead = (pending.written..done.len()).filter(|at| done[*at]).collect();
+        self.journal.set_pending(Some(pending.clone()))
+    }
+
     /// Checksums of blocks that were put before.
-    async fn sums_of(&self, indices: &[u32]) -> Result<Vec<Sum>, Ec2Error> {
-        let (disk, indices) = (self.disk.clone(), indices.to_vec());
+    async fn sums_of(&self, indices: Vec<u32>) -> Result<Vec<Sum>, Ec2Error> {
+        let disk = self.disk.clone();
         blocking(move || indices.iter().map(|index| Ok(read(&disk, *index)?.1)).collect()).await?
     }
 
@@ -86,7 +96,7 @@ impl Upload<'_> {
         sums: &[Sum],
     ) -> Result<(), Ec2Error> {
         let again = std::mem::replace(&mut pending.completing, true);
-        pending.written = sums.len();
+        (pending.written, pending.ahead) = (sums.len(), Vec::new());
         self.journal.set_pending(Some(pending.clone()))?;
         match self.complete(id, sums).await {
             Err(error) if again && error.kind() == ErrorKind::Refused => Ok(()),

@@ -48,8 +48,7 @@ fn an_upload_that_failed_half_way_is_gone_on_with() {
 
     site.aws.world().puts_left = None;
     site.publish(&site.ec2(), 1, &base, &[]).expect("published");
-    // What was on its way, and what overtook the slowest of that: on a busy machine some more.
-    assert!(put_twice(&site) <= 25, "most are put once: {}", put_twice(&site));
+    assert!(put_twice(&site) <= 8, "what was on its way, at most: {}", put_twice(&site));
     site.assert_holds(&site.snapshot_of(0), &base);
     assert_nothing_left(&site);
     site.assert_nothing_invalid();
