@@ -20,6 +20,9 @@ pub(crate) const MAX_VOLUME_GIB: u32 = 65_536;
 /// How long EC2 gets to complete a snapshot or to make an image available, in minutes.
 const DEFAULT_WAIT_MINUTES: u64 = 120;
 
+/// Longest wait that can be set, in minutes: a week.
+const MAX_WAIT_MINUTES: u64 = 7 * 24 * 60;
+
 /// Where and how images are published. Credentials are no part of it: they come from the SDK's own chain
 /// (environment, profile, web identity, container, instance).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +132,11 @@ impl Settings {
             let what = format!("`parallel` is {}; give 1 to {MAX_PARALLEL}", self.parallel);
             return Err(Ec2Error::settings(what));
         }
+        if !(1..=MAX_WAIT_MINUTES).contains(&self.wait_minutes) {
+            let what =
+                format!("`wait-minutes` is {}; give 1 to {MAX_WAIT_MINUTES}", self.wait_minutes);
+            return Err(Ec2Error::settings(what));
+        }
         for (image, settings) in &self.images {
             settings.check(image)?;
         }
@@ -182,6 +190,8 @@ mod tests {
     #[test]
     fn settings_that_cannot_be_meant_are_refused_by_their_key() {
         check(|settings, _| settings.parallel = 0, "`parallel`");
+        check(|settings, _| settings.wait_minutes = 0, "`wait-minutes`");
+        check(|settings, _| settings.wait_minutes = u64::MAX, "`wait-minutes`");
         check(|_, image| image.like = "snap-1".into(), "`like`");
         check(|_, image| image.keep = Some(0), "`keep`");
         check(|_, image| image.kms_key = Some("arn:k".into()), "`kms-key`");

@@ -20,7 +20,8 @@ impl Ec2 {
     /// Those of the calls; what was removed before is removed.
     pub fn sweep(&self, image: &ImageName, age: Duration) -> Result<Vec<String>, Ec2Error> {
         let mut journal = self.journal(image)?;
-        let oldest = SystemTime::now() - age;
+        // Nothing is older than time itself.
+        let Some(oldest) = SystemTime::now().checked_sub(age) else { return Ok(Vec::new()) };
         self.block_on(async {
             let published = self.calls.published(image).await?;
             let mut used: BTreeSet<&str> =

@@ -2,13 +2,16 @@
 //! `vireo-ec2`.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::process::{Pid, Signal, kill_process};
 use vireo_repo::Repository;
 use vireo_repo::testing::{FakeImages, tree};
 use vireo_testkit::{Cache, Moto};
@@ -71,7 +74,7 @@ const MODEL: &str = r#"[{"ami_id": "ami-like", "state": "available", "public": t
     "owner_id": "099720109477", "image_location": "amazon/like", "sriov": "simple",
     "root_device_type": "ebs", "root_device_name": "/dev/xvda", "description": "a model",
     "image_type": "machine", "platform": null, "architecture": "arm64", "name": "like",
-    "virtualization_type": "hvm", "hypervisor": "xen"}]"#;
+    "virtualization_type": "hvm", "hypervisor": "xen", "boot_mode": "legacy-bios"}]"#;
 
 /// A repository with the image `web`, settings, and what they lead to.
 struct Site {
@@ -131,6 +134,22 @@ impl Site {
         answer
     }
 
+    /// How many of `tag` an answer of moto has.
+    fn count(&self, action: &str, tag: &str) -> usize {
+        self.ask(&format!("Action={action}&Version=2016-11-15")).matches(tag).count()
+    }
+
+    /// Makes a snapshot, as a host that is gone has left it.
+    fn leave_snapshot(&self) -> String {
+        let volume = self
+            .ask("Action=CreateVolume&Version=2016-11-15&Size=1&AvailabilityZone=eu-central-1a");
+        let volume = text_of(&volume, "volumeId");
+        let tag = "TagSpecification.1.ResourceType=snapshot\
+                   &TagSpecification.1.Tag.1.Key=vireo%3Aimage&TagSpecification.1.Tag.1.Value=web";
+        let form = format!("Action=CreateSnapshot&Version=2016-11-15&VolumeId={volume}&{tag}");
+        text_of(&self.ask(&form), "snapshotId")
+    }
+
     /// Launches a machine of `web`; gives its identity.
     fn launch(&self) -> String {
         let answer = self.ask(
@@ -138,9 +157,16 @@ impl Site {
              &TagSpecification.1.ResourceType=instance\
              &TagSpecification.1.Tag.1.Key=vireo%3Aimage&TagSpecification.1.Tag.1.Value=web",
         );
-        let id = answer.split("<instanceId>").nth(1).and_then(|rest| rest.split('<').next());
-        id.unwrap_or_else(|| panic!("no machine: {answer}")).to_owned()
+        text_of(&answer, "instanceId")
     }
+}
+
+/// The text of the first such element.
+#[track_caller]
+fn text_of(answer: &str, tag: &str) -> String {
+    let start = format!("<{tag}>");
+    let text = answer.split(&start).nth(1).and_then(|rest| rest.split('<').next());
+    text.unwrap_or_else(|| panic!("no {tag}: {answer}")).to_owned()
 }
 
 #[test]
@@ -171,4 +197,97 @@ fn machines_are_listed_with_their_agents_and_one_that_has_one_keeps_its_root() {
         let (_, text) = site.run(&args);
         assert!(text.contains("no version of web is published"), "{text}");
     }
+}
+
+#[test]
+fn a_dry_run_prints_the_calls_and_makes_none_that_changes_something() {
+    let site = Site::new();
+    let things = || {
+        [("DescribeImages", "<imageId>"), ("DescribeSnapshots", "<snapshotId>")]
+            .map(|(action, tag)| site.count(action, tag))
+    };
+    let before = things();
+    assert!(before[0] > 0, "it answers");
+    let (code, text) = site.run(&["publish", "--dry-run"]);
+    assert_eq!(code, Some(0), "{text}");
+    for call in ["StartSnapshot", "PutSnapshotBlock", "CompleteSnapshot", "RegisterImage"] {
+        assert!(text.contains(&format!("would call {call}")), "{call}: {text}");
+    }
+    assert!(text.contains("web  not published"), "{text}");
+    assert_eq!(things(), before);
+}
+
+#[test]
+fn a_sweep_removes_what_nobody_uses_once_it_is_old_enough() {
+    let site = Site::new();
+    let id = site.leave_snapshot();
+    let there = || site.count("DescribeSnapshots", &id) > 0;
+    for spare in [&["sweep"][..], &["sweep", "--older-than", "4294967295"]] {
+        let (code, text) = site.run(spare);
+        assert_eq!((code, text.trim(), there()), (Some(0), "nothing to do", true));
+    }
+    let (code, text) = site.run(&["sweep", "--older-than", "0", "--dry-run"]);
+    assert_eq!((code, there()), (Some(0), true), "{text}");
+    assert!(text.contains("would call DeleteSnapshot") && text.contains(&id), "{text}");
+    let (code, text) = site.run(&["sweep", "--older-than", "0"]);
+    assert_eq!((code, there()), (Some(0), false), "{text}");
+    assert!(text.contains(&id), "{text}");
+    let (code, text) = site.run(&["sweep", "--older-than", "a day"]);
+    assert_eq!(code, Some(2), "{text}");
+}
+
+/// How long a server may take to say what is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `vireo-repo serve --ec2` with more arguments; what it says, line by line.
+fn serve(site: &Site, more: &[&str]) -> (Child, Receiver<String>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vireo-repo"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--no-worker", "--data"]);
+    command.arg(site.path("repo")).arg("--ec2").arg(site.path("ec2.toml")).args(more);
+    command.env_clear().env("AWS_EC2_METADATA_DISABLED", "true").env("HOME", site.dir.path());
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).envs(KEYS);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it runs");
+    let stderr = BufReader::new(child.stderr.take().expect("piped"));
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    (child, receiver)
+}
+
+/// Waits for a line with these words.
+#[track_caller]
+fn await_line(child: &mut Child, said: &Receiver<String>, words: &str) -> String {
+    let mut all = Vec::new();
+    loop {
+        let Ok(line) = said.recv_timeout(PATIENCE) else {
+            child.kill().expect("killed");
+            panic!("{words:?} is not said: {all:#?}");
+        };
+        if line.contains(words) {
+            return line;
+        }
+        all.push(line);
+    }
+}
+
+#[test]
+fn a_server_publishes_what_it_finds_unpublished_and_ends_when_it_is_asked_to() {
+    let site = Site::new();
+    let (mut child, said) = serve(&site, &[]);
+    // There is no EBS direct interface here: the call is made, and refused.
+    let line = await_line(&mut child, &said, "StartSnapshot");
+    assert!(line.starts_with("ec2 "), "{line}");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("it is there");
+    assert!(child.wait().expect("it ended").success());
+}
+
+#[test]
+fn machines_start_from_a_directory_or_from_ec2() {
+    let site = Site::new();
+    let launch = site.path("launch").display().to_string();
+    let (mut child, said) = serve(&site, &["--launch-dir", &launch]);
+    await_line(&mut child, &said, "not from both");
+    assert_eq!(child.wait().expect("it ended").code(), Some(2));
 }

@@ -19,6 +19,8 @@ use crate::report::{self, Report};
 /// Directory of the adapter's memory, in that of the repository.
 const STATE_DIR: &str = "ec2";
 
+const SECONDS_PER_HOUR: u64 = 3600;
+
 /// The settings of EC2.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Place {
@@ -102,7 +104,7 @@ pub(crate) enum Command {
         site: Site,
         /// Spare those that are younger, as another host may be writing them
         #[arg(long, value_name = "HOURS", default_value_t = 24)]
-        older_than: u64,
+        older_than: u32,
         /// Print what would be removed
         #[arg(long)]
         dry_run: bool,
@@ -301,7 +303,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             let (ec2, heard) = site.connect(*dry_run)?;
             let mut what = Vec::new();
             for image in ec2.settings().images.keys() {
-                let removed = ec2.sweep(image, Duration::from_secs(older_than * 3600));
+                let removed = ec2
+                    .sweep(image, Duration::from_secs(u64::from(*older_than) * SECONDS_PER_HOUR));
                 what.extend(removed.map_err(CloudError::from)?);
             }
             report::print(&Done { what, calls: heard.calls() }, json)
@@ -322,7 +325,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
 fn refuse_agent(site: &Site, instance: &str) -> Result<(), Failure> {
     let Some(agent) = site.data.open()?.agent_at_work(instance)? else { return Ok(()) };
     Err(Failure::refused(format!(
-        "{instance} has an agent ({}, {}), which was seen at {} and brings it to new versions itself; a replaced          root volume loses what is on the one that it has. If that is meant, give --force",
+        "{instance} has an agent ({}, {}), which was seen at {} and brings it to new versions itself; a replaced root volume loses what is on the one that it has. If that is meant, give --force",
         agent.id, agent.name, agent.last_seen
     )))
 }
