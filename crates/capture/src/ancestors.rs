@@ -86,9 +86,12 @@ impl<'a> Ancestors<'a> {
     fn namesake(&self, path: &ImagePath, len: u64) -> Option<&'a ImagePath> {
         let [_, tail, name, _] = kinships(path);
         let common = |list: &&ByLen<'_>| list.len() <= MAX_NAMESAKES;
-        let list = self.kin().get(tail).or_else(|| self.kin().get(name).filter(common))?;
-        let alike = list.iter().filter(|(other, _)| are_alike(*other, len));
-        nearest(&alike.map(|(_, path)| *path).collect::<Vec<_>>(), path)
+        let lists = [tail, name].into_iter().filter_map(|kinship| self.kin().get(kinship));
+        let mut alike = lists.filter(common).map(|list| {
+            let alike = list.iter().filter(|(other, _)| are_alike(*other, len));
+            alike.map(|(_, path)| *path).collect::<Vec<_>>()
+        });
+        alike.find_map(|list| nearest(&list, path))
     }
 
     /// Files of the base that the target's file at `path` may be made of although no name says so: those

@@ -42,6 +42,15 @@ impl<'a> Base<'a> {
         self.0.tree.digest()
     }
 
+    /// Fails if an image that it is in was written since: ask it when all is read.
+    ///
+    /// # Errors
+    ///
+    /// `Busy`, with the image.
+    pub fn check_settled(&self) -> Result<(), CaptureError> {
+        self.0.files.check_settled()
+    }
+
     /// Times of modification of its directories.
     #[must_use]
     pub fn dir_times(&self) -> &BTreeMap<ImagePath, Timestamp> {
@@ -57,5 +66,9 @@ impl BaseRead for Base<'_> {
     fn len_of(&self, path: &ImagePath) -> io::Result<u64> {
         let content = self.0.tree.get(path).and_then(Node::content);
         content.map(|(len, _)| len).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn digest_of(&self, path: &ImagePath) -> Option<Digest> {
+        self.0.tree.get(path).and_then(Node::content).map(|(_, digest)| digest)
     }
 }

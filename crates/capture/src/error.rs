@@ -88,15 +88,18 @@ impl CaptureError {
         let kind = match source.kind() {
             vireo_delta::ErrorKind::Limit => ErrorKind::Limit,
             vireo_delta::ErrorKind::Corrupt => ErrorKind::Refused,
-            // The spool beside the output, too, grows while sources are read.
             _ if source.is_no_space() => ErrorKind::NoSpace,
             _ if cause.is_some_and(is_busy) => ErrorKind::Busy,
-            _ if step == "write" => ErrorKind::Write,
+            _ if step == "write" || source.is_spool() => ErrorKind::Write,
             _ => ErrorKind::Read,
         };
         let message = match kind {
             // The cause names the file, which may be another's.
             ErrorKind::Busy => "cannot capture".to_owned(),
+            // It grows while sources are read.
+            _ if source.is_spool() => {
+                "cannot put aside, beside the output, what changed".to_owned()
+            }
             _ => format!("cannot {step} {}", path.display()),
         };
         Self { kind, message, source: Some(source.into()) }

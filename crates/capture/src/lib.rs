@@ -263,12 +263,14 @@ fn write(
     for (path, time) in dir_times(base, target, &changes) {
         writer.set_dir_time(path, time);
     }
-    contents::encode_mergeable(base, target, &changes, &mut writer)?;
-    let content_len = contents::encode(base, target, &changes, options.effort, &mut writer)?;
-
-    let (file, finished) = finish(writer, &changes, base_paths, options, key, out)?;
+    let encoded = contents::encode_mergeable(base, target, &changes, &mut writer)
+        .and_then(|()| contents::encode(base, target, &changes, options.effort, &mut writer));
+    // What cannot be read may be half of what somebody writes.
     base.files.check_settled()?;
     target.files.check_settled()?;
+    let content_len = encoded?;
+
+    let (file, finished) = finish(writer, &changes, base_paths, options, key, out)?;
     file.publish(BUNDLE_MODE).map_err(|error| CaptureError::io("write", out, error))?;
 
     let count = |kind| changes.changes.iter().filter(|change| change.kind() == kind).count();

@@ -98,7 +98,7 @@ impl Source {
         }
     }
 
-    /// Tells what is left out of the tree of `path`.
+    /// Tells what is left out of the tree of `path`, and fails if that cannot be.
     fn check(&self, context: &Context, path: &Path, ignore: &Ignore) -> Result<(), Failure> {
         match self {
             Self::Dir(machine) => check_others(context, path, machine.others(), ignore),
@@ -109,21 +109,20 @@ impl Source {
         }
     }
 
-    /// Where in the tree of the directory `path` the file `file` is, if it is.
-    fn place_of(&self, path: &Path, file: &Path) -> Option<ImagePath> {
+    /// Where in its tree the file `file` is, if this is a directory that holds it.
+    fn place_of(&self, file: &Path) -> Option<ImagePath> {
         let Self::Dir(machine) = self else { return None };
-        let top = fs::canonicalize(path).ok()?;
         let file = canonical(file)?;
-        let below = file.strip_prefix(top).ok()?.as_os_str().as_bytes();
+        let below = file.strip_prefix(machine.place()?).ok()?.as_os_str().as_bytes();
         let at = ImagePath::parse(&[b"/".as_slice(), below].concat()).ok()?;
         let is_hidden = |other: &Other| at.is_within(&other.at) && !other.is_read;
         (!machine.others().iter().any(is_hidden)).then_some(at)
     }
 }
 
-/// The name of `file` without symbolic links; of one that is not there yet, its place.
+/// The name of `file` without symbolic links; of one that is not there yet, the place that it would have.
 fn canonical(file: &Path) -> Option<PathBuf> {
-    let place = || Some(fs::canonicalize(directory_of(file)).ok()?.join(file.file_name()?));
+    let place = || Some(canonical(directory_of(file))?.join(file.file_name()?));
     fs::canonicalize(file).ok().or_else(place)
 }
 
@@ -277,6 +276,12 @@ impl CaptureSource {
         }
     }
 
+    /// Where `file`, which need not be there yet, would be read as a part of the tree, if it would.
+    pub(crate) fn holds(&self, file: &Path, ignore: &Ignore) -> Option<ImagePath> {
+        let Self::Root(source) = self else { return None };
+        source.place_of(file).filter(|at| !ignore.covers(at))
+    }
+
     /// Fails if the file `file`, which is `what`, would be read as a part of the tree of `path`.
     pub(crate) fn refuse_inside(
         &self,
@@ -284,10 +289,7 @@ impl CaptureSource {
         (what, file): (&str, &Path),
         ignore: &Ignore,
     ) -> Result<(), Failure> {
-        let Self::Root(source) = self else { return Ok(()) };
-        let Some(at) = source.place_of(path, file).filter(|at| !ignore.covers(at)) else {
-            return Ok(());
-        };
+        let Some(at) = self.holds(file, ignore) else { return Ok(()) };
         let (file, path) = (file.display(), path.display());
         Err(Failure::refused(format!(
             "{what} {file} is {at} in {path}, which is captured: it would travel in the bundle"
@@ -392,7 +394,9 @@ mod tests {
         };
         let ignore = Ignore::default();
         // By any name, and whether it is there already or not.
-        for name in ["tree/key", "link", "tree/new.vireo", "tree/tmp/../new.vireo"] {
+        for name in
+            ["tree/key", "link", "tree/new.vireo", "tree/tmp/../new.vireo", "tree/not/there/yet"]
+        {
             assert!(refused(name, &ignore), "{name}");
         }
         for name in ["key", "new.vireo", "tree/../key", "tree/tmp/key"] {

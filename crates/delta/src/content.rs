@@ -43,6 +43,13 @@ pub trait BaseRead: Sync {
         let _ = path;
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    /// The digest that the base's file `path` should have, if that is known. Decoding does not ask for it; deriving
+    /// bundles does, of files that no change set tells the digest of, so as to refuse a base that changes meanwhile.
+    fn digest_of(&self, path: &ImagePath) -> Option<Digest> {
+        let _ = path;
+        None
+    }
 }
 
 /// A base in memory, for tests and small tools.

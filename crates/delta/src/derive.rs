@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read, Seek, Write};
 
-use vireo_model::{Change, ChangeSet, Digest, Ignore, ImagePath, Node, NodeKind, Timestamp};
+use vireo_model::{
+    Change, ChangeSet, Digest, Hasher, Ignore, ImagePath, Node, NodeKind, Timestamp,
+};
 
 use crate::bundle::{Bundle, Verified};
 use crate::content::BaseRead;
@@ -39,7 +41,8 @@ pub struct Derive {
 ///
 /// # Errors
 ///
-/// `WrongBase` if `second` does not start where `first` ends, or `base` is not version 1;
+/// `WrongBase` if `second` does not start where `first` ends, or `base` is not version 1; `Io` if a file of `base`
+/// is not what it should be, as far as the bundles or [`BaseRead::digest_of`] tell;
 /// `NotPermitted` if the change as a whole needs more than `options` and both bundles permit;
 /// otherwise as decoding from both and as [`BundleWriter::finish`].
 ///
@@ -285,8 +288,8 @@ struct Work<'a> {
     from: &'a dyn BaseRead,
     to: &'a dyn BaseRead,
     /// Files of the base that the target's file was likely made of.
-    origins: &'a dyn Fn(&ImagePath) -> [Option<&'a ImagePath>; 2],
-    is_sparse: &'a dyn Fn(&ImagePath) -> bool,
+    origins: &'a (dyn Fn(&ImagePath) -> [Option<&'a ImagePath>; 2] + Sync),
+    is_sparse: &'a (dyn Fn(&ImagePath) -> bool + Sync),
     read_map: Option<&'a [u8]>,
 }
 
@@ -372,16 +375,42 @@ impl Work<'_> {
             self.index(writer)?;
         }
         writer.encode_pairs(&pairs, |pair, side| match (side, &pair.ancestor) {
-            (Side::Base, Some((path, len))) => read_file(self.from, path, *len),
+            (Side::Base, Some((path, len))) => self.read_from(path, *len),
             _ => read_file(self.to, paths[&pair.digest], pair.len),
         })?;
         for (pair, path) in large {
-            writer.encode_large(&pair, |side, offset, buffer| match (side, &pair.ancestor) {
-                (Side::Base, Some((from, _))) => self.from.read_at(from, offset, buffer),
-                _ => self.to.read_at(path, offset, buffer),
+            let found = writer.encode_large(&pair, |side, offset, buffer| {
+                match (side, &pair.ancestor) {
+                    (Side::Base, Some((from, _))) => self.from.read_at(from, offset, buffer),
+                    _ => self.to.read_at(path, offset, buffer),
+                }
             })?;
+            if let (Some(found), Some((from, _))) = (found, &pair.ancestor) {
+                self.check_from(from, found).map_err(io_step(READ_FROM))?;
+            }
         }
         Ok(())
+    }
+
+    /// The base's file, found to be what it should be.
+    fn read_from(&self, path: &ImagePath, len: u64) -> io::Result<Vec<u8>> {
+        let bytes = read_file(self.from, path, len)?;
+        self.check_from(path, Digest::of(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// Fails if the base's file `path` has another digest than it should have: it changed since it was read.
+    fn check_from(&self, path: &ImagePath, found: Digest) -> io::Result<()> {
+        let changes = &self.changes.changes;
+        let change = changes.binary_search_by(|change| change.path.cmp(path)).ok();
+        let before = change.and_then(|at| changes[at].before.as_ref()?.content());
+        let expected = before.map(|(_, digest)| digest).or_else(|| self.from.digest_of(path));
+        if expected.is_none_or(|expected| expected == found) {
+            return Ok(());
+        }
+        let what =
+            format!("{path} changed while bundles were made over it: try again when it is quiet");
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, what))
     }
 
     /// The base's file that `change` is likely made of, with its length.
@@ -406,14 +435,22 @@ impl Work<'_> {
             if let Some((len, _)) = before
                 && before != after
             {
-                let read_at =
-                    |offset, buffer: &mut [u8]| self.from.read_at(&change.path, offset, buffer);
+                let mut hasher = Hasher::new();
+                let read_at = |offset, buffer: &mut [u8]| {
+                    self.from.read_at(&change.path, offset, buffer)?;
+                    hasher.update(buffer);
+                    Ok(())
+                };
                 writer.index_base(&change.path, FilePart::new(read_at, 0..len))?;
+                self.check_from(&change.path, hasher.finish()).map_err(io_step(READ_FROM))?;
             }
         }
         Ok(())
     }
 }
+
+/// The step that reads what deltas are made from.
+const READ_FROM: &str = "read a file of the base";
 
 fn read_file(files: &dyn BaseRead, path: &ImagePath, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];

@@ -81,7 +81,7 @@ pub fn diff(base: &[u8], target: &[u8], effort: Effort) -> Result<Vec<u8>, Delta
 
 /// What `delta` makes of `base`: exactly the bytes that [`diff`] got as the target.
 ///
-/// Memory: the target, and some 50 MB. Who has less asks [`patched_len`] first.
+/// Memory: the target, and up to 150 MB, as crafted deltas take (some 40 MB for those that [`diff`] makes). Who has less asks [`patched_len`] first.
 ///
 /// # Errors
 ///

@@ -596,11 +596,13 @@ fn push(segments: &mut Vec<Segment>, segment: Segment) {
     }
 }
 
-/// The pair, with the file of the base that is most like `target` if no other is known.
+/// The pair, with the file of the base that is most like `target` if no other is known. Of one that is many times as
+/// long, references to its chunks say the same for less.
 fn with_ancestor(pair: &Pair, indexed: &Indexed, target: &[u8]) -> Pair {
     let mut pair = pair.clone();
     if pair.ancestor.is_none() && !indexed.is_empty() {
-        pair.ancestor = indexed.most_alike(target);
+        let most = (target.len() as u64).saturating_mul(second::SOUGHT_TIMES);
+        pair.ancestor = indexed.most_alike(target).filter(|(_, len)| *len <= most);
         if !pair.fits() {
             pair.ancestor = None;
         }

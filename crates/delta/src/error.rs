@@ -141,6 +141,17 @@ impl DeltaError {
     }
 }
 
+/// The step that puts what was encoded aside.
+pub(crate) const WRITE_SPOOL: &str = "write to the spool";
+
+impl DeltaError {
+    /// Whether what was encoded could not be put aside: the spool failed, and nothing that was read.
+    #[must_use]
+    pub fn is_spool(&self) -> bool {
+        matches!(&self.0, Detail::Io { step, .. } if *step == WRITE_SPOOL)
+    }
+}
+
 /// Shorthand for `map_err` on I/O: says which step failed.
 pub(crate) fn io_step(step: &'static str) -> impl Fn(io::Error) -> DeltaError {
     move |source| Detail::Io { step, source }.into()

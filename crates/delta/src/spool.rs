@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use vireo_model::Digest;
 
 use crate::dictionary::Dictionary;
-use crate::error::{DeltaError, io_step};
+use crate::error::{DeltaError, WRITE_SPOOL, io_step};
 use crate::format::limits;
 use crate::frames::{Frame, Method, Span, StreamId};
 use crate::model;
@@ -141,7 +141,7 @@ impl<S: Write> Spool<S> {
             .collect::<std::io::Result<_>>()
             .map_err(io_step("compress a frame"))?;
         for (stream, method, plain_len, digest, packed) in packed {
-            self.out.write_all(&packed).map_err(io_step("write to the spool"))?;
+            self.out.write_all(&packed).map_err(io_step(WRITE_SPOOL))?;
             // Both fit: a frame is at most [`FRAME_PLAIN_LEN`] plain, and zstd adds less than 1 % to what it
             // cannot compress.
             let (len, plain_len) = (packed.len() as u32, plain_len as u32);

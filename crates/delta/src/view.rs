@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vireo_model::{ImagePath, Node};
+use vireo_model::{Digest, ImagePath, Node};
 
 use crate::bundle::{Bundle, Verified};
 use crate::content::{BaseRead, ContentSource};
@@ -144,6 +144,13 @@ impl BaseRead for TargetView<'_> {
         match self.changed(path)?.and_then(Node::content) {
             Some((len, _)) => Ok(len),
             None => self.base.len_of(path),
+        }
+    }
+
+    fn digest_of(&self, path: &ImagePath) -> Option<Digest> {
+        match self.changed(path).ok()?.and_then(Node::content) {
+            Some((_, digest)) => Some(digest),
+            None => self.base.digest_of(path),
         }
     }
 }

@@ -243,6 +243,21 @@ fn another_base_than_the_bundles_is_noticed() {
 }
 
 #[test]
+fn a_base_that_changed_is_noticed_although_no_content_of_the_bundles_needs_it() {
+    // What the first bundle brings has nothing of the base, what the second brings has much of it.
+    let (base, middle) = (one("x", &text(1, 0, 20_000)), one("x", &text(2, 0, 20_000)));
+    for name in ["x", "elsewhere"] {
+        let target = one(name, &text(1, 2, 20_000));
+        let (first, second) = (bundle(&base, &middle), bundle(&middle, &target));
+        let file = composed(&first, &second, &base).expect("it is as it was");
+        assert!(file.len() < 5000, "{} bytes", file.len());
+        let error = composed(&first, &second, &one("x", &text(1, 1, 20_000))).expect_err("changed");
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(cause.contains("/x changed"), "{name}: {error}: {cause}");
+    }
+}
+
+#[test]
 fn a_small_edit_stays_small_both_ways_and_composed() {
     let versions: Vec<Files> = (0..3).map(|edits| one("x", &text(1, edits, 20_000))).collect();
     let (first, second) = (bundle(&versions[0], &versions[1]), bundle(&versions[1], &versions[2]));

@@ -8,7 +8,7 @@ use std::path::Path;
 use vireo_model::ImagePath;
 use vireo_sys::confine::can_mount;
 
-use crate::disk::DiskImage;
+use crate::disk::{DiskImage, is_released};
 use crate::fsck::{fsck_all_named, repair};
 use crate::host::{DetachedHost, MountHost};
 use crate::layout::Volume;
@@ -78,7 +78,9 @@ impl Before<'_> {
             volumes.into_iter().partition(|volume| volume.kind == FileSystemKind::Ext);
         let beside = ext.iter().filter(|volume| volume.partition != disk.root().partition);
         beside.into_iter().try_for_each(|volume| self.check_ext(image, volume))?;
-        self.check_others(image, others)
+        self.check_others(image, others)?;
+        // Who goes on finds out if somebody else has it.
+        is_released(image).map(drop)
     }
 
     fn check_ext(&self, image: &Path, volume: &Volume) -> Result<(), ImageError> {
@@ -93,7 +95,8 @@ impl Before<'_> {
         checked.map_err(|error| advise(error, "have a copy of it repaired (--repair)"))
     }
 
-    /// Looks over what is no ext: attached for that, so only where somebody may mount.
+    /// Looks over what is no ext: attached for that, so only where somebody may mount. Elsewhere FAT is looked over
+    /// once it is changed.
     fn check_others(&self, image: &Path, mut others: Vec<Volume>) -> Result<(), ImageError> {
         // A vfat that nothing touches is as the machine left it, which may not be tidy.
         others.retain(|volume| volume.kind != FileSystemKind::Vfat || (self.touches)(&volume.at));

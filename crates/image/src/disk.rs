@@ -22,6 +22,7 @@ use crate::{ErrorKind, ImageError, unmounted};
 use mounter::{Mounter, require_mount_point};
 
 pub use mounted::Mounted;
+pub(crate) use mounted::is_released;
 pub(crate) use mounter::no_mount_point;
 
 /// Whether a mount may write.

@@ -183,7 +183,8 @@ fn is_full(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         let io = error.downcast_ref::<io::Error>();
-        if io.is_some_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        if io.is_some_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded)) {
             return true;
         }
         cause = error.source();

@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 use vireo_sys::loopdev::{LoopDevice, Window};
 
@@ -15,6 +16,9 @@ use crate::{ErrorKind, ImageError};
 
 /// Longest part of a program's output in a message, in bytes.
 const MAX_OUTPUT_LEN: usize = 800;
+
+/// Most bytes of a program's output that are kept.
+const MAX_SAID_LEN: u64 = 1 << 20;
 
 /// How e2fsck ends when it has repaired everything (e2fsck(8)).
 const REPAIRED: i32 = 1;
@@ -115,14 +119,14 @@ pub(crate) fn run_on(
 ) -> Result<Output, ImageError> {
     let program = command.first().copied().unwrap_or_default();
     let step = format!("run {program} (package {package}) on");
-    Command::new(program)
+    let mut found = Command::new(program);
+    found
         .args(command.iter().skip(1))
         .arg(device)
         .env("LC_ALL", "C")
         .env("PATH", search_path())
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| ImageError::io(&step, image, error))
+        .stdin(Stdio::null());
+    output(&mut found).map_err(|error| ImageError::io(&step, image, error))
 }
 
 /// Has `e2fsck -fn` look over the file system in `partition` of `image`; it writes nothing.
@@ -232,14 +236,36 @@ fn is_harmless(text: &str) -> bool {
 fn check(image: &Path, partition: &Partition, how: &str) -> Result<Output, ImageError> {
     let failed = |error| ImageError::io("run e2fsck (package e2fsprogs) on", image, error);
     let file = File::options().read(true).write(how != "-fn").open(image).map_err(failed)?;
-    Command::new("e2fsck")
+    let mut command = Command::new("e2fsck");
+    command
         .arg(how)
         .arg(target_of(partition))
         .env("LC_ALL", "C")
         .env("PATH", search_path())
-        .stdin(Stdio::from(file))
-        .output()
-        .map_err(failed)
+        .stdin(Stdio::from(file));
+    output(&mut command).map_err(failed)
+}
+
+/// Runs it and keeps the beginning of what it says. An image can have it say gigabytes: who says more than
+/// [`MAX_SAID_LEN`] finds nobody listening, and ends by that (`SIGPIPE`).
+pub(crate) fn output(command: &mut Command) -> io::Result<Output> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = thread::scope(|scope| {
+        let stderr = thread::Builder::new().spawn_scoped(scope, || beginning(stderr))?;
+        io::Result::Ok((beginning(stdout), stderr.join().unwrap_or_default()))
+    })?;
+    Ok(Output { status: child.wait()?, stdout, stderr })
+}
+
+/// What comes from a pipe, as far as it is kept; the pipe is closed then.
+fn beginning(pipe: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        // What cannot be read is missing, as if it had not been said.
+        drop(pipe.take(MAX_SAID_LEN).read_to_end(&mut bytes));
+    }
+    bytes
 }
 
 /// The file system in `partition` of the image that is a program's standard input, in the notation
@@ -274,6 +300,25 @@ pub(crate) fn search_path() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_says_too_much_is_not_kept_and_not_waited_for() {
+        let shell = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            output(&mut command).expect("it runs")
+        };
+        let said = shell("echo one; echo two >&2; exit 3");
+        assert_eq!(
+            (said.status.code(), &*said.stdout, &*said.stderr),
+            (Some(3), &b"one\n"[..], &b"two\n"[..])
+        );
+        for script in ["exec cat /dev/zero", "exec cat /dev/zero >&2"] {
+            let said = shell(script);
+            assert!(!said.status.success(), "{script}");
+            assert_eq!((said.stdout.len() + said.stderr.len()) as u64, MAX_SAID_LEN, "{script}");
+        }
+    }
 
     #[test]
     fn only_counts_and_unused_blocks_are_harmless() {

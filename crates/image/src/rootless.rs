@@ -110,7 +110,7 @@ pub(crate) fn patch(
         }
     }
     step(PatchStep::Check);
-    // The base was whole: what is to be mended is debugfs's.
+    // The base was whole, if anybody looked: what is to be mended is debugfs's.
     if fsck(image, partition).is_err() {
         mend(image, partition)?;
         fsck(image, partition)?;

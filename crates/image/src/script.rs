@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use vireo_model::{DeviceKind, ImagePath, Node, NodeKind, Timestamp};
 
-use crate::fsck::{excerpt, search_path, target_of};
+use crate::fsck::{excerpt, output, search_path, target_of};
 use crate::partition::Partition;
 use crate::{ErrorKind, ImageError};
 
@@ -282,7 +282,8 @@ pub(crate) fn run(image: &Path, partition: &Partition, script: &Path) -> Result<
     let failed =
         |error: io::Error| ImageError::io("run debugfs (package e2fsprogs) on", image, error);
     let file = File::options().read(true).write(true).open(image).map_err(failed)?;
-    let output = Command::new("debugfs")
+    let mut command = Command::new("debugfs");
+    command
         .args(["-w", "-f"])
         .arg(script)
         .arg(target_of(partition))
@@ -290,9 +291,8 @@ pub(crate) fn run(image: &Path, partition: &Partition, script: &Path) -> Result<
         .env("PATH", search_path())
         // Nothing asks, and nothing waits for a terminal.
         .env("DEBUGFS_PAGER", "__none__")
-        .stdin(Stdio::from(file))
-        .output()
-        .map_err(failed)?;
+        .stdin(Stdio::from(file));
+    let output = output(&mut command).map_err(failed)?;
     let complaints = complaints(&String::from_utf8_lossy(&output.stderr));
     if output.status.success() && complaints.is_empty() {
         return Ok(());

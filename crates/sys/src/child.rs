@@ -125,7 +125,9 @@ pub fn run_into(
     command.stdin(Stdio::null()).stdout(copy()?).stderr(copy()?);
     let mut child = command.spawn().map_err(ChildError::Io)?;
     let is_too_much = || output.metadata().is_ok_and(|found| found.len() > limits.output_len_max);
-    watch(&mut child, limits, Victim::Process, &is_too_much)
+    let status = watch(&mut child, limits, Victim::Process, &is_too_much)?;
+    // It may have ended between two looks.
+    if is_too_much() { Err(ChildError::TooMuch(limits.output_len_max)) } else { Ok(status) }
 }
 
 /// Who is killed.
@@ -326,8 +328,10 @@ mod tests {
             assert!(matches!(error, ChildError::TooMuch(_)), "{script}: {error}");
         }
         let output = tempfile::tempfile().expect("a file");
-        let error = run_into(&mut shell("cat /dev/zero"), &output, &PATIENT);
-        assert!(matches!(error, Err(ChildError::TooMuch(_))), "{error:?}");
+        for script in ["cat /dev/zero", "head -c 2000000 /dev/zero"] {
+            let error = run_into(&mut shell(script), &output, &PATIENT);
+            assert!(matches!(error, Err(ChildError::TooMuch(_))), "{script}: {error:?}");
+        }
         assert!(start.elapsed() < Duration::from_secs(15));
     }
 

@@ -5,9 +5,12 @@ use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use rustix::io::Errno;
+
+use crate::lock::FileLock;
 
 /// Makes `target` hold `content`, wholly or not at all, even across power loss.
 ///
@@ -51,6 +54,9 @@ pub fn create(target: &Path, content: &[u8]) -> io::Result<bool> {
 /// Most unfinished files of one name and process that are passed over where files need names.
 const MAX_UNFINISHED: u32 = 1000;
 
+/// How long another who replaces a file of the same directory is waited for; renaming takes no time.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
 /// A file that gets its name when it is whole: until then it is in no directory, and goes with its handle, however the
 /// process ends.
 ///
@@ -70,8 +76,13 @@ impl Unnamed {
     ///
     /// # Errors
     ///
-    /// As `open(2)` in the directory of `target`.
+    /// As `open(2)` in the directory of `target`; `InvalidInput` if `target` is there and no regular file, as
+    /// `/dev/null` is, which nobody means to replace.
     pub fn new(target: &Path) -> io::Result<Self> {
+        if fs::metadata(target).is_ok_and(|found| !found.is_file()) {
+            let what = "there is something else than a regular file by this name";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         match openat(CWD, directory_of(target), flags, Mode::RUSR | Mode::WUSR) {
             Ok(file) => Ok(Self { file: file.into(), target: target.to_owned(), named: None }),
@@ -145,10 +156,10 @@ impl Unnamed {
     /// There is no call that links over a name, so that another name comes first.
     fn replace(&self) -> io::Result<()> {
         let second = hidden(&self.target, ".new");
-        // One at a time, so that what has that name was left by one that was killed. A file system without locks
-        // has one of two at the same time fail.
+        // One at a time, so that what has that name was left by one that was killed. Without the lock, on file
+        // systems that have none or while somebody else keeps it, one of two at the same time fails.
         let directory = File::open(directory_of(&self.target))?;
-        let _ = flock(&directory, FlockOperation::LockExclusive);
+        let _lock = FileLock::on_wait(directory, LOCK_WAIT);
         match self.link(&second) {
             Err(Errno::EXIST) => {
                 fs::remove_file(&second)?;
@@ -280,10 +291,17 @@ mod tests {
     fn what_cannot_be_replaced_stays_and_nothing_is_left_beside_it() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let out = dir.path().join("out");
-        fs::create_dir(&out).expect("made");
         for make in [Unnamed::new, Unnamed::with_name] {
-            assert!(make(&out).expect("made").publish(0o644).is_err());
+            let file = make(&out).expect("made");
+            fs::create_dir(&out).expect("made");
+            assert!(file.publish(0o644).is_err());
             assert_eq!(names(dir.path()), ["out"]);
+            fs::remove_dir(&out).expect("removed");
+        }
+        std::os::unix::fs::symlink("/dev/null", &out).expect("linked");
+        for other in [dir.path(), Path::new("/dev/null"), &out] {
+            let error = Unnamed::new(other).expect_err("no regular file");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{}", other.display());
         }
         assert!(Unnamed::new(&dir.path().join("gone/out")).is_err());
     }

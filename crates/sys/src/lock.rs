@@ -53,20 +53,37 @@ impl FileLock {
         }
     }
 
+    /// As [`FileLock::on`], trying again until `limit` is over.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileLock::on`].
+    pub fn on_wait(file: File, limit: Duration) -> io::Result<Option<Self>> {
+        wait(limit, || Self::on(file.try_clone()?))
+    }
+
     /// As [`FileLock::exclusive`], trying again until `limit` is over.
     ///
     /// # Errors
     ///
     /// As [`FileLock::exclusive`].
     pub fn exclusive_wait(path: &Path, limit: Duration) -> io::Result<Option<Self>> {
-        let start = Instant::now();
-        loop {
-            let lock = Self::exclusive(path)?;
-            if lock.is_some() || start.elapsed() >= limit {
-                return Ok(lock);
-            }
-            thread::sleep(RETRY_INTERVAL);
+        wait(limit, || Self::exclusive(path))
+    }
+}
+
+/// Tries until it has a lock or `limit` is over.
+fn wait(
+    limit: Duration,
+    lock: impl Fn() -> io::Result<Option<FileLock>>,
+) -> io::Result<Option<FileLock>> {
+    let start = Instant::now();
+    loop {
+        let lock = lock()?;
+        if lock.is_some() || start.elapsed() >= limit {
+            return Ok(lock);
         }
+        thread::sleep(RETRY_INTERVAL);
     }
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// What a write to a file changes, and what tells the file from another of its name.
 ///
-/// The kernel sets the time of change at every write, and programs cannot. Two writes within one tick of
+/// The kernel sets the time of change at every write(2), and at the first store into a page that is mapped; programs
+/// cannot. Two writes within one tick of
 /// its clock show one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {

@@ -7,12 +7,13 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, Stat, major, minor, openat};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, major, minor, openat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use vireo_model::{Ignore, ImagePath};
@@ -31,10 +32,17 @@ const VFAT: &str = "vfat";
 /// Of which a part is mounted as if it were a whole: a subvolume.
 const BTRFS: &str = "btrfs";
 
+/// The inode number of every subvolume's root directory (`BTRFS_FIRST_FREE_OBJECTID`), which no other directory has.
+const SUBVOLUME_INO: u64 = 256;
+
+/// Longest `/etc/fstab` that is read, in bytes.
+const MAX_FSTAB_LEN: u64 = 64 << 10;
+
 /// A directory's tree, and what is mounted in it and is no part of that.
 #[derive(Debug)]
 pub struct Machine {
     root: Root,
+    place: Option<PathBuf>,
     others: Vec<Other>,
 }
 
@@ -76,8 +84,9 @@ impl Machine {
         let top = ImagePath::root();
         let stat = root.dir(&top).and_then(|dir| dir.stat(b"."));
         let stat = stat.map_err(root.failed("look at", &top))?;
-        let mut machine = Self { root, others: Vec::new() };
-        if let Some(canonical) = place_of(path, &stat) {
+        let place = place_of(path, &stat);
+        let mut machine = Self { root, place: place.clone(), others: Vec::new() };
+        if let Some(canonical) = place {
             machine.join_mounts(&canonical, (major(stat.st_dev), minor(stat.st_dev)), is_copy)?;
         }
         Ok(machine)
@@ -95,10 +104,28 @@ impl Machine {
         self.root
     }
 
+    /// Where names of this process lead to it, without symbolic links; none in another mount namespace.
+    #[must_use]
+    pub fn place(&self) -> Option<&Path> {
+        self.place.as_deref()
+    }
+
     /// What else is mounted in it, in path order, without what is mounted in that.
     #[must_use]
     pub fn others(&self) -> &[Other] {
         &self.others
+    }
+
+    /// The tree's own list of file systems; nothing if it has none that can be one. Whoever made the tree may have
+    /// put a link, a pipe or a flood there.
+    fn fstab(&self) -> Vec<u8> {
+        let read = || {
+            let file = self.root.open_file(&ImagePath::parse(b"/etc/fstab").ok()?).ok()?;
+            let mut text = Vec::new();
+            file.take(MAX_FSTAB_LEN + 1).read_to_end(&mut text).ok()?;
+            (text.len() as u64 <= MAX_FSTAB_LEN).then_some(text)
+        };
+        read().unwrap_or_default()
     }
 
     /// Joins what is mounted below `canonical`, whose file system is on `device`.
@@ -109,8 +136,7 @@ impl Machine {
         is_copy: bool,
     ) -> Result<(), TreeError> {
         let place = |at: &ImagePath| canonical.join(OsStr::from_bytes(at.relative()));
-        let fstab = fs::read(canonical.join("etc/fstab")).unwrap_or_default();
-        let vfat = vfat_places(&fstab);
+        let vfat = vfat_places(&self.fstab());
         for at in &vfat {
             // One that systemd mounts when somebody looks (systemd.automount(5)).
             drop(fs::read_dir(place(at)));
@@ -119,7 +145,7 @@ impl Machine {
         let table = mounts::list().unwrap_or_default();
         for Below { at, kind, is_part } in mounts_below(table, canonical, device, &vfat) {
             let copy = if is_copy && is_part { detached(&place(&at))? } else { None };
-            match copy {
+            match copy.filter(|mount| kind != BTRFS || is_subvolume(mount, device)) {
                 Some(mount) => self.root.add_mount(at, mount),
                 None => self.others.push(Other { at, kind, is_read: !is_copy }),
             }
@@ -155,6 +181,13 @@ fn detached(path: &Path) -> Result<Option<OwnedFd>, TreeError> {
         Err(Errno::NOTDIR) => Ok(None),
         Err(error) => Err(failed("open the directory")(error)),
     }
+}
+
+/// Whether the directory at `mount`, which is on btrfs, is a subvolume other than that with the number `root`. Mount
+/// tables have one number for all subvolumes of a file system, and parts of them (bind mounts) look like them there.
+fn is_subvolume(mount: &OwnedFd, root: (u32, u32)) -> bool {
+    let own = |stat: Stat| (major(stat.st_dev), minor(stat.st_dev)) != root;
+    fstat(mount).is_ok_and(|stat| stat.st_ino == SUBVOLUME_INO && own(stat))
 }
 
 /// What is mounted in a directory.
@@ -234,6 +267,26 @@ mod tests {
         assert_eq!(read(&copy), read(&Root::open(dir.path()).expect("opens")));
         assert_eq!(copy.label(), dir.path());
         assert!(Machine::open(&dir.path().join("gone")).is_err());
+    }
+
+    #[test]
+    fn what_is_no_list_of_file_systems_is_not_read() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let fstab = dir.path().join("etc/fstab");
+        fs::create_dir(dir.path().join("etc")).expect("made");
+        let read = || Machine::open(dir.path()).expect("opens").fstab();
+        assert_eq!(read(), b"");
+        // A link out of the tree to what never ends, a pipe that nobody writes to, a flood.
+        std::os::unix::fs::symlink("/dev/zero", &fstab).expect("linked");
+        assert_eq!(read(), b"");
+        fs::remove_file(&fstab).expect("removed");
+        rustix::fs::mknodat(CWD, &fstab, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("made");
+        assert_eq!(read(), b"");
+        fs::remove_file(&fstab).expect("removed");
+        fs::write(&fstab, vec![b'#'; MAX_FSTAB_LEN as usize + 1]).expect("written");
+        assert_eq!(read(), b"");
+        fs::write(&fstab, "text").expect("written");
+        assert_eq!(read(), b"text");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Reading a whole tree.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::prelude::*;
 use rustix::fs::Stat;
-use vireo_model::{Digest, Ignore, ImagePath, Node, Timestamp, Tree};
+use rustix::io::Errno;
+use vireo_model::{Digest, Ignore, ImagePath, Node, NodeKind, Timestamp, Tree};
 
 use crate::dir::Dir;
 use crate::node::{
@@ -33,7 +34,7 @@ pub struct ScanOptions<'a> {
     /// over. Sound for clones of an image, because the kernel sets the change time itself.
     pub clone_of: Option<&'a Scan>,
     /// The tree is of a machine at work: a file that was written between its metadata and its content being read
-    /// is taken as it is then. Otherwise it is an error.
+    /// is taken as it is then, and left out if it is gone. Otherwise it is an error.
     pub in_use: bool,
     /// Another tree, and an earlier scan of it: a file that has all its blocks in common with the one of
     /// its path there (`cp --reflink` on btrfs and XFS) is not read either. Blocks prove it, so that it does not
@@ -80,7 +81,10 @@ pub struct FileStat {
 /// The first path that cannot be read; `Busy` if a file changes while it is read, or the image that the tree is in; `Unsupported`
 /// beyond 8 million nodes or a depth of 512.
 pub fn scan(root: &Root, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, TreeError> {
-    walk(root, ignore, options)?.finish()
+    let outcome = walk(root, ignore, options).and_then(Walk::finish);
+    // What looks damaged may be half of what somebody writes.
+    root.check_settled()?;
+    outcome
 }
 
 /// Reads the metadata.
@@ -228,26 +232,42 @@ impl Walk<'_> {
             let known =
                 job.known.or_else(|| shared_digest(root, path, &file, options.shares_with?));
             match known {
-                Some(digest) => Ok(Content { digest, was_read: false, moved: None }),
-                None => content(root, path, &job.stat, options.in_use),
+                Some(digest) => Ok(Some(Content { digest, was_read: false, moved: None })),
+                None => match content(root, path, &job.stat, options.in_use) {
+                    Err(_) if options.in_use && is_gone(root, path) => Ok(None),
+                    outcome => outcome.map(Some),
+                },
             }
         };
-        let contents: Vec<Content> = jobs.par_iter().map(read).collect::<Result<_, TreeError>>()?;
-        root.check_settled()?;
+        let contents: Vec<Option<Content>> =
+            jobs.par_iter().map(read).collect::<Result<_, TreeError>>()?;
         let mut files = BTreeMap::new();
+        let mut gone = BTreeSet::new();
         let mut hashed = 0;
-        for (job, Content { digest, was_read, moved }) in jobs.into_iter().zip(contents) {
-            hashed += usize::from(was_read);
+        for (job, content) in jobs.into_iter().zip(contents) {
             let (path, node) = &mut nodes[job.index];
+            let Some(Content { digest, was_read, moved }) = content else {
+                gone.insert(path.clone());
+                continue;
+            };
+            hashed += usize::from(was_read);
             if let Some(stat) = &moved {
                 let (dir, name) = root.require("read", path)?;
                 let anew = node_at(root, path, (&dir, name), stat, digest);
                 *node = anew.map_err(root.failed("read", path))?;
             }
             let file = file_stat(&moved.map_or(job.stat, |stat| *stat));
-            node.kind = vireo_model::NodeKind::File { len: file.len, content: digest };
+            node.kind = NodeKind::File { len: file.len, content: digest };
             files.insert(path.clone(), file);
         }
+        let leader = |node: &Node| match &node.kind {
+            NodeKind::HardLink { leader } => gone.get(leader).cloned(),
+            _ => None,
+        };
+        if let Some(path) = nodes.iter().find_map(|(_, node)| leader(node)) {
+            return Err(changed(root, &path));
+        }
+        nodes.retain(|(path, _)| !gone.contains(path));
         Ok(Scan { tree: nodes.into_iter().collect(), files, dir_times, hashed })
     }
 }
@@ -259,6 +279,12 @@ struct Content {
     was_read: bool,
     /// Its metadata, if it was written since that was read.
     moved: Option<Box<Stat>>,
+}
+
+/// Whether nothing has the name `path` any more.
+fn is_gone(root: &Root, path: &ImagePath) -> bool {
+    let found = root.locate(path).and_then(|(dir, name)| dir.try_stat(name));
+    matches!(found, Ok(None) | Err(Errno::NOENT))
 }
 
 /// Reads the file `path`, whose metadata was `before`; it may be written meanwhile only if it is `in_use`.
@@ -377,6 +403,31 @@ mod tests {
         let scan = rewritten(true, "much longer").expect("readable");
         assert_eq!(scan.tree, read(dir.path(), &ScanOptions::default()).tree);
         assert_eq!(scan.files[&ImagePath::parse(b"/f").expect("a path")].len, 11);
+    }
+
+    #[test]
+    fn a_file_that_goes_between_its_metadata_and_its_content_is_left_out_of_a_machine_at_work() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let root = Root::open(dir.path()).expect("a directory");
+        let nothing = Ignore::nothing();
+        let removed = |in_use, names: &[&str]| {
+            for name in names {
+                let place = dir.path().join(name);
+                fs::hard_link(dir.path().join("a"), &place)
+                    .or_else(|_| fs::write(&place, "x"))
+                    .expect("made");
+            }
+            let options = ScanOptions { in_use, ..ScanOptions::default() };
+            let walked = walk(&root, &nothing, &options).expect("readable");
+            fs::remove_file(dir.path().join("a")).expect("removed");
+            walked.finish()
+        };
+        removed(false, &["a"]).expect_err("it is gone");
+        let scan = removed(true, &["a"]).expect("readable");
+        assert_eq!((scan.tree.len(), scan.files.len()), (1, 0));
+        // What it was has another name, of which nothing is known.
+        let error = removed(true, &["a", "b"]).expect_err("it changed");
+        assert_eq!(error.kind(), ErrorKind::Busy);
     }
 
     #[test]

@@ -216,6 +216,30 @@ fn root_a_directory_is_read_with_its_disk_file_systems_and_nothing_else() -> any
 }
 
 #[test]
+fn root_subvolumes_of_btrfs_belong_to_the_tree_and_what_is_bound_there_does_not()
+-> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let tree = scene.mounts.tree();
+    let digest = || scene.mounts.run("vireo", &["digest", &tree]);
+    let script = "mkdir \"$1/srv\" \"$1/opt\"; truncate -s 128M \"$1/../srv.img\"; mkfs.btrfs -q \"$1/../srv.img\"
+        mount -o loop \"$1/../srv.img\" \"$1/srv\"; mkdir \"$1/srv/a\" \"$1/srv/b\"; echo x > \"$1/srv/a/x\"
+        btrfs -q subvolume create \"$1/srv/sub\"; echo y > \"$1/srv/sub/y\"";
+    scene.mounts.script(script, &[])?;
+    let version = digest()?.ok()?.output().stdout.clone();
+    // The same files at another place: they would be read twice.
+    scene.mounts.script("mount --bind \"$1/srv/a\" \"$1/srv/b\"", &[])?;
+    digest()?.ok()?.says(&["warning", "/srv/b (btrfs)", version.trim()])?;
+    scene.mounts.script(
+        "umount \"$1/srv/b\"; mount -o subvol=sub \"$(findmnt -no SOURCE \"$1/srv\")\" \"$1/opt\"",
+        &[],
+    )?;
+    let with = digest()?.ok()?;
+    ensure!(!with.output().stderr.contains("warning"), "{}", with.output().stderr);
+    ensure!(with.output().stdout != version, "the subvolume's file is missing");
+    Ok(())
+}
+
+#[test]
 fn root_a_key_or_an_output_in_a_captured_directory_is_refused() -> anyhow::Result<()> {
     let scene = Scene::new()?;
     let [base, tree] = [scene.mounts.arg("base"), scene.mounts.tree()];

@@ -102,9 +102,9 @@ impl ComposeArgs {
         let source = CaptureSource::open(&self.derive.base, self.derive.partition)?;
         let base = self.derive.base(&source, &first)?;
         let options = self.derive.options();
-        let finished = self
-            .derive
-            .write(|spool, out| compose(&first, &second, &base, &options, &key, spool, out))?;
+        let finished = self.derive.write(&base, |spool, out| {
+            compose(&first, &second, &base, &options, &key, spool, out)
+        })?;
         Ok(self.derive.done(first.base(), second.target(), &finished))
     }
 }
@@ -118,7 +118,7 @@ impl ReverseArgs {
         let source = CaptureSource::open(&self.derive.base, self.derive.partition)?;
         let base = self.derive.base(&source, &bundle)?;
         let options = self.derive.options();
-        let finished = self.derive.write(|spool, out| {
+        let finished = self.derive.write(&base, |spool, out| {
             reverse(&bundle, &base, base.dir_times(), &options, &key, spool, out)
         })?;
         Ok(self.derive.done(bundle.target(), bundle.base(), &finished))
@@ -153,17 +153,20 @@ impl DeriveArgs {
         Ok(base)
     }
 
-    /// Has the output written beside its place and put there whole.
+    /// Has the output written beside its place and put there whole, if `base` is what it was.
     fn write(
         &self,
+        base: &Base<'_>,
         work: impl FnOnce(File, &mut dyn std::io::Write) -> Result<Finished, DeltaError>,
     ) -> Result<Finished, Failure> {
         let failed = |error| Failure::make(&self.out, error);
         let spool = tempfile::tempfile_in(directory_of(&self.out)).map_err(failed)?;
         let mut file = Unnamed::new(&self.out).map_err(failed)?;
         let mut writer = BufWriter::new(file.file());
-        let finished =
-            work(spool, &mut writer).map_err(|error| Failure::derived(&self.out, error))?;
+        let finished = work(spool, &mut writer);
+        // What cannot be read may be half of what somebody writes.
+        base.check_settled()?;
+        let finished = finished.map_err(|error| Failure::derived(&self.out, error))?;
         writer.flush().map_err(failed)?;
         drop(writer);
         file.publish(BUNDLE_MODE).map_err(failed)?;

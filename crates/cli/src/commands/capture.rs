@@ -136,7 +136,11 @@ fn capture(
     options: &CaptureOptions,
     key: &SecretKey,
 ) -> Result<Captured, CaptureError> {
-    let cache = args.cache.dir().map(DigestCache::new);
+    // What is written into a directory that is captured would be captured, too.
+    let is_inside = |dir: &PathBuf| {
+        [base, target].iter().any(|source| source.holds(dir, &options.ignore).is_some())
+    };
+    let cache = args.cache.dir().filter(|dir| !is_inside(dir)).map(DigestCache::new);
     let cache = cache.as_ref();
     match (base.source(), target.source()) {
         (Source::Image(base), Source::Image(target)) => {

@@ -1,4 +1,5 @@
-//! Files of any size against their ancestors, in bounded memory.
+//! Files of any size against their ancestors, in little memory: 88 bytes for every change from what agrees to what
+//! does not.
 //!
 //! Of a disk image or a database of gigabytes little changes, and what does mostly stays where it is. So base and
 //! target are compared block by block first, and what agrees is a segment of the base without a look at its

@@ -15,8 +15,8 @@ use crate::pair::{self, Encoded, EncodedBody, Pair, Side};
 /// For shorter files nothing of the base is read, in bytes: they travel in a few thousand.
 const LEAST_SOUGHT_LEN: u64 = 16 << 10;
 
-/// Bytes of the base that are read for each byte of such a file, at most.
-const SOUGHT_TIMES: u64 = 8;
+/// Bytes of the base that are read for each byte of a file to find an ancestor for it, at most, and to make it of that.
+pub(super) const SOUGHT_TIMES: u64 = 8;
 
 /// Bytes of the base that are read for all of them, at most: about half a second of work.
 const MAX_SOUGHT_LEN: u64 = 256 << 20;

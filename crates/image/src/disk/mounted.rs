@@ -110,19 +110,25 @@ impl Mounted {
             write_back(&path, volume, copy)?;
         }
         drop((copies, lock));
-        for _ in 0..RELEASE_TRIES {
-            let file = File::options().read(true).write(true).open(&path);
-            let file = file.map_err(|error| ImageError::io("open", &path, error))?;
-            if lease::is_exclusive(&file)
-                .map_err(|error| ImageError::io("ask who uses", &path, error))?
-            {
-                return Ok(());
-            }
-            drop(file);
-            thread::sleep(RELEASE_INTERVAL);
-        }
-        Err(busy(&path))
+        if is_released(&path)? { Ok(()) } else { Err(busy(&path)) }
     }
+}
+
+/// Waits for a while until nobody has `image` open. A loop device goes with its last user, which may be udev,
+/// looking at what was attached.
+pub(crate) fn is_released(image: &Path) -> Result<bool, ImageError> {
+    for _ in 0..RELEASE_TRIES {
+        let file = File::options().read(true).write(true).open(image);
+        let file = file.map_err(|error| ImageError::io("open", image, error))?;
+        if lease::is_exclusive(&file)
+            .map_err(|error| ImageError::io("ask who uses", image, error))?
+        {
+            return Ok(true);
+        }
+        drop(file);
+        thread::sleep(RELEASE_INTERVAL);
+    }
+    Ok(false)
 }
 
 /// Makes the FAT file system that `volume` is what its copy was made.

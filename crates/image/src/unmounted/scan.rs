@@ -92,6 +92,13 @@ impl Disk {
     ///
     /// As [`Reader::scan`]; `Busy` if the image was written meanwhile.
     pub fn scan(&self, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, ImageError> {
+        let outcome = self.scan_parts(ignore, options);
+        // What looks damaged may be half of what somebody writes.
+        self.check_settled()?;
+        outcome
+    }
+
+    fn scan_parts(&self, ignore: &Ignore, options: &ScanOptions<'_>) -> Result<Scan, ImageError> {
         let mounts = self.mounts();
         let mut whole: Option<Scan> = None;
         for (volume, part) in &self.parts {
@@ -115,7 +122,6 @@ impl Disk {
                 }
             }
         }
-        self.check_settled()?;
         whole.ok_or_else(|| {
             let message = format!("{} has no file system", self.path.display());
             ImageError::new(ErrorKind::NotAnImage, message)
