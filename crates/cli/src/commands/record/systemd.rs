@@ -4,12 +4,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use vireo_classify::{Owner, Policy, SHOW_PROPERTIES, Unit, UnitFacts, owner_of, parse_show};
 use vireo_record::{START_PROPERTIES, Starts, parse_starts};
+use vireo_sys::child::{self, Limits};
 
 use super::Reasons;
 use crate::exit::Failure;
+
+/// What one call of `systemctl` may cost: a job has limits of its own, mostly of one and a half
+/// minutes; the properties of thousands of units are some MiB.
+const LIMITS: Limits =
+    Limits { deadline: Duration::from_secs(300), output_len_max: 32 << 20, ends_all: false };
 
 /// A service that can be restarted.
 #[derive(Debug)]
@@ -20,18 +27,16 @@ pub(super) struct Service {
 
 /// What `systemctl` printed, or what it complained of.
 pub(super) fn run(arguments: &[&str]) -> Result<Vec<u8>, String> {
-    let output = Command::new("systemctl")
-        .args(["--no-ask-password", "--no-pager"])
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .output()
+    let mut command = Command::new("systemctl");
+    command.args(["--no-ask-password", "--no-pager"]).args(arguments).env("LC_ALL", "C");
+    let output = child::run(&mut command, None, &LIMITS)
         .map_err(|error| format!("cannot run systemctl: {error}"))?;
     if output.status.success() {
-        return Ok(output.stdout);
+        return Ok(output.output);
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    let said = String::from_utf8_lossy(&output.complaint).trim().replace('\n', "; ");
     let said = if said.is_empty() {
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        String::from_utf8_lossy(&output.output).trim().to_owned()
     } else {
         said
     };
