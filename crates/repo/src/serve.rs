@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use vireo_wire::limits::{MAX_FRAME_LEN, MAX_HEAD_LEN, MAX_JSON_LEN};
 
 use crate::error::{Detail, RepoError};
+use crate::event::Event;
 use crate::repository::Repository;
 use reply::Failure;
 
@@ -42,6 +43,17 @@ struct App {
     published: watch::Sender<u64>,
     /// Becomes true when the server stops, so that long polls end.
     stopping: watch::Sender<bool>,
+}
+
+impl App {
+    fn new(repository: Arc<Repository>) -> Self {
+        Self { repository, published: watch::Sender::new(0), stopping: watch::Sender::new(false) }
+    }
+
+    /// Has long polls look again.
+    fn has_published(&self) {
+        self.published.send_modify(|count| *count += 1);
+    }
 }
 
 /// A server that listens, but does not answer yet.
@@ -104,11 +116,7 @@ impl Server {
     pub async fn run(self, stop: impl Future<Output = ()> + Send) -> Result<(), RepoError> {
         let failed =
             |source| Detail::Io { step: "serve", path: self.addr.to_string().into(), source };
-        let app = Arc::new(App {
-            repository: self.repository,
-            published: watch::Sender::new(0),
-            stopping: watch::Sender::new(false),
-        });
+        let app = Arc::new(App::new(self.repository));
         let handle = Handle::new();
         let server = axum_server::from_tcp_rustls(self.listener, self.tls)
             .map_err(failed)?
@@ -167,9 +175,11 @@ async fn unknown() -> Failure {
     Failure::protocol("there is nothing at this address; are both sides of the same version?")
 }
 
-/// Runs `work` on a blocking thread.
+/// Runs `work` for `request`, as the log is to call it, on a blocking thread. The server's own
+/// failures go to its log too.
 async fn blocking<T: Send + 'static>(
     app: &Arc<App>,
+    request: &str,
     work: impl FnOnce(&Repository) -> Result<T, RepoError> + Send + 'static,
 ) -> Result<T, Failure> {
     let repository = Arc::clone(&app.repository);
@@ -178,6 +188,15 @@ async fn blocking<T: Send + 'static>(
         .map_err(|error| RepoError::internal(error.to_string()))
         .and_then(|inner| inner)
         .map_err(Failure::from)
+        .inspect_err(|failure| note(app, request, failure))
+}
+
+/// Writes `failure` of `request` to the log, if it is the server's own.
+fn note(app: &App, request: &str, failure: &Failure) {
+    if failure.is_ours() {
+        let (request, error) = (request.to_owned(), failure.message().to_owned());
+        app.repository.tell(&Event::Failed { request, error });
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ impl FromRequestParts<Arc<App>> for Known {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
         let secret = bearer(parts).ok_or_else(Failure::unknown_caller)?;
-        let caller = blocking(app, move |repository| repository.caller(&secret)).await?;
+        let caller =
+            blocking(app, "look a token up", move |repository| repository.caller(&secret)).await?;
         caller.map(Known).ok_or_else(Failure::unknown_caller)
     }
 }

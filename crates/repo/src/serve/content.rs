@@ -22,10 +22,11 @@ use vireo_wire::limits::STALL_TIMEOUT;
 use vireo_wire::pipe::{self, PipeReader, PipeWriter};
 
 use super::auth::Known;
-use super::images::note;
 use super::reply::{self, Failure};
-use super::{App, blocking};
+use super::{App, blocking, note};
+use crate::error::RepoError;
 use crate::fleet::Caller;
+use crate::repository::Repository;
 
 /// Pieces in which a bundle is sent, in bytes.
 const PIECE_LEN: usize = 256 << 10;
@@ -44,12 +45,12 @@ pub(super) async fn create(
     let options: CreateImage = reply::options(&headers)?;
     let (sender, receiver) = mpsc::channel(pipe::DEPTH);
     tokio::spawn(receive(body, sender));
-    let created = blocking(&app, move |repository| {
+    let created = blocking(&app, &format!("create {name}"), move |repository| {
         repository.create_image_from(&image, PipeReader::new(receiver), &options)
     })
-    .await;
-    app.published.send_modify(|count| *count += 1);
-    created.map(Json).inspect_err(|failure| note(&app, &format!("create {name}"), failure))
+    .await?;
+    app.has_published();
+    Ok(Json(created))
 }
 
 /// Hands the body's pieces to a blocking reader, until it stops. A client that stalls is taken for
@@ -77,8 +78,10 @@ pub(super) async fn disk(
     known.admin()?;
     let image = reply::image(&name)?;
     let version = reply::version(&version)?;
-    let (path, len) = blocking(&app, move |repository| repository.disk(&image, version)).await?;
-    let mut file = open(path).await?;
+    let request = format!("disk of {name}, version {version}");
+    let disk = move |repository: &Repository| repository.disk(&image, version);
+    let (path, len) = blocking(&app, &request, disk).await?;
+    let mut file = open(&app, &request, path).await?;
     let (sender, receiver) = mpsc::channel(pipe::DEPTH);
     spawn_blocking(move || {
         if let Err(error) = wire_disk::pack(&mut file, PipeWriter::new(sender.clone())) {
@@ -105,7 +108,8 @@ pub(super) async fn bundle(
 ) -> Result<Response, Failure> {
     let digest = reply::digest(&digest)?;
     let caller = known.0;
-    let (path, len) = blocking(&app, move |repository| {
+    let request = format!("bundle {digest}");
+    let (path, len) = blocking(&app, &request, move |repository| {
         let may = match &caller {
             Caller::Admin => true,
             Caller::Instance { image, .. } => repository.has_bundle(image, digest)?,
@@ -120,9 +124,12 @@ pub(super) async fn bundle(
         let range = [(CONTENT_RANGE, format!("bytes */{len}"))];
         return Ok((StatusCode::RANGE_NOT_SATISFIABLE, range).into_response());
     }
-    let mut file = tokio::fs::File::from_std(open(path).await?);
+    let mut file = tokio::fs::File::from_std(open(&app, &request, path).await?);
     let failed = |error: io::Error| {
-        Failure::from(crate::RepoError::internal(format!("cannot read the bundle: {error}")))
+        let error = RepoError::internal(format!("cannot read the bundle: {error}"));
+        let failure = Failure::from(error);
+        note(&app, &request, &failure);
+        failure
     };
     file.seek(SeekFrom::Start(start)).await.map_err(failed)?;
     // `take`: what a length was promised for is what is sent.
@@ -142,12 +149,11 @@ fn range_start(headers: &HeaderMap) -> Option<u64> {
     headers.get(RANGE)?.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
 }
 
-async fn open(path: PathBuf) -> Result<File, Failure> {
-    let shown = path.display().to_string();
-    let opened = spawn_blocking(move || File::open(path))
-        .await
-        .map_err(io::Error::other)
-        .and_then(|inner| inner);
-    opened
-        .map_err(|error| crate::RepoError::internal(format!("cannot open {shown}: {error}")).into())
+async fn open(app: &Arc<App>, request: &str, path: PathBuf) -> Result<File, Failure> {
+    let open = move |_: &Repository| {
+        File::open(&path).map_err(|error| {
+            RepoError::internal(format!("cannot open {}: {error}", path.display()))
+        })
+    };
+    blocking(app, request, open).await
 }

@@ -29,7 +29,7 @@ pub(super) async fn enroll(
 ) -> Result<Json<EnrollReply>, Failure> {
     let request: EnrollRequest = reply::json(body)?;
     known.enroller_of(&request.image)?;
-    blocking(&app, move |repository| repository.enroll(&request)).await.map(Json)
+    blocking(&app, "enrol", move |repository| repository.enroll(&request)).await.map(Json)
 }
 
 pub(super) async fn list(
@@ -37,7 +37,8 @@ pub(super) async fn list(
     known: Known,
 ) -> Result<Json<InstanceList>, Failure> {
     known.admin()?;
-    let instances = blocking(&app, |repository| repository.instances()).await?;
+    let instances =
+        blocking(&app, "list the instances", |repository| repository.instances()).await?;
     Ok(Json(InstanceList { instances }))
 }
 
@@ -63,9 +64,11 @@ pub(super) async fn next(
     // Subscribed before the first look, so that nothing falls between.
     let mut published = app.published.subscribe();
     let mut stopping = app.stopping.subscribe();
+    let request = format!("next of {id}");
     loop {
         let asked = id.clone();
-        let next = blocking(&app, move |repository| repository.next(&asked, have)).await?;
+        let next =
+            blocking(&app, &request, move |repository| repository.next(&asked, have)).await?;
         let now = Instant::now();
         if matches!(next, Next::Update { .. }) || now >= deadline || *stopping.borrow() {
             return Ok(Json(next));
@@ -88,7 +91,8 @@ pub(super) async fn receipt(
     let id = reply::instance(&id)?;
     known.is(&id)?;
     let post: ReceiptPost = reply::json(body)?;
-    blocking(&app, move |repository| repository.receipt(&id, post)).await?;
+    let request = format!("receipt of {id}");
+    blocking(&app, &request, move |repository| repository.receipt(&id, post)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -101,5 +105,6 @@ pub(super) async fn last_receipt(
     if known.0 != Caller::Admin {
         known.is(&id)?;
     }
-    blocking(&app, move |repository| repository.last_receipt(&id)).await.map(Json)
+    let request = format!("last receipt of {id}");
+    blocking(&app, &request, move |repository| repository.last_receipt(&id)).await.map(Json)
 }

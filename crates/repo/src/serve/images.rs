@@ -13,7 +13,6 @@ use vireo_wire::limits::MAX_FRAMES_ASKED;
 use super::auth::Known;
 use super::reply::{self, Failure};
 use super::{App, blocking};
-use crate::event::Event;
 use crate::repository::Repository;
 
 /// Public: it is what tokens pin, and nothing else can be checked before it is known.
@@ -26,7 +25,7 @@ pub(super) async fn list(
     known: Known,
 ) -> Result<Json<ImageList>, Failure> {
     known.admin()?;
-    let images = blocking(&app, |repository| repository.images()).await?;
+    let images = blocking(&app, "list the images", |repository| repository.images()).await?;
     Ok(Json(ImageList { images }))
 }
 
@@ -37,7 +36,9 @@ pub(super) async fn log(
 ) -> Result<Json<ImageLog>, Failure> {
     let image = reply::image(&name)?;
     known.reader_of(&image)?;
-    blocking(&app, move |repository| repository.log(&image)).await.map(Json)
+    blocking(&app, &format!("log of {name}"), move |repository| repository.log(&image))
+        .await
+        .map(Json)
 }
 
 pub(super) async fn tree(
@@ -48,7 +49,8 @@ pub(super) async fn tree(
     let image = reply::image(&name)?;
     let version = reply::version(&version)?;
     known.reader_of(&image)?;
-    blocking(&app, move |repository| repository.tree_listing(&image, version)).await
+    let request = format!("tree of {name}, version {version}");
+    blocking(&app, &request, move |repository| repository.tree_listing(&image, version)).await
 }
 
 pub(super) async fn verify(
@@ -59,8 +61,8 @@ pub(super) async fn verify(
     known.admin()?;
     let image = reply::image(&name)?;
     let version = reply::version(&version)?;
-    let verified = blocking(&app, move |repository| repository.verify(&image, version)).await;
-    verified.map(Json).inspect_err(|failure| note(&app, &format!("verify {name}"), failure))
+    let request = format!("verify {name}");
+    blocking(&app, &request, move |repository| repository.verify(&image, version)).await.map(Json)
 }
 
 pub(super) async fn missing_frames(
@@ -75,10 +77,9 @@ pub(super) async fn missing_frames(
             "more than {MAX_FRAMES_ASKED} frames in one question"
         )));
     }
-    let missing = move |repository: &crate::Repository| {
-        repository.missing_frames(query.bundle, &query.frames)
-    };
-    let missing = blocking(&app, missing).await?;
+    let missing =
+        move |repository: &Repository| repository.missing_frames(query.bundle, &query.frames);
+    let missing = blocking(&app, "missing frames", missing).await?;
     Ok(Json(FramesReply { missing }))
 }
 
@@ -91,7 +92,8 @@ pub(super) async fn put_frame(
     known.admin()?;
     let (bundle, frame) = (reply::digest(&bundle)?, reply::digest(&frame)?);
     let content = reply::body(body)?;
-    blocking(&app, move |repository| repository.put_frame(bundle, frame, &content)).await?;
+    let put = move |repository: &Repository| repository.put_frame(bundle, frame, &content);
+    blocking(&app, &format!("frame of bundle {bundle}"), put).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -107,15 +109,7 @@ pub(super) async fn push(
     let options = reply::options(&headers)?;
     let head = reply::body(body)?;
     let push = move |repository: &Repository| repository.push_head(&image, &head, options);
-    let pushed = blocking(&app, push).await;
-    app.published.send_modify(|count| *count += 1);
-    pushed.map(Json).inspect_err(|failure| note(&app, &format!("push to {name}"), failure))
-}
-
-/// The server's own failures go to its log too.
-pub(super) fn note(app: &Arc<App>, request: &str, failure: &Failure) {
-    if failure.is_ours() {
-        let (request, error) = (request.to_owned(), failure.message().to_owned());
-        app.repository.tell(&Event::Failed { request, error });
-    }
+    let pushed = blocking(&app, &format!("push to {name}"), push).await?;
+    app.has_published();
+    Ok(Json(pushed))
 }

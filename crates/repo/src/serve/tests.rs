@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use axum::extract::State;
+use axum::http::HeaderMap;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -12,7 +14,9 @@ use vireo_model::{Digest, ImageName, Tree};
 use vireo_wire::api::{CreateImage, EnrollReply, EnrollRequest, Next, ReceiptPost};
 use vireo_wire::{Client, ErrorKind, Progress, Token};
 
+use super::auth::Known;
 use super::*;
+use crate::fleet::Caller;
 use crate::testing::{FakeImages, bundle, tree};
 
 type Files<'a> = &'a [(&'a str, &'a [u8])];
@@ -24,6 +28,8 @@ const TARGET: Files<'static> = &[("/etc-motd", b"hello"), ("/page", b"two")];
 struct Site {
     dir: tempfile::TempDir,
     repository: Arc<Repository>,
+    /// What its log says.
+    log: Arc<Mutex<Vec<Event>>>,
     url: String,
     token: Token,
     key: SecretKey,
@@ -39,7 +45,10 @@ impl Site {
         let clock = Arc::new(Timestamp::now);
         let repository =
             Repository::open(&root, Box::new(FakeImages::default()), clock).expect("opened");
-        let repository = Arc::new(repository);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&log);
+        let note = move |event: &Event| told.lock().expect("not poisoned").push(event.clone());
+        let repository = Arc::new(repository.with_observer(Arc::new(note)));
         let addr = "127.0.0.1:0".parse().expect("an address");
         let server = Server::bind(Arc::clone(&repository), addr, &[]).expect("a free port");
         let url = format!("https://{}", server.local_addr());
@@ -48,7 +57,7 @@ impl Site {
             let _ = stopped.await;
         }));
         let key = SecretKey::generate().expect("there is a random source");
-        let site = Self { dir, repository, url, token, key, stop, serving };
+        let site = Self { dir, repository, log, url, token, key, stop, serving };
         site.create("web").await;
         site
     }
@@ -379,6 +388,57 @@ async fn an_instance_enrols_is_woken_by_a_push_and_reports() {
 
     let lost = agent.next(&reply.instance, Digest::of(b"x"), Duration::ZERO).await;
     assert_eq!(lost.expect_err("no version").kind(), ErrorKind::Conflict);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_at_the_servers_side_is_in_its_log_and_what_a_client_did_wrong_is_not() {
+    let site = Site::new().await;
+    let (agent, reply) = site.enrolled().await;
+    let failures = || {
+        let log = site.log.lock().expect("not poisoned");
+        let failed = |event: &Event| match event {
+            Event::Failed { request, .. } => Some(request.clone()),
+            _ => None,
+        };
+        log.iter().filter_map(failed).collect::<Vec<_>>()
+    };
+    let error = agent.last_receipt(&reply.instance).await.expect_err("none was sent");
+    assert_eq!((error.kind(), failures()), (ErrorKind::NotFound, Vec::new()));
+    let receipt = serde_json::json!({});
+    let post = ReceiptPost { tree: tree(BASE).digest(), outcome: "done".into(), receipt };
+    agent.send_receipt(&reply.instance, &post).await.expect("kept");
+    let receipts =
+        site.repository.root().join("instances").join(reply.instance.as_str()).join("receipts");
+    for entry in fs::read_dir(receipts).expect("there") {
+        fs::write(entry.expect("readable").path(), "{").expect("written");
+    }
+    let error = agent.last_receipt(&reply.instance).await.expect_err("damaged");
+    assert_eq!(error.kind(), ErrorKind::Server, "{error}");
+    assert_eq!(failures(), [format!("last receipt of {}", reply.instance)]);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_was_published_wakes_those_who_wait() {
+    let site = Site::new().await;
+    let app = Arc::new(App::new(Arc::clone(&site.repository)));
+    let create = async |name: &str| {
+        let disk = site.file("disk.img", &FakeImages::disk(&tree(BASE)));
+        let mut packed = Vec::new();
+        vireo_wire::disk::pack(&mut fs::File::open(disk).expect("there"), &mut packed)
+            .expect("packed");
+        let (state, path) = (State(Arc::clone(&app)), axum::extract::Path(name.to_owned()));
+        content::create(state, path, Known(Caller::Admin), HeaderMap::new(), packed.into()).await
+    };
+    assert!(create("web").await.is_err(), "it is there");
+    let (state, path) = (State(Arc::clone(&app)), axum::extract::Path("web".to_owned()));
+    let no_bundle = Ok(axum::body::Bytes::from_static(b"no bundle"));
+    let pushed = images::push(state, path, Known(Caller::Admin), HeaderMap::new(), no_bundle);
+    assert!(pushed.await.is_err());
+    assert_eq!(*app.published.borrow(), 0);
+    assert!(create("db").await.is_ok());
+    assert_eq!(*app.published.borrow(), 1);
     site.end().await;
 }
 
