@@ -22,7 +22,7 @@ use axum::routing::{get, post, put};
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use tokio::sync::watch;
-use vireo_wire::limits::{MAX_FRAME_LEN, MAX_HEAD_LEN, MAX_JSON_LEN};
+use vireo_wire::limits::{MAX_FRAME_LEN, MAX_HEAD_LEN, MAX_JSON_LEN, MAX_RECEIPT_LEN};
 
 use crate::error::{Detail, RepoError};
 use crate::event::Event;
@@ -149,12 +149,14 @@ fn router(app: Arc<App>) -> Router {
         .route("/enroll", post(fleet::enroll))
         .route("/instances", get(fleet::list))
         .route("/instances/{id}/next", get(fleet::next))
-        .route("/instances/{id}/receipts", post(fleet::receipt))
         .route("/instances/{id}/receipts/last", get(fleet::last_receipt))
         .route("/bundles/{digest}", get(content::bundle))
         .layer(DefaultBodyLimit::max(MAX_JSON_LEN));
-    // These have limits of their own.
-    let large = Router::new()
+    let own_limit = Router::new()
+        .route(
+            "/instances/{id}/receipts",
+            post(fleet::receipt).layer(DefaultBodyLimit::max(MAX_RECEIPT_LEN)),
+        )
         .route("/images/{name}", post(content::create).layer(DefaultBodyLimit::disable()))
         .route(
             "/images/{name}/versions",
@@ -165,7 +167,7 @@ fn router(app: Arc<App>) -> Router {
             put(images::put_frame).layer(DefaultBodyLimit::max(MAX_FRAME_LEN)),
         );
     Router::new()
-        .nest("/v1", v1.merge(large))
+        .nest("/v1", v1.merge(own_limit))
         .fallback(unknown)
         .layer(axum::middleware::map_request(drain::unread))
         .with_state(app)

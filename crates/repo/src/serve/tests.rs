@@ -392,6 +392,25 @@ async fn an_instance_enrols_is_woken_by_a_push_and_reports() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_that_is_too_long_is_refused_and_the_instance_goes_on() {
+    let site = Site::new().await;
+    let (client, reply) = site.enrolled().await;
+    let post = |len: usize| ReceiptPost {
+        tree: tree(BASE).digest(),
+        outcome: "done".to_owned(),
+        receipt: "x".repeat(len).into(),
+    };
+    // Names and quotes of the message around it.
+    let longest = MAX_RECEIPT_LEN - serde_json::to_vec(&post(0)).expect("plain data").len();
+    client.send_receipt(&reply.instance, &post(longest)).await.expect("just short enough");
+    let refused = client.send_receipt(&reply.instance, &post(longest + 1)).await;
+    assert_eq!(refused.expect_err("too long").kind(), ErrorKind::Refused);
+    let next = client.next(&reply.instance, tree(BASE).digest(), Duration::ZERO).await;
+    assert!(matches!(next, Ok(Next::UpToDate { .. })), "{next:?}");
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_fails_at_the_servers_side_is_in_its_log_and_what_a_client_did_wrong_is_not() {
     let site = Site::new().await;
     let (agent, reply) = site.enrolled().await;
