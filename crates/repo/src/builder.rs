@@ -101,25 +101,20 @@ impl ImageBuilder for HostImages {
         out: &Path,
         bundle: &BundleFile<'_>,
     ) -> Result<Vec<BuildStep>, RepoError> {
-        let how = (bundle.grow, bundle.root);
-        self.patch_telling((base, out), bundle.bundle, how, &mut |_| ())
+        self.build((base, out), bundle.bundle, (bundle.grow, bundle.root))
     }
 }
 
 impl HostImages {
-    /// As [`ImageBuilder::patch`]; tells the name of each step as it begins.
-    pub(crate) fn patch_telling(
+    /// As [`ImageBuilder::patch`], for who has verified the bundle already.
+    pub(crate) fn build(
         self,
         (base, out): (&Path, &Path),
         bundle: &Bundle<'_, Verified<'_>>,
         (grow, root): (Grow, RootPartition),
-        tell: &mut dyn FnMut(&str),
     ) -> Result<Vec<BuildStep>, RepoError> {
         let mut begun: Vec<(PatchStep, Instant)> = Vec::new();
-        let mut begin = |step: PatchStep| {
-            begun.push((step, Instant::now()));
-            tell(step.name());
-        };
+        let mut begin = |step: PatchStep| begun.push((step, Instant::now()));
         // What could not be fetched again is not made.
         let max_grown_len = Some(limits::MAX_IMAGE_LEN);
         // Who made the base, or took it in, has looked it over.

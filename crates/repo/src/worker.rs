@@ -8,7 +8,7 @@
 //! itself all system calls that no build makes ([`sandbox`](crate::sandbox)), and only then looks at
 //! the image. It checks the bundle's signature itself, and ends with its parent.
 //!
-//! Messages are JSON, one line each: the job; then steps as they begin, and one reply.
+//! Messages are JSON, one line each: the job, and the answer.
 //!
 //! # Not here
 //!
@@ -16,7 +16,7 @@
 //! records the server holds.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -27,6 +27,7 @@ use vireo_image::RootPartition;
 use vireo_model::{Grow, Ignore, Tree};
 use vireo_sys::{confine, map_sealed};
 use vireo_wire::api::BuildStep;
+use vireo_wire::limits::MAX_TREE_TEXT_LEN;
 use vireo_wire::tree_text;
 
 use crate::builder::{BundleFile, HostImages, ImageBuilder};
@@ -36,8 +37,8 @@ use crate::sandbox;
 /// Longest job, in bytes: a few paths, an ignore list, keys.
 const MAX_JOB_LEN: u64 = 4 << 20;
 
-/// Longest line of an answer, in bytes: the listing of a tree of some million names.
-const MAX_LINE_LEN: u64 = 2 << 30;
+/// Longest answer, in bytes: the longest listing of a tree, with what JSON escapes of it.
+const MAX_ANSWER_LEN: u64 = 4 * MAX_TREE_TEXT_LEN as u64;
 
 /// What a worker is to do, and for whom.
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,20 +72,15 @@ enum Job {
     Probe,
 }
 
-/// A line of the answer.
+/// What came of a job.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Line {
-    /// A step of a build has begun.
-    Step(String),
+enum Answer {
     Checked,
     Tree(String),
     Patched(Vec<BuildStep>),
     Probed(Confinement),
-    Failed {
-        kind: ErrorKind,
-        message: String,
-    },
+    Failed { kind: ErrorKind, message: String },
 }
 
 /// What a worker cannot do, as it found by trying.
@@ -143,12 +139,12 @@ impl WorkerImages {
     /// `Io`, `NoRoot`, `Unsupported` if it cannot be started or confined.
     pub fn probe(&self) -> Result<Confinement, RepoError> {
         match self.run(Job::Probe)? {
-            Line::Probed(confinement) => Ok(confinement),
+            Answer::Probed(confinement) => Ok(confinement),
             other => Err(unexpected(&other)),
         }
     }
 
-    fn run(&self, job: Job) -> Result<Line, RepoError> {
+    fn run(&self, job: Job) -> Result<Answer, RepoError> {
         let failed = || io_error("run a worker by", &self.program);
         let order = Order { parent: std::process::id(), job };
         let mut message = serde_json::to_vec(&order).map_err(|error| failed()(error.into()))?;
@@ -166,8 +162,8 @@ impl WorkerImages {
         let answer = child.stdout.take().map_or(Ok(None), answer);
         let status = child.wait().map_err(failed())?;
         match answer.map_err(failed())? {
-            Some(Line::Failed { kind, message }) => Err(Detail::Worker { kind, message }.into()),
-            Some(line) if status.success() => Ok(line),
+            Some(Answer::Failed { kind, message }) => Err(Detail::Worker { kind, message }.into()),
+            Some(answer) if status.success() => Ok(answer),
             _ => {
                 let said = told.and_then(Result::err).map_or(String::new(), |e| format!(" ({e})"));
                 Err(ended(status, &said))
@@ -176,18 +172,11 @@ impl WorkerImages {
     }
 }
 
-/// The last line of the answer; `None` if there is none.
-fn answer(pipe: impl Read) -> io::Result<Option<Line>> {
-    let mut lines = BufReader::new(pipe.take(MAX_LINE_LEN));
-    let mut text = String::new();
-    let mut last = None;
-    while lines.read_line(&mut text)? > 0 {
-        // A line that is cut is the end of a worker that was killed.
-        let Ok(line) = serde_json::from_str(&text) else { return Ok(None) };
-        last = Some(line);
-        text.clear();
-    }
-    Ok(last.filter(|line| !matches!(line, Line::Step(_))))
+/// The answer; `None` if there is none, or one that is cut: the end of a worker that was killed.
+fn answer(pipe: impl Read) -> io::Result<Option<Answer>> {
+    let mut text = Vec::new();
+    pipe.take(MAX_ANSWER_LEN).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text).ok())
 }
 
 fn ended(status: ExitStatus, said: &str) -> RepoError {
@@ -202,14 +191,14 @@ fn ended(status: ExitStatus, said: &str) -> RepoError {
     Detail::Worker { kind: ErrorKind::Io, message }.into()
 }
 
-fn unexpected(line: &Line) -> RepoError {
-    RepoError::internal(format!("a worker answered another question: {line:?}"))
+fn unexpected(answer: &Answer) -> RepoError {
+    RepoError::internal(format!("a worker answered another question: {answer:?}"))
 }
 
 impl ImageBuilder for WorkerImages {
     fn check(&self, disk: &Path, root: RootPartition, repair: bool) -> Result<(), RepoError> {
         match self.run(Job::Check { disk: absolute(disk)?, root, repair })? {
-            Line::Checked => Ok(()),
+            Answer::Checked => Ok(()),
             other => Err(unexpected(&other)),
         }
     }
@@ -222,7 +211,7 @@ impl ImageBuilder for WorkerImages {
     ) -> Result<Tree, RepoError> {
         let ignore = ignore.patterns().to_vec();
         match self.run(Job::ReadTree { disk: absolute(disk)?, root, ignore })? {
-            Line::Tree(listing) => tree_text::parse(listing.as_bytes())
+            Answer::Tree(listing) => tree_text::parse(listing.as_bytes())
                 .map_err(|error| RepoError::internal(format!("a worker's listing: {error}"))),
             other => Err(unexpected(&other)),
         }
@@ -243,7 +232,7 @@ impl ImageBuilder for WorkerImages {
             root: bundle.root,
         };
         match self.run(job)? {
-            Line::Patched(steps) => Ok(steps),
+            Answer::Patched(steps) => Ok(steps),
             other => Err(unexpected(&other)),
         }
     }
@@ -262,15 +251,10 @@ fn absolute(path: &Path) -> Result<PathBuf, RepoError> {
 /// `input` cannot be read or is no job, or `output` cannot be written: nothing was done.
 pub fn work(input: impl Read, mut output: impl Write) -> io::Result<()> {
     let order: Order = serde_json::from_reader(input.take(MAX_JOB_LEN))?;
-    let reply = confined(order.parent)
-        .and_then(|()| perform(order.job, &mut |step| say(&mut output, &Line::Step(step))));
-    let last =
-        reply.unwrap_or_else(|error| Line::Failed { kind: error.kind(), message: error.chain() });
-    say(&mut output, &last)
-}
-
-fn say(output: &mut impl Write, line: &Line) -> io::Result<()> {
-    let mut text = serde_json::to_vec(line)?;
+    let answer = confined(order.parent).and_then(|()| perform(order.job));
+    let answer = answer
+        .unwrap_or_else(|error| Answer::Failed { kind: error.kind(), message: error.chain() });
+    let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
     output.write_all(&text)?;
     output.flush()
@@ -288,16 +272,16 @@ fn confined(parent: u32) -> Result<(), RepoError> {
     sandbox::enter().map_err(failed)
 }
 
-fn perform(job: Job, step: &mut dyn FnMut(String) -> io::Result<()>) -> Result<Line, RepoError> {
+fn perform(job: Job) -> Result<Answer, RepoError> {
     match job {
-        Job::Probe => Ok(Line::Probed(probe())),
+        Job::Probe => Ok(Answer::Probed(probe())),
         Job::Check { disk, root, repair } => {
-            HostImages.check(&disk, root, repair).map(|()| Line::Checked)
+            HostImages.check(&disk, root, repair).map(|()| Answer::Checked)
         }
         Job::ReadTree { disk, root, ignore } => {
             let ignore = Ignore::new(ignore).map_err(|source| Detail::Ignore { source })?;
             let tree = HostImages.read_tree(&disk, root, &ignore)?;
-            Ok(Line::Tree(tree_text::encode(&tree)))
+            Ok(Answer::Tree(tree_text::encode(&tree)))
         }
         Job::Patch { base, out, bundle: path, trusted, grow, root } => {
             let trusted: TrustedKeys = trusted.into_iter().collect();
@@ -308,11 +292,8 @@ fn perform(job: Job, step: &mut dyn FnMut(String) -> io::Result<()>) -> Result<L
             let map = map_sealed(&file).map_err(io_error("map", &path))?;
             let bundle =
                 Bundle::open(&map).and_then(|bundle| bundle.verify(&trusted)).map_err(refused)?;
-            // The server's end of the pipe is gone when the server is, and so is this process then.
-            let mut begun = |name: &str| drop(step(name.to_owned()));
-            let how = (grow, root);
-            let steps = HostImages.patch_telling((&base, &out), &bundle, how, &mut begun)?;
-            Ok(Line::Patched(steps))
+            let steps = HostImages.build((&base, &out), &bundle, (grow, root))?;
+            Ok(Answer::Patched(steps))
         }
     }
 }
@@ -334,5 +315,19 @@ fn probe() -> Confinement {
         no_new_rights: confine::has_no_new_rights(),
         excess_rights: confine::excess_rights(),
         can_mount: confine::can_mount(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_if_it_is_whole() {
+        let read = |text: &str| answer(text.as_bytes()).expect("memory can be read");
+        assert!(matches!(read("{\"tree\":\"a\"}\n"), Some(Answer::Tree(text)) if text == "a"));
+        for text in ["", "\n", "{\"tree\":\"a", "{\"tree\":\"a\"}{", "{\"step\":\"copy\"}\n"] {
+            assert!(read(text).is_none(), "{text}");
+        }
     }
 }

@@ -230,7 +230,7 @@ fn root_a_worker_whose_server_stops_listening_or_talking_ends_and_leaves_nothing
     let text = fs::read_to_string(scene.public())?;
     let job = serde_json::json!({ "patch": {
         "base": scene.base(), "out": scene.path("out.img"), "bundle": scene.bundle(),
-        "trusted": [text.trim()], "grow": "no",
+        "trusted": [text.trim()], "grow": "no", "root": "find",
     }});
     let before = Snapshot::of(scene.dir())?;
     // Half an order.
@@ -255,6 +255,9 @@ fn root_a_worker_whose_server_stops_listening_or_talking_ends_and_leaves_nothing
         ensure!(started.elapsed() < DEADLINE, "the worker goes on for nobody");
         thread::sleep(Duration::from_millis(5));
     }
+    let output = worker.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains("Broken pipe"), "it did not come to the answer: {output:?}");
     if scene.path("out.img").exists() {
         scene.is_target(&scene.path("out.img"))?;
         fs::remove_file(scene.path("out.img"))?;
