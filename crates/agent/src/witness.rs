@@ -12,8 +12,7 @@ use rustix::fs::{
     AtFlags, Mode, OFlags, StatVfsMountFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT,
     fstatvfs, futimens, open, statx,
 };
-
-use vireo_sys::mounts::unescape;
+use vireo_model::mount_table::unescape;
 
 /// The access time that says "not read since": the first second of 1970.
 const UNREAD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use vireo_model::mount_table::unescape;
 use vireo_model::{ChangeKind, ImagePath};
 
 use crate::change::ChangedFile;
@@ -166,29 +167,6 @@ fn mount_changes(before: &[u8], after: &[u8]) -> Vec<MountChange> {
 
 fn mounted_at_boot(options: &[u8]) -> bool {
     !options.split(|byte| *byte == b',').any(|option| option == b"noauto")
-}
-
-/// `\040` for a blank, as `fstab(5)` writes it.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((byte, after)) = rest.split_first() {
-        let octal = (*byte == b'\\').then(|| after.get(..3)).flatten();
-        let value = octal
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match value {
-            Some(value) => {
-                plain.push(value);
-                rest = &after[3..];
-            }
-            None => {
-                plain.push(*byte);
-                rest = after;
-            }
-        }
-    }
-    plain
 }
 
 /// The unit of a mount point, as `systemd-escape --path --suffix=mount` names it.

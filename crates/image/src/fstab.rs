@@ -5,7 +5,7 @@
 //! subvolume is meant, or that nothing is mounted.
 
 use vireo_model::ImagePath;
-use vireo_sys::mounts::unescape;
+use vireo_model::mount_table::unescape;
 
 /// Longest `/etc/fstab` that is read, in bytes.
 pub(crate) const MAX_LEN: u64 = 64 << 10;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use vireo_model::mount_table;
 use vireo_sys::{loopdev, mounts};
 
 use crate::ImageError;
@@ -58,7 +59,8 @@ pub fn undo(dir: &Path, is_left: &dyn Fn(&Path) -> bool) -> Result<Undone, Image
     let listed = loopdev::attached().map_err(failed("list the loop devices on files in"))?;
     let left = listed.iter().filter(|at| at.backing.starts_with(&dir) && is_left(&at.backing));
     for device in left {
-        let table = mounts::list().map_err(failed("list the mounts of files in"))?;
+        let table = mounts::table().map_err(failed("list the mounts of files in"))?;
+        let table = mount_table::parse(&table);
         // The last one first: mounts can lie above each other.
         for mount in table.iter().rev().filter(|mount| mount.source == device.device) {
             if mounts::unmount(&mount.point).is_ok() {

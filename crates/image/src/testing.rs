@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstatvfs, openat, syncfs};
+use vireo_model::mount_table;
 use vireo_sys::{loopdev, mounts};
 
 use crate::fsck::{fsck, search_path};
@@ -206,7 +207,7 @@ pub fn wait_released(image: &Path) {
 /// That nobody can walk into a mount of `image`.
 fn assert_unseen(image: &Path) {
     let devices = devices_on(image);
-    let seen = mounts::list().expect("/proc tells the mounts");
+    let seen = mount_table::parse(&mounts::table().expect("/proc tells the mounts"));
     let seen = seen.iter().find(|mount| devices.contains(&mount.source));
     assert_eq!(seen, None, "a mount of {} is visible", image.display());
 }

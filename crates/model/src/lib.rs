@@ -39,6 +39,7 @@ mod change;
 mod digest;
 mod grow;
 mod ignore;
+pub mod mount_table;
 mod name;
 mod node;
 mod path;

@@ -1,15 +1,13 @@
 //! Which mounted file systems are watched: those that hold a machine's files.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use vireo_model::mount_table::{self, Mounted};
 use vireo_sys::fanotify::{FileSystemId, Watch, file_system_id, handle_of, open_handle};
-use vireo_sys::mounts::unescape;
 
 use crate::error::RecordError;
 
@@ -23,17 +21,6 @@ pub(crate) struct NotWatched {
     pub(crate) why: io::Error,
 }
 
-/// One line of `/proc/self/mountinfo`, as proc_pid_mountinfo(5) describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    /// The device, `254:1`.
-    device: String,
-    /// The part of the file system that is mounted.
-    root: Vec<u8>,
-    mount_point: PathBuf,
-    kind: String,
-}
-
 /// What is watched: a handle on the mount of each file system.
 pub(crate) type Watched = HashMap<FileSystemId, OwnedFd>;
 
@@ -43,12 +30,12 @@ pub(crate) fn watch_all(watch: &Watch) -> Result<(Watched, Vec<NotWatched>), Rec
     let text = std::fs::read(path).map_err(|error| RecordError::at("read", path, error))?;
     let (mut watched, mut refused) = (Watched::new(), Vec::new());
     for mount in disks(&text) {
-        match watch_one(watch, &mount.mount_point) {
+        match watch_one(watch, &mount.point) {
             Ok((id, fd)) => drop(watched.insert(id, fd)),
-            Err(why) if mount.mount_point == Path::new("/") => {
-                return Err(RecordError::at("watch the file system of", &mount.mount_point, why));
+            Err(why) if mount.point == Path::new("/") => {
+                return Err(RecordError::at("watch the file system of", &mount.point, why));
             }
-            Err(why) => refused.push(NotWatched { mount_point: mount.mount_point, why }),
+            Err(why) => refused.push(NotWatched { mount_point: mount.point, why }),
         }
     }
     Ok((watched, refused))
@@ -67,36 +54,22 @@ fn watch_one(watch: &Watch, mount_point: &Path) -> io::Result<(FileSystemId, Own
 }
 
 /// One mount of each disk file system: the one that shows most of it.
-fn disks(mountinfo: &[u8]) -> Vec<Mount> {
-    let mut by_device: HashMap<String, Mount> = HashMap::new();
-    for mount in mountinfo.split(|byte| *byte == b'\n').filter_map(mount_of) {
-        let is_root = mount.mount_point == Path::new("/");
+fn disks(mountinfo: &[u8]) -> Vec<Mounted> {
+    let mut by_device: HashMap<(u32, u32), Mounted> = HashMap::new();
+    for mount in mount_table::parse(mountinfo) {
+        let is_root = mount.point == Path::new("/");
         if !is_root && !DISK_TYPES.contains(&mount.kind.as_str()) {
             continue;
         }
-        let rank = |mount: &Mount| (mount.root.len(), mount.mount_point.as_os_str().len());
+        let rank = |mount: &Mounted| (mount.root.as_os_str().len(), mount.point.as_os_str().len());
         match by_device.get(&mount.device) {
             Some(known) if rank(known) <= rank(&mount) => {}
-            _ => drop(by_device.insert(mount.device.clone(), mount)),
+            _ => drop(by_device.insert(mount.device, mount)),
         }
     }
-    let mut mounts: Vec<Mount> = by_device.into_values().collect();
-    mounts.sort_by(|a, b| a.mount_point.cmp(&b.mount_point));
+    let mut mounts: Vec<Mounted> = by_device.into_values().collect();
+    mounts.sort_by(|a, b| a.point.cmp(&b.point));
     mounts
-}
-
-fn mount_of(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let mut text = |skip: usize| fields.nth(skip).map(unescape);
-    let (device, root, mount_point) = (text(2)?, text(0)?, text(0)?);
-    fields.find(|field| *field == b"-")?;
-    let kind = String::from_utf8(unescape(fields.next()?)).ok()?;
-    Some(Mount {
-        device: String::from_utf8(device).ok()?,
-        root,
-        mount_point: OsString::from_vec(mount_point).into(),
-        kind,
-    })
 }
 
 #[cfg(test)]
@@ -113,7 +86,7 @@ mod tests {
             27 22 254:2 / /my\\040data/again rw - xfs /dev/vdb rw\n\
             rubbish\n\n28 22\n";
         let mounts = disks(text);
-        let points: Vec<&Path> = mounts.iter().map(|mount| mount.mount_point.as_path()).collect();
+        let points: Vec<&Path> = mounts.iter().map(|mount| mount.point.as_path()).collect();
         assert_eq!(points, [Path::new("/"), Path::new("/my data")]);
         let root = disks(b"22 1 0:40 / / rw - overlay overlay rw\n");
         assert_eq!(root[0].kind, "overlay", "the root counts whatever it is");

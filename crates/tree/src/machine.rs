@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, major, minor, openat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
+use vireo_model::mount_table;
 use vireo_model::{Ignore, ImagePath};
-use vireo_sys::mounts::{self, Mounted};
+use vireo_sys::mounts;
 
 use crate::{Root, TreeError};
 
@@ -142,8 +143,8 @@ impl Machine {
             drop(fs::read_dir(place(at)));
         }
         // Without a table there are no further file systems, as in a bare chroot.
-        let table = mounts::list().unwrap_or_default();
-        for Below { at, kind, is_part } in mounts_below(table, canonical, device, &vfat) {
+        let table = mounts::table().unwrap_or_default();
+        for Below { at, kind, is_part } in mounts_below(&table, canonical, device, &vfat) {
             let copy = if is_copy && is_part { detached(&place(&at))? } else { None };
             match copy.filter(|mount| kind != BTRFS || is_subvolume(mount, device)) {
                 Some(mount) => self.root.add_mount(at, mount),
@@ -201,16 +202,11 @@ struct Below {
 
 /// What is mounted below `root`, which is on `device`, by a mount table, in path order; vfat is a part at the places
 /// `vfat` alone. The last mount at a place is the one that is seen, and nothing is seen within what is no part.
-fn mounts_below(
-    table: Vec<Mounted>,
-    root: &Path,
-    device: (u32, u32),
-    vfat: &[ImagePath],
-) -> Vec<Below> {
+fn mounts_below(table: &[u8], root: &Path, device: (u32, u32), vfat: &[ImagePath]) -> Vec<Below> {
     let root = root.as_os_str().as_bytes();
     let root = root.strip_suffix(b"/").unwrap_or(root);
     let mut found: Vec<Below> = Vec::new();
-    for mount in table {
+    for mount in mount_table::parse(table) {
         let below = mount.point.as_os_str().as_bytes().strip_prefix(root);
         let Some(below) = below.filter(|below| below.first() == Some(&b'/')) else { continue };
         let Ok(at) = ImagePath::parse(below) else { continue };
@@ -241,7 +237,7 @@ fn vfat_places(fstab: &[u8]) -> Vec<ImagePath> {
             .split(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
             .filter(|field| !field.is_empty());
         fields.next().filter(|device| !device.starts_with(b"#"))?;
-        let (at, kind) = (mounts::unescape(fields.next()?), fields.next()?);
+        let (at, kind) = (mount_table::unescape(fields.next()?), fields.next()?);
         let options = fields.next().unwrap_or(b"");
         let is_mounted = !options.split(|byte| *byte == b',').any(|option| option == b"noauto");
         let at = ImagePath::parse(at.strip_suffix(b"/").unwrap_or(&at)).ok();
@@ -315,7 +311,7 @@ mod tests {
 
     /// The parts below `root`, and what else is seen there.
     fn below(root: &str, vfat: &[ImagePath]) -> [Vec<String>; 2] {
-        let found = mounts_below(mounts::parse(TABLE), Path::new(root), (254, 1), vfat);
+        let found = mounts_below(TABLE, Path::new(root), (254, 1), vfat);
         [true, false].map(|is_part| {
             let list = found.iter().filter(|mount| mount.is_part == is_part);
             list.map(|mount| mount.at.to_string()).collect()

@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
-use vireo_sys::mounts::{self, Mounted};
+use vireo_model::mount_table::{self, Mounted};
+use vireo_sys::mounts;
 
 /// File systems of which changes can be kept in memory: what they show is files and nothing else.
 const OVERLAID: &[&str] = &[
@@ -28,8 +29,8 @@ pub(super) fn copy_root(scratch: &Path, name: &str) -> Result<PathBuf, String> {
     let root = scratch.join(name);
     make_dir(&root)?;
     let table =
-        mounts::list().map_err(|error| format!("what is mounted cannot be read: {error}"))?;
-    for (number, (point, kind)) in points(table, scratch).into_iter().enumerate() {
+        mounts::table().map_err(|error| format!("what is mounted cannot be read: {error}"))?;
+    for (number, (point, kind)) in points(&table, scratch).into_iter().enumerate() {
         let to = if point == Path::new("/") {
             root.clone()
         } else {
@@ -75,10 +76,10 @@ fn available(text: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-/// Mount points and kinds, each once and those above before those below.
-fn points(table: Vec<Mounted>, scratch: &Path) -> Vec<(PathBuf, String)> {
+/// Mount points and kinds of a mount table, each once and those above before those below.
+fn points(table: &[u8], scratch: &Path) -> Vec<(PathBuf, String)> {
     let mut found: Vec<(PathBuf, String)> = Vec::new();
-    for Mounted { point, kind, .. } in table {
+    for Mounted { point, kind, .. } in mount_table::parse(table) {
         // The last mount at a place is the one that is seen.
         found.retain(|(other, _)| *other != point);
         if !point.starts_with(scratch) && !LEFT_OUT.contains(&kind.as_str()) {
@@ -139,7 +140,7 @@ mod tests {
             25 22 0:31 / /home rw - nfs4 server:/home rw\n\
             26 22 0:32 / /var/lib/vireo/check rw - tmpfs none rw\n\
             27 22 0:33 / /proc rw - proc proc rw\n";
-        let found = points(mounts::parse(table), Path::new("/var/lib/vireo/check"));
+        let found = points(table, Path::new("/var/lib/vireo/check"));
         let shown: Vec<String> =
             found.iter().map(|(point, kind)| format!("{} {kind}", point.display())).collect();
         assert_eq!(shown, ["/ ext4", "/proc proc", "/var xfs", "/var/lib tmpfs"]);
