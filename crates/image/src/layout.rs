@@ -4,10 +4,10 @@ use std::path::Path;
 
 use vireo_ext4::{InodeKind, Reader, Unfinished};
 use vireo_model::ImagePath;
+use vireo_model::fstab::{self, Device, Entry};
 
 use crate::bytes::Bytes;
 use crate::disk::fstab_by_mount;
-use crate::fstab::{self, Device, Entry};
 use crate::partition::{Partition, RootPartition, Slot};
 use crate::probe::{Contents, FileSystem, FileSystemKind};
 use crate::{ErrorKind, ImageError};
@@ -257,7 +257,7 @@ pub(crate) fn arrange(
     text: &[u8],
 ) -> Result<(Vec<Volume>, Vec<LeftOut>), ImageError> {
     let (mut volumes, mut left_out) = (Vec::<Volume>::new(), Vec::new());
-    for Entry { device, name, at, subvolume } in fstab::parse(text) {
+    for Entry { device, name, at, subvolume, .. } in fstab::parse(text) {
         if at.is_root() {
             continue;
         }

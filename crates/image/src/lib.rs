@@ -62,7 +62,6 @@ mod error;
 mod esp;
 mod fat;
 mod fsck;
-mod fstab;
 mod grow;
 mod host;
 pub mod journal;

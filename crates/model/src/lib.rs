@@ -37,6 +37,7 @@
 
 mod change;
 mod digest;
+pub mod fstab;
 mod grow;
 mod ignore;
 pub mod mount_table;

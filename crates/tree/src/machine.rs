@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, major, minor, openat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
+use vireo_model::fstab::{VFAT, vfat_places};
 use vireo_model::mount_table;
 use vireo_model::{Ignore, ImagePath};
 use vireo_sys::mounts;
@@ -25,10 +26,6 @@ use crate::{Root, TreeError};
 /// File systems that hold the files of versions. What else is mounted (proc, tmpfs, network
 /// file systems, overlays of containers) is the machine's own.
 const DISK_FILE_SYSTEMS: &[&str] = &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"];
-
-/// What EFI system partitions have. It counts where `/etc/fstab` names it, as in the image: what systemd finds by the
-/// types of partitions, and media that somebody plugged in, are not in it.
-const VFAT: &str = "vfat";
 
 /// Of which a part is mounted as if it were a whole: a subvolume.
 const BTRFS: &str = "btrfs";
@@ -137,6 +134,8 @@ impl Machine {
         is_copy: bool,
     ) -> Result<(), TreeError> {
         let place = |at: &ImagePath| canonical.join(OsStr::from_bytes(at.relative()));
+        // vfat counts where `/etc/fstab` names it, as in the image: what systemd finds by the types of
+        // partitions, and media that somebody plugged in, are not in it.
         let vfat = vfat_places(&self.fstab());
         for at in &vfat {
             // One that systemd mounts when somebody looks (systemd.automount(5)).
@@ -230,23 +229,6 @@ fn mounts_below(table: &[u8], root: &Path, device: (u32, u32), vfat: &[ImagePath
     found
 }
 
-/// Where the text of an `/etc/fstab` mounts vfat at boot (fstab(5)).
-fn vfat_places(fstab: &[u8]) -> Vec<ImagePath> {
-    let place = |line: &[u8]| {
-        let mut fields = line
-            .split(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
-            .filter(|field| !field.is_empty());
-        fields.next().filter(|device| !device.starts_with(b"#"))?;
-        let (at, kind) = (mount_table::unescape(fields.next()?), fields.next()?);
-        let options = fields.next().unwrap_or(b"");
-        let is_mounted = !options.split(|byte| *byte == b',').any(|option| option == b"noauto");
-        let at = ImagePath::parse(at.strip_suffix(b"/").unwrap_or(&at)).ok();
-        let is_vfat = [VFAT.as_bytes(), b"auto"].contains(&kind);
-        at.filter(|at| is_mounted && is_vfat && !at.is_root())
-    };
-    fstab.split(|byte| *byte == b'\n').filter_map(place).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,10 +308,7 @@ mod tests {
         assert_eq!(below("/boot", &[]), [vec![], vec!["/efi"]]);
         assert_eq!(below("/bo", &[]), [vec![""; 0], vec![]]);
         // The EFI system partition counts where the machine's own list has it.
-        let named = vfat_places(
-            b"# vfat\nUUID=1 / ext4\nUUID=2 /boot/efi/ vfat umask=0077 0 1\nUUID=3 /media auto noauto 0 0\n",
-        );
-        assert_eq!(named.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/boot/efi"]);
+        let named = vfat_places(b"UUID=1 / ext4\nUUID=2 /boot/efi/ vfat umask=0077 0 1\n");
         let [parts, others] = below("/", &named);
         assert_eq!(parts, ["/boot", "/boot/efi", "/srv/with space"]);
         assert!(!others.contains(&"/boot/efi".to_owned()));

@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use vireo_model::ImagePath;
+use vireo_model::fstab;
 use vireo_sys::detached;
 
 use crate::bytes::Bytes;
@@ -19,7 +20,7 @@ use crate::layout::{self, Volume};
 use crate::partition::Partition;
 use crate::probe::FileSystemKind;
 use crate::unmounted::open_fat;
-use crate::{ErrorKind, ImageError, fstab};
+use crate::{ErrorKind, ImageError};
 
 /// Where installers put the root of a btrfs, if not at its default.
 const ROOT_SUBVOLUMES: [&str; 2] = ["@", "root"];

@@ -1,14 +1,15 @@
-//! An image's own `/etc/fstab` (fstab(5)): which of its file systems are mounted where.
+//! The text of `/etc/fstab` (fstab(5)): which file systems of a disk are mounted where at boot.
 //!
-//! It was written by whoever made the image, so that it decides nothing but which partition of this
-//! image stands for which directory of its tree. Options count only where they say which
-//! subvolume is meant, or that nothing is mounted.
+//! Images and the machines launched from them are read by it, so that they cannot differ in what
+//! belongs to a tree. It was written by whoever made the image, so that it decides nothing but which
+//! partition of this image stands for which directory of its tree. Options count only where they
+//! say which subvolume is meant, or that nothing is mounted.
 
-use vireo_model::ImagePath;
-use vireo_model::mount_table::unescape;
+use crate::ImagePath;
+use crate::mount_table::unescape;
 
-/// Longest `/etc/fstab` that is read, in bytes.
-pub(crate) const MAX_LEN: u64 = 64 << 10;
+/// Longest `/etc/fstab` that is read, in bytes; a longer one has no entries.
+pub const MAX_LEN: u64 = 64 << 10;
 /// Most entries that are looked at.
 const MAX_ENTRIES: usize = 256;
 
@@ -43,12 +44,15 @@ const NOT_ON_DISK: &[&[u8]] = &[
     b"overlay",
 ];
 
+/// What EFI system partitions have, as mount tables call it.
+pub const VFAT: &str = "vfat";
+
 /// Options with which nothing is mounted at boot, or nothing that is not there already.
 const NOT_MOUNTED: &[&[u8]] = &[b"noauto", b"bind", b"rbind", b"_netdev", b"loop"];
 
 /// Which partition an entry means.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Device {
+pub enum Device {
     /// The file system with this UUID.
     Uuid(String),
     /// The file system with this label.
@@ -65,18 +69,26 @@ pub(crate) enum Device {
 
 /// One entry that mounts a disk's file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) device: Device,
+pub struct Entry {
+    /// What is mounted.
+    pub device: Device,
     /// As it stands there, for messages.
-    pub(crate) name: String,
-    pub(crate) at: ImagePath,
+    pub name: String,
+    /// Where.
+    pub at: ImagePath,
+    /// The type of the file system, as it stands there; `auto` is any.
+    pub kind: Vec<u8>,
     /// `subvol=` of btrfs.
-    pub(crate) subvolume: Option<String>,
+    pub subvolume: Option<String>,
 }
 
 /// The entries of `text` that count, the last for each mount point, in path order.
-pub(crate) fn parse(text: &[u8]) -> Vec<Entry> {
+#[must_use]
+pub fn parse(text: &[u8]) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
+    if u64::try_from(text.len()).is_ok_and(|len| len > MAX_LEN) {
+        return entries;
+    }
     for line in text.split(|byte| *byte == b'\n') {
         if let Some(entry) = entry(line) {
             // What is mounted later lies above.
@@ -89,6 +101,14 @@ pub(crate) fn parse(text: &[u8]) -> Vec<Entry> {
     }
     entries.sort_by(|a, b| a.at.cmp(&b.at));
     entries
+}
+
+/// The directories at which `text` has vfat mounted, in path order.
+#[must_use]
+pub fn vfat_places(text: &[u8]) -> Vec<ImagePath> {
+    let is_vfat = |entry: &Entry| [VFAT.as_bytes(), b"auto"].contains(&entry.kind.as_slice());
+    let entries = parse(text).into_iter().filter(|entry| is_vfat(entry) && !entry.at.is_root());
+    entries.map(|entry| entry.at).collect()
 }
 
 fn entry(line: &[u8]) -> Option<Entry> {
@@ -114,6 +134,7 @@ fn entry(line: &[u8]) -> Option<Entry> {
         name: String::from_utf8_lossy(&name).into_owned(),
         // What is not a plain absolute path is no place in the tree: `none`, `/a/../..`.
         at: ImagePath::parse(at).ok()?,
+        kind: kind.to_vec(),
         subvolume: options.iter().find_map(|option| value(option)),
     })
 }
@@ -197,6 +218,35 @@ mod tests {
                 "/with space Label([97, 32, 98]) -",
             ]
         );
+    }
+
+    /// What an image's tree has, a machine's has, too.
+    #[test]
+    fn the_places_of_vfat_are_those_of_the_entries() {
+        let many: String =
+            (0..MAX_ENTRIES + 9).map(|n| format!("UUID=1 /{n:04} vfat rw 0 0\n")).collect();
+        let long = format!(
+            "UUID=1 /boot/efi vfat\n#{}",
+            "x".repeat(usize::try_from(MAX_LEN).expect("small"))
+        );
+        for (text, count) in [
+            ("# vfat\nUUID=1 / ext4\nUUID=2 /boot/efi/ vfat umask=0077 0 1\n", 1),
+            ("UUID=1 /media auto noauto 0 0\nUUID=2 /efi auto defaults 0 0\n", 1),
+            ("UUID=1 /net vfat _netdev 0 0\n/a.img /loop vfat loop 0 0\n", 0),
+            (
+                "/srv /mnt vfat bind 0 0\n/srv/b.img /file vfat rw 0 0\nhost:/x /host vfat rw 0 0\n",
+                0,
+            ),
+            ("UUID=1 /boot vfat\nUUID=2 /boot vfat\nUUID=3 / vfat\nUUID=4 relative vfat\n", 1),
+            ("UUID=1 /boot/efi vfat\nUUID=2 /boot/efi ext4\n", 0),
+            (&many, MAX_ENTRIES + 1),
+            (&long, 0),
+        ] {
+            let places = vfat_places(text.as_bytes());
+            assert_eq!(places.len(), count, "{text}");
+            let entries = parse(text.as_bytes());
+            assert!(places.iter().all(|at| entries.iter().any(|entry| entry.at == *at)), "{text}");
+        }
     }
 
     #[test]
