@@ -113,6 +113,33 @@ fn receipt_explains(receipt: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An earlier agent may have kept a report that no server takes.
+#[test]
+fn live_a_report_that_is_refused_does_not_keep_a_machine_from_its_next_update() -> anyhow::Result<()>
+{
+    let world = World::new()?;
+    let server = world.serve()?;
+    let guest = world.guest()?;
+    world.enrol(&server, &guest)?;
+    let status = agent(&guest, &["status"])?.ok()?.json("status")?;
+    let tree = text_at(&status, "/tree")?;
+    let report = "/var/lib/vireo/unreported.json";
+    shell(
+        &guest,
+        &format!(
+            r#"(printf '{{"tree":"{tree}","outcome":"done","receipt":"'; \
+            head -c 3000000 /dev/zero | tr '\0' x; printf '"}}') > {report}"#
+        ),
+    )?;
+    shell(&guest, "systemctl start vireo-agent")?;
+    world.ask(&server, &["push", &world.arg("update.vireo"), "web"])?.ok()?;
+    wait_for_tree(&guest, &world.version(&server)?)?;
+    let log = shell(&guest, "journalctl --no-pager -u vireo-agent")?;
+    ensure!(log.contains("the last update is not reported"), "{log}");
+    drop((guest, server));
+    world.finish()
+}
+
 #[test]
 fn live_an_update_reaches_a_running_guest_and_is_proven() -> anyhow::Result<()> {
     let world = World::new()?;
