@@ -96,13 +96,19 @@ impl CaptureError {
         let message = match kind {
             // The cause names the file, which may be another's.
             ErrorKind::Busy => "cannot capture".to_owned(),
-            // It grows while sources are read.
-            _ if source.is_spool() => {
-                "cannot put aside, beside the output, what changed".to_owned()
-            }
             _ => format!("cannot {step} {}", path.display()),
         };
         Self { kind, message, source: Some(source.into()) }
+    }
+
+    /// An error of encoding: what cannot be written then is the spool of the output `out`.
+    pub(crate) fn of_output(self, out: &Path) -> Self {
+        match self.kind {
+            ErrorKind::Write | ErrorKind::NoSpace => {
+                Self { message: format!("cannot write {}", out.display()), ..self }
+            }
+            _ => self,
+        }
     }
 
     /// What the caller can do about it.

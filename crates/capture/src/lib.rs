@@ -268,7 +268,7 @@ fn write(
     // What cannot be read may be half of what somebody writes.
     base.files.check_settled()?;
     target.files.check_settled()?;
-    let content_len = encoded?;
+    let content_len = encoded.map_err(|error| error.of_output(out))?;
 
     let (file, finished) = finish(writer, &changes, base_paths, options, key, out)?;
     file.publish(BUNDLE_MODE).map_err(|error| CaptureError::io("write", out, error))?;
