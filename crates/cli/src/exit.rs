@@ -214,9 +214,12 @@ impl From<TreeError> for Failure {
             ErrorKind::Busy => (WAITS, None),
             ErrorKind::Unsupported | ErrorKind::Corrupt | ErrorKind::Forbidden => (REFUSED, None),
             ErrorKind::NoSpace => (FAILED, Some("make room and try again; nothing was changed")),
-            ErrorKind::Permission => {
-                (FAILED, Some("run it as root, on a file system that can be written"))
-            }
+            ErrorKind::Permission => (
+                FAILED,
+                Some(
+                    "run it as root, on a disk file system that can be written (no /proc or /sys)",
+                ),
+            ),
             _ => (FAILED, None),
         };
         Self::of(code, hint, error)
