@@ -13,14 +13,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vireo_delta::TrustedKeys;
+use vireo_image::journal::{Begun, Work};
 use vireo_model::{ChangeSet, Digest, Ignore, ImageName, Tree};
 use vireo_store::{ImageLock, VersionRecord};
 use vireo_sys::{copy, durable};
 use vireo_wire::api::{ImageLog, ImageSummary, VerifyReply, VersionEntry};
-use vireo_wire::tree_text;
+use vireo_wire::{limits, tree_text};
 
 use crate::error::{Detail, RepoError, io_error};
 use crate::repository::Repository;
+
+/// How long to wait for another image's version of the same tree.
+const DISK_WAIT: Duration = limits::BUILD_TIMEOUT;
 
 impl Repository {
     /// All images with their newest versions.
@@ -114,15 +118,26 @@ impl Repository {
         Ok(VerifyReply { number: version.number, expected: version.tree, found: digest, differing })
     }
 
-    /// Trees have one disk each, whichever image they are of: it has to have the root in one place.
-    fn require_same_root(&self, tree: Digest, root: Option<u32>) -> Result<(), RepoError> {
+    /// Takes the turn at the disk image of `tree`, until what is given back is dropped: whoever makes it, or
+    /// a version of it, has it from the look at what is there to the version's record.
+    fn take_disk(&self, base: &Path, tree: Digest) -> Result<Begun, RepoError> {
+        let disk = self.store.disk_path(tree);
+        self.begin(&Work::build(base, &disk), &disk, DISK_WAIT)
+    }
+
+    /// Whether there is a disk image that some version has; with the [turn](Self::take_disk) at it. Trees
+    /// have one disk each, whichever image they are of: it never changes, and has the root in one place.
+    /// One that no version has is left by a crash, and was made for nobody knows which root partition.
+    fn has_disk(&self, tree: Digest, root: Option<u32>) -> Result<bool, RepoError> {
         if !self.store.disk_path(tree).exists() {
-            return Ok(());
+            return Ok(false);
         }
+        let mut is_named = false;
         for other in self.store.images()? {
-            let is_elsewhere =
-                |version: &VersionRecord| version.tree == tree && version.root_partition != root;
-            if self.versions(&other)?.iter().any(is_elsewhere) {
+            let versions = self.versions(&other)?;
+            let mut of_tree = versions.iter().filter(|version| version.tree == tree).peekable();
+            is_named |= of_tree.peek().is_some();
+            if of_tree.any(|version| version.root_partition != root) {
                 let what = format!(
                     "image {other} has the tree {} already, with another --root-partition; create both with \
                      the same",
@@ -131,7 +146,7 @@ impl Repository {
                 return Err(Detail::Refused { what }.into());
             }
         }
-        Ok(())
+        Ok(is_named)
     }
 
     pub(super) fn lock_image(

@@ -1,6 +1,6 @@
 //! Making an image from a disk image.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use crate::error::{Detail, RepoError, io_error};
 use crate::repository::Repository;
 
 impl Repository {
-    /// Creates an image from the raw disk image in the file `disk`, which is copied.
+    /// Creates an image from the raw disk image in the file `disk`, which is copied. If another image has
+    /// its tree, that one's disk image serves both.
     ///
     /// # Errors
     ///
@@ -90,16 +91,19 @@ impl Repository {
         let _begun = self.begin(&work, upload, Duration::ZERO)?;
         let file = File::create(upload).map_err(io_error("create", upload))?;
         let wire_bytes = fill(&file).map_err(|source| Detail::Upload { source })?;
-        let image_bytes = file.metadata().map_err(io_error("read", upload))?.len();
         let root = options.root_partition.into();
         self.builder.check(upload, root, options.repair)?;
         let tree = self.builder.read_tree(upload, root, ignore)?;
         file.sync_all().map_err(io_error("sync", upload))?;
         let digest = tree.digest();
         let disk = self.store.disk_path(digest);
-        // Another image may have the same tree; which of two such disks is kept does not matter then.
-        self.require_same_root(digest, options.root_partition)?;
-        self.store.writes().rename(upload, &disk).map_err(io_error("finish", &disk))?;
+        // Until the record is written: another image may be on its way to the same tree.
+        let _turn = self.take_disk(upload, digest)?;
+        if self.has_disk(digest, options.root_partition)? {
+            self.store.writes().remove(upload).map_err(io_error("remove", upload))?;
+        } else {
+            self.store.writes().rename(upload, &disk).map_err(io_error("finish", &disk))?;
+        }
         self.store.put_tree(digest, tree_text::encode(&tree).as_bytes())?;
         for key in &options.trusted {
             self.trust(*key, Some(image))?;
@@ -112,7 +116,7 @@ impl Repository {
             signer: None,
             created: self.now(),
             wire_bytes,
-            image_bytes,
+            image_bytes: fs::metadata(&disk).map_err(io_error("read", &disk))?.len(),
             ignore: ignore.patterns().to_vec(),
             root_partition: options.root_partition,
         };

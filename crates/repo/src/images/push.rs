@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use vireo_delta::{Bundle, Head, TrustedKeys};
-use vireo_image::journal::Work;
+use vireo_image::journal::Begun;
 use vireo_model::{Digest, Grow, ImageName};
 use vireo_store::VersionRecord;
 use vireo_wire::api::{BuildStep, PushOptions, PushReply};
@@ -142,6 +141,7 @@ impl Repository {
             .into());
         }
         self.store.assemble(head_bytes, &head)?;
+        let _turn = self.disk_turn(&newest, &head)?;
         let (record, steps) = self.build(image, &newest, &head, (&trusted, options))?;
         let version = self.publish(image, &record)?;
         // What stays is swept at the next start.
@@ -149,7 +149,7 @@ impl Repository {
         Ok(PushReply { image: image.clone(), version, already: false, steps })
     }
 
-    /// Builds disk and listing of the version after `newest`, and its record.
+    /// Builds disk and listing of the version after `newest`, and its record; with the turn at the disk.
     fn build(
         &self,
         image: &ImageName,
@@ -168,14 +168,13 @@ impl Repository {
         }
         let disk = self.store.disk_path(head.target);
         let mut steps = Vec::new();
-        // A disk that has its name is whole: an earlier version's, or of a push that was cut after.
         let root_partition = newest.root_partition;
-        self.require_same_root(head.target, root_partition)?;
-        if !disk.exists() {
+        if !self.has_disk(head.target, root_partition)? {
+            self.store.writes().remove(&disk).map_err(io_error("remove", &disk))?;
             let path = self.store.bundle_path(head.digest);
             let (grow, root) = (options.grow, root_partition.into());
             let bundle = BundleFile { bundle: &bundle, path: &path, trusted, grow, root };
-            steps = self.build_disk(newest.tree, &disk, &bundle)?;
+            steps = self.builder.patch(&self.store.disk_path(newest.tree), &disk, &bundle)?;
         }
         self.store.put_tree(head.target, tree_text::encode(&tree).as_bytes())?;
         let record = VersionRecord {
@@ -193,25 +192,15 @@ impl Repository {
         Ok((record, steps))
     }
 
-    /// Builds the disk image `disk`, recorded before and undone after a crash. Another image may be on
-    /// its way to the same tree: then that one's disk is waited for and taken.
-    fn build_disk(
-        &self,
-        base: Digest,
-        disk: &Path,
-        bundle: &BundleFile<'_>,
-    ) -> Result<Vec<BuildStep>, RepoError> {
-        let base = self.store.disk_path(base);
+    /// Takes the turn at the disk image of the bundle's target, recorded before it is built and undone
+    /// after a crash. Another image may be on its way to the same tree: then that one's is waited for.
+    fn disk_turn(&self, newest: &VersionRecord, head: &Head) -> Result<Begun, RepoError> {
         if let Err(error) = self.recover() {
             // What cannot be undone now need not stop this build.
             let request = "undo what an interrupted build left".to_owned();
             self.tell(&Event::Failed { request, error: error.chain() });
         }
-        let _begun = self.begin(&Work::build(&base, disk), disk, PUSH_WAIT)?;
-        if disk.exists() {
-            return Ok(Vec::new());
-        }
-        self.builder.patch(&base, disk, bundle)
+        self.take_disk(&self.store.disk_path(newest.tree), head.target)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use vireo_cloud::testing::FakeCloud;
@@ -313,4 +314,122 @@ fn what_an_image_was_created_with_counts_for_all_its_versions() {
     assert_eq!(refused.kind(), ErrorKind::Refused);
     assert!(refused.to_string().contains("image web has the tree"), "{refused}");
     again().create_image(&other, &disk, &third).expect("the same root");
+}
+
+#[test]
+fn a_second_image_of_a_tree_leaves_the_disk_that_is_there() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let repository = open(&root, Arc::new(Durable));
+    let options = CreateImage { ignore: vec!["/log".into()], ..CreateImage::default() };
+    let first = repository.create_image(&web(), &disk, &options).expect("created");
+    let (path, _) = repository.disk(&web(), 1).expect("there");
+    let published = fs::read(&path).expect("readable");
+
+    let longer = [BASE, &[("/log", b"what does not count")]].concat();
+    fs::write(&disk, FakeImages::disk(&tree(&longer))).expect("writable");
+    let other = "other".parse().expect("a name");
+    let second = repository.create_image(&other, &disk, &options).expect("created");
+
+    assert_eq!(second.tree, first.tree);
+    assert_eq!(fs::read(&path).expect("readable"), published, "it is published");
+    for version in [first, second] {
+        assert_eq!(version.image_bytes, published.len() as u64);
+    }
+    assert!(repository.sweep().expect("sweepable").removed.is_empty());
+    assert_eq!(repository.fsck().expect("readable").findings, []);
+}
+
+#[test]
+fn a_disk_that_no_version_has_is_built_anew() {
+    let key = SecretKey::generate().expect("there is a random source");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let repository = open(&root, Arc::new(Durable));
+    let options = CreateImage { trusted: vec![key.public()], ..CreateImage::default() };
+    repository.create_image(&web(), &disk, &options).expect("created");
+    // What a creation leaves that ended between its disk and its record: with a root nobody knows where.
+    let left = repository.store.disk_path(tree(TARGET).digest());
+    fs::write(&left, FakeImages::disk(&tree(BASE))).expect("writable");
+    let reply = repository.push_bundle(&web(), &bundle(BASE, TARGET, &key)).expect("pushed");
+    assert!(!reply.steps.is_empty(), "it was built");
+    assert!(repository.verify(&web(), 2).expect("readable").matches());
+}
+
+/// Holds up whoever comes to it, until a second comes, or for a while.
+#[derive(Debug, Default)]
+struct Meeting {
+    came: Mutex<u32>,
+    told: Condvar,
+}
+
+impl Meeting {
+    fn wait(&self) {
+        let mut came = self.came.lock().expect("not poisoned");
+        *came += 1;
+        self.told.notify_all();
+        let second = Duration::from_secs(1);
+        let waited = self.told.wait_timeout_while(came, second, |came| *came < 2);
+        drop(waited.expect("not poisoned"));
+    }
+}
+
+/// Has two threads do `work` with repositories of the directory `root`, which meet, if they can, when the
+/// disk is there and its record is not. Gives what they were asked to build, and the outcomes.
+fn at_once<T: Send>(
+    root: &Path,
+    work: impl Fn(&Repository, &ImageName) -> T + Sync,
+) -> (usize, [T; 2]) {
+    let (meeting, asked) = (Arc::new(Meeting::default()), Asked::default());
+    let outcomes = std::thread::scope(|scope| {
+        ["web", "other"]
+            .map(|name| {
+                let clock_meeting = Arc::clone(&meeting);
+                let clock = Arc::new(move || {
+                    clock_meeting.wait();
+                    Timestamp::UNIX_EPOCH
+                });
+                let images = FakeImages::default();
+                let builder = Box::new(Noting { images, asked: Arc::clone(&asked) });
+                let repository = Repository::open_with(root, builder, clock, Arc::new(Durable));
+                let repository = repository.expect("it is a repository");
+                let work = &work;
+                scope.spawn(move || work(&repository, &name.parse().expect("a name")))
+            })
+            .map(|thread| thread.join().expect("no panic"))
+    });
+    let asked = asked.lock().expect("not poisoned");
+    (asked.iter().filter(|(what, _)| *what == "patch").count(), outcomes)
+}
+
+#[test]
+fn of_two_that_come_to_one_tree_at_once_the_second_sees_the_firsts_version() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let (_, created) = at_once(&root, |repository, image| {
+        let root_partition = (*image == web()).then_some(3);
+        let options = CreateImage { root_partition, ..CreateImage::default() };
+        repository.create_image(image, &disk, &options)
+    });
+    let refused: Vec<_> = created.iter().filter_map(|created| created.as_ref().err()).collect();
+    assert_eq!(refused.len(), 1, "one disk has its root in one place");
+    assert!(refused[0].to_string().contains("with another --root-partition"), "{}", refused[0]);
+
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let repository = open(&root, Arc::new(Durable));
+    for image in ["web", "other"] {
+        let image = image.parse().expect("a name");
+        repository.create_image(&image, &disk, &CreateImage::default()).expect("created");
+    }
+    let (built, pushed) = at_once(&root, |repository, image| {
+        // Each has a bundle of its own.
+        let key = SecretKey::generate().expect("there is a random source");
+        repository.store.trust(key.public(), Some(image), Timestamp::UNIX_EPOCH).expect("trusted");
+        repository.push_bundle(image, &bundle(BASE, TARGET, &key))
+    });
+    for pushed in pushed {
+        assert_eq!(pushed.expect("pushed").version.number, 2);
+    }
+    assert_eq!(built, 1, "what is published is not built anew");
 }
