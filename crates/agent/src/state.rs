@@ -455,13 +455,18 @@ impl StateDir {
             (KNOWN, self.read::<Vec<Position>>(KNOWN).map(drop)),
             (HELD, self.held().map(drop)),
             (EDITS, self.edits().map(drop)),
+            (KEPT, self.kept().map(drop)),
             (UNREPORTED, self.unreported().map(drop)),
         ];
         for (record, found) in memory {
             match found {
                 Err(error) if error.kind() == ErrorKind::State => {
-                    self.remove(record)?;
                     let path = self.0.join(record.name);
+                    match fs::symlink_metadata(&path) {
+                        Ok(there) if there.is_dir() => fs::remove_dir_all(&path)
+                            .map_err(|error| AgentError::io("remove", &path, error))?,
+                        _ => self.remove(record)?,
+                    }
                     say(&format!(
                         "{} was damaged and is removed; what is lost: {}",
                         path.display(),
@@ -691,16 +696,18 @@ mod tests {
     fn damaged_memory_is_dropped_with_a_word_and_what_is_more_stays() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let state = StateDir::at(dir.path());
-        let damaged = ["known.json", "held.json", "edits.json", "unreported.json", "guard.json"];
+        let damaged = ["known.json", "held.json", "edits.json", "kept.json", "guard.json"];
         for name in damaged {
             fs::write(dir.path().join(name), "[{").expect("written");
         }
+        fs::create_dir_all(dir.path().join("unreported.json/x")).expect("made");
         let said = std::sync::Mutex::new(Vec::new());
         let say = |line: &str| said.lock().expect("not poisoned").push(line.to_owned());
         state.drop_damaged_memory(&say).expect("removed");
-        assert_eq!(said.lock().expect("not poisoned").len(), 4, "{said:?}");
+        assert_eq!(said.lock().expect("not poisoned").len(), 5, "{said:?}");
         assert!(said.lock().expect("not poisoned")[0].contains("the numbers of versions"));
         let left: Vec<_> = damaged.iter().filter(|name| dir.path().join(name).exists()).collect();
+        assert!(!dir.path().join("unreported.json").exists());
         assert_eq!(left, [&"guard.json"], "without it an update would stay that nobody confirmed");
         state.drop_damaged_memory(&|line| panic!("{line}")).expect("nothing is damaged any more");
     }

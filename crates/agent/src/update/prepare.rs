@@ -147,7 +147,7 @@ impl Agent {
     pub(super) fn reads_for_return(&self, say: Say<'_>) -> ReadMap {
         let or_none = |map: Result<ReadMap, AgentError>| {
             map.unwrap_or_else(|error| {
-                say(&format!("going on without a read map: {}", chain(&error)));
+                say(&format!("going on without this read map: {}", chain(&error)));
                 ReadMap::new()
             })
         };

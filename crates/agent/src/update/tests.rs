@@ -887,3 +887,37 @@ fn modules_that_an_undo_gives_back_stay_and_those_of_an_edit_are_not_lost() {
     fs::remove_file(lab.at("base/srv/www/index.html.vireo-local")).expect("set aside");
     assert_eq!(tree(&lab.at("base")), before);
 }
+
+#[test]
+fn no_damaged_record_of_what_was_is_in_the_way_of_an_update_or_of_the_way_back() {
+    for name in ["known.json", "held.json", "edits.json", "kept.json", "unreported.json"] {
+        for is_directory in [false, true] {
+            let (lab, machine) = ssh_lab();
+            let agent = lab.agent(machine);
+            let before = tree(&lab.at("base"));
+            let damage = || {
+                let path = lab.at("state").join(name);
+                drop(fs::remove_file(&path));
+                match is_directory {
+                    true => write(&path.join("inside"), ""),
+                    false => write(&path, "[{"),
+                }
+            };
+            for by_timer in [false, true] {
+                damage();
+                let applied = agent.apply(&lab.bundle(), &lab.trusted(), None, &quiet);
+                assert_eq!(applied.expect(name).receipt.outcome, Outcome::Pending, "{name}");
+                let guard = agent.state().guard().expect("readable").expect("armed");
+                damage();
+                let undone = match by_timer {
+                    true => agent.undo_unconfirmed(&guard.nonce, &quiet).expect(name),
+                    false => {
+                        agent.undo(None, &UndoOptions::default(), &quiet).map(Some).expect(name)
+                    }
+                };
+                assert!(undone.is_some(), "{name}");
+                assert_eq!(tree(&lab.at("base")), before, "{name}");
+            }
+        }
+    }
+}
