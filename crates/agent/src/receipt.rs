@@ -170,7 +170,8 @@ impl Receipt {
     }
 
     /// The receipt as the repository is to get it: where it would be too long, without the plan's
-    /// files, and if need be without the plan; a note says so. The machine keeps all of it.
+    /// files, if need be without the plan, and without what was checked and done; a note says so. The
+    /// machine keeps all of it.
     pub(crate) fn report(&self) -> Result<ReceiptPost, serde_json::Error> {
         if self.fits()? {
             return self.post();
@@ -186,6 +187,16 @@ impl Receipt {
         if !short.fits()? {
             let notes = vec![left_out, "and so is the rest of the plan".to_owned()];
             short.plan = Plan { notes, ..Plan::empty() };
+        }
+        if !short.fits()? {
+            let Self { plan, checks, actions, deviations, .. } = &mut short;
+            plan.notes.push(format!(
+                "and so are {} checks, {} actions and {} deviations",
+                checks.len(),
+                actions.len(),
+                deviations.len()
+            ));
+            (*checks, *actions, *deviations) = (Vec::new(), Vec::new(), Vec::new());
         }
         short.post()
     }
@@ -394,6 +405,27 @@ pending   dbus.service needs restart: every client would lose its connection
         receipt.plan = Plan::empty();
         let whole = receipt.report().expect("plain data").receipt;
         assert_eq!(serde_json::from_value::<Receipt>(whole).expect("a receipt"), receipt);
+    }
+
+    #[test]
+    fn a_receipt_that_is_too_long_without_its_plan_is_reported_without_what_was_done() {
+        let mut receipt = Receipt::unchanged(Digest::of(b""), Some(7));
+        let action = |number: usize| ActionReport {
+            subject: format!("a-service-with-a-long-name@{number:08}.service"),
+            action: Job::Restart.as_str().to_owned(),
+            result: ActionResult::Done,
+            seconds: 0.0,
+            detail: None,
+        };
+        receipt.actions = (0..10_000).map(action).collect();
+        receipt.failed_units = vec![Unit::new("a.service")];
+        let report = receipt.report().expect("plain data");
+        assert!(serde_json::to_vec(&report).expect("plain data").len() <= MAX_RECEIPT_LEN);
+        let short: Receipt = serde_json::from_value(report.receipt).expect("a receipt still");
+        assert!(short.actions.is_empty());
+        assert_eq!(short.failed_units, receipt.failed_units);
+        let note = short.plan.notes.last().expect("a note");
+        assert_eq!(note, "and so are 0 checks, 10000 actions and 0 deviations");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 pub const MAX_JSON_LEN: usize = 1 << 20;
 
 /// Longest report of what an update did, in bytes. Whoever reports shortens what would be longer:
-/// many are kept of every instance, and earlier servers take no more.
-pub const MAX_RECEIPT_LEN: usize = 1 << 20;
+/// many are kept of every instance, and a server reads no more.
+pub const MAX_RECEIPT_LEN: usize = MAX_JSON_LEN;
 
 /// Longest JSON reply that a client reads, in bytes: the log of an image with 200,000 versions.
 pub const MAX_REPLY_LEN: usize = 64 << 20;
