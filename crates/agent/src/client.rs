@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use vireo_classify::Plan;
 use vireo_model::{Digest, Ignore, ImageName};
-use vireo_wire::api::{EnrollRequest, Next, ReceiptPost, VersionRef};
+use vireo_wire::api::{EnrollReply, EnrollRequest, Next, ReceiptPost, VersionRef};
 use vireo_wire::{Client, Token};
 
 use crate::error::{AgentError, ErrorKind};
@@ -57,8 +57,10 @@ pub struct EnrollOptions {
     pub image: ImageName,
     /// What this machine calls itself.
     pub name: String,
-    /// How the cloud calls it, if it runs in one.
+    /// How the cloud calls it, if somebody said so.
     pub cloud_id: Option<String>,
+    /// How the cloud calls it by what was found on it: not said to a repository that refuses it.
+    pub found_cloud_id: Option<String>,
 }
 
 /// Makes this machine an instance of an image. Its files must be those of one of the image's
@@ -72,6 +74,7 @@ pub async fn enroll(
     root: &Path,
     state: &StateDir,
     options: &EnrollOptions,
+    tell: &Tell,
 ) -> Result<(Enrolment, Position), AgentError> {
     let client = Client::connect(&options.url, &options.token).await?;
     let log = client.log(&options.image).await?;
@@ -94,7 +97,7 @@ pub async fn enroll(
         tree: digest,
         cloud_id: options.cloud_id.clone(),
     };
-    let reply = client.enroll(&request).await?;
+    let reply = enroll_at(&client, request, options.found_cloud_id.as_deref(), tell).await?;
     let enrolment = Enrolment {
         url: options.url.clone(),
         ca: reply.ca,
@@ -108,6 +111,30 @@ pub async fn enroll(
     let (kept, state) = (enrolment.clone(), state.clone());
     blocking(move || state.enroll(&kept, &position)).await?;
     Ok((enrolment, position))
+}
+
+/// Enrols with what the cloud calls the machine, or without if nobody said that and the repository refuses
+/// it: one of an earlier version knows no such thing.
+async fn enroll_at(
+    client: &Client,
+    request: EnrollRequest,
+    found_cloud_id: Option<&str>,
+    tell: &Tell,
+) -> Result<EnrollReply, AgentError> {
+    let Some(found) = found_cloud_id.filter(|_| request.cloud_id.is_none()) else {
+        return Ok(client.enroll(&request).await?);
+    };
+    let with = EnrollRequest { cloud_id: Some(found.to_owned()), ..request.clone() };
+    match client.enroll(&with).await {
+        Err(error) if error.kind() == vireo_wire::ErrorKind::Refused => {
+            tell(&format!(
+                "{}; trying without saying that the cloud calls this machine {found}",
+                chain(&error)
+            ));
+            Ok(client.enroll(&request).await?)
+        }
+        reply => Ok(reply?),
+    }
 }
 
 fn no_version(image: &ImageName, newest: &VerifyReport) -> AgentError {
@@ -238,6 +265,9 @@ impl Session {
         }
         self.try_to_report().await;
         if self.is_held().await? {
+            // Whoever does not ask for versions is taken for gone. What is answered is known already, and
+            // a failure of it is in the way of nothing.
+            drop(self.next(Duration::ZERO).await);
             until_stopped(stop, tokio::time::sleep(HELD_PAUSE)).await;
             return Ok(());
         }
@@ -553,6 +583,9 @@ fn random_up_to(limit: Duration) -> Duration {
     let limit = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX).max(1);
     Duration::from_micros(random % limit)
 }
+
+#[cfg(test)]
+mod online;
 
 #[cfg(test)]
 mod tests {

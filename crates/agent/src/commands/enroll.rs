@@ -1,5 +1,8 @@
+use std::path::Path;
+
 use serde_json::json;
 use vireo_agent::client::{EnrollOptions, enroll, show_position};
+use vireo_agent::is_own_root;
 use vireo_model::ImageName;
 use vireo_wire::Token;
 
@@ -39,10 +42,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
         token: read_token(&args.token)?,
         image: args.image.clone(),
         name: args.name.clone().map_or_else(host_name, Ok)?,
-        cloud_id: args.cloud_id.clone().or_else(cloud_id),
+        cloud_id: args.cloud_id.clone(),
+        found_cloud_id: cloud_id(&context.root, Path::new(ASSET_TAG)),
     };
+    let tell = context.tell();
     let (enrolment, position) =
-        block_on(async { Ok(enroll(&context.root, &context.state, &options).await?) })?;
+        block_on(async { Ok(enroll(&context.root, &context.state, &options, &tell).await?) })?;
     let text = format!(
         "enrolled  {} as {} of image {}, on {}\n",
         options.name,
@@ -76,9 +81,13 @@ fn host_name() -> Result<String, Failure> {
     Ok(name.trim().to_owned())
 }
 
-/// What the firmware says of the machine. Elsewhere than on EC2 that is something else, or nothing.
-fn cloud_id() -> Option<String> {
-    instance_id(&std::fs::read_to_string(ASSET_TAG).ok()?)
+/// What the firmware says of the machine whose root is `root`: of no other than this one. Elsewhere than on
+/// EC2 that is something else, or nothing.
+fn cloud_id(root: &Path, asset_tag: &Path) -> Option<String> {
+    if !is_own_root(root) {
+        return None;
+    }
+    instance_id(&std::fs::read_to_string(asset_tag).ok()?)
 }
 
 /// The identity of an instance of EC2, if the text is one.
@@ -93,6 +102,15 @@ fn instance_id(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_root_has_not_the_identity_of_this_machine() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let tag = dir.path().join("board_asset_tag");
+        std::fs::write(&tag, "i-0abc1234\n").expect("written");
+        assert_eq!(cloud_id(Path::new("/"), &tag).as_deref(), Some("i-0abc1234"));
+        assert_eq!(cloud_id(dir.path(), &tag), None);
+    }
 
     #[test]
     fn only_what_looks_like_an_instance_of_ec2_is_taken_from_the_firmware() {
