@@ -152,6 +152,29 @@ fn no_version(image: &ImageName, newest: &VerifyReport) -> AgentError {
     )
 }
 
+/// What [`Session::update`] did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Updated {
+    /// What every update did, in order.
+    pub receipts: Vec<Receipt>,
+    /// Whether the agent was replaced and could not be restarted.
+    pub is_stale: bool,
+}
+
+impl Updated {
+    fn add(&mut self, Concluded { receipt, is_stale }: Concluded) {
+        self.receipts.push(receipt);
+        self.is_stale |= is_stale;
+    }
+}
+
+/// An update that is over.
+struct Concluded {
+    receipt: Receipt,
+    /// Whether the agent was replaced and could not be restarted.
+    is_stale: bool,
+}
+
 /// The agent's side of one repository.
 #[derive(Clone)]
 pub struct Session {
@@ -203,22 +226,22 @@ impl Session {
         blocking(move || agent.plan(&file, &trusted)).await.map(Some)
     }
 
-    /// Updates until the machine is on the newest version; gives all receipts. Reports each.
+    /// Updates until the machine is on the newest version; gives what was done. Reports each update.
     ///
     /// # Errors
     ///
     /// As fetching and as [`Agent::apply`]. What was applied before stays.
-    pub async fn update(&self) -> Result<Vec<Receipt>, AgentError> {
-        let mut receipts = Vec::new();
+    pub async fn update(&self) -> Result<Updated, AgentError> {
+        let mut updated = Updated::default();
         if let Some(applied) = self.recover().await? {
-            receipts.push(self.conclude(applied).await);
+            updated.add(self.conclude(applied).await);
         }
         while let Next::Update { bundle, version, file_len, .. } = self.next(Duration::ZERO).await?
         {
             let applied = self.apply(bundle, version, file_len).await?;
-            receipts.push(self.conclude(applied).await);
+            updated.add(self.conclude(applied).await);
         }
-        Ok(receipts)
+        Ok(updated)
     }
 
     /// Waits for versions and applies them, until `stop` becomes true. Errors are told and
@@ -347,7 +370,7 @@ impl Session {
 
     /// Tells and reports an update's receipt, removes its bundle, restarts the agent if it was
     /// replaced. What cannot be reported now is reported at the next occasion.
-    async fn conclude(&self, applied: Applied) -> Receipt {
+    async fn conclude(&self, applied: Applied) -> Concluded {
         let Applied { receipt, restart_self } = applied;
         for line in receipt.to_string().lines() {
             (self.tell)(line);
@@ -356,14 +379,16 @@ impl Session {
         let receipt = if restart_self { receipt } else { self.confirmed(receipt).await };
         self.try_to_report().await;
         let agent = Arc::clone(&self.agent);
-        let cleared = blocking(move || {
-            agent.state().clear_incoming()?;
-            if restart_self { agent.restart_self() } else { Ok(()) }
-        });
-        if let Err(error) = cleared.await {
+        if let Err(error) = blocking(move || agent.state().clear_incoming()).await {
             (self.tell)(&chain(&error));
         }
-        receipt
+        let agent = Arc::clone(&self.agent);
+        let restarted =
+            blocking(move || if restart_self { agent.restart_self() } else { Ok(()) }).await;
+        if let Err(error) = &restarted {
+            (self.tell)(&chain(error));
+        }
+        Concluded { receipt, is_stale: restarted.is_err() }
     }
 
     /// Undoes the update that nobody could confirm: its timer may have gone with a boot.

@@ -259,6 +259,19 @@ async fn a_name_that_the_repository_refuses_and_nobody_gave_is_left_out_with_a_w
 }
 
 #[tokio::test]
+async fn an_agent_that_was_replaced_and_cannot_be_restarted_is_told_of() {
+    let machine = Machine::new();
+    let repository = Repository::start(|_, _| (500, "", Vec::new()));
+    let session = machine.session(&repository);
+    for restart_self in [false, true] {
+        let receipt = Receipt::unchanged(machine.tree(), Some(1));
+        let concluded = session.conclude(Applied { receipt, restart_self }).await;
+        assert_eq!(concluded.is_stale, restart_self, "no agent of another root can be restarted");
+    }
+    assert!(machine.told().contains("cannot restart the agent"), "{}", machine.told());
+}
+
+#[tokio::test]
 async fn a_download_onto_a_full_file_system_asks_for_room() {
     let machine = Machine::new();
     let repository =

@@ -1,12 +1,13 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use vireo_agent::client::Updated;
 use vireo_agent::receipt::Outcome;
 use vireo_agent::{Agent, Receipt};
 use vireo_classify::Confirm;
 
 use super::{Context, WaitArgs, block_on, end, report, trusted};
-use crate::exit::{Failure, Output};
+use crate::exit::{Failure, Output, WAITS};
 
 /// Apply an update and activate it
 ///
@@ -34,12 +35,16 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Output, Failure> {
         return apply_file(bundle, args, context);
     }
     let session = context.session_of(agent_for(args, context))?;
-    let receipts = block_on(async { Ok(session.update().await?) })?;
-    if receipts.is_empty() {
+    output(&block_on(async { Ok(session.update().await?) })?)
+}
+
+fn output(updated: &Updated) -> Result<Output, Failure> {
+    if updated.receipts.is_empty() {
         let json = json!({"schema": Receipt::SCHEMA, "outcome": Outcome::Unchanged});
         return Output::new("unchanged this is the newest version\n".to_owned(), &json);
     }
-    report(&receipts.iter().collect::<Vec<_>>())
+    let output = report(&updated.receipts.iter().collect::<Vec<_>>())?;
+    Ok(if updated.is_stale { output.or_code(WAITS) } else { output })
 }
 
 fn apply_file(bundle: &Path, args: &Args, context: &Context) -> Result<Output, Failure> {
@@ -73,4 +78,24 @@ fn confirmed(args: &Args, context: &Context) -> Result<Option<Receipt>, Failure>
 fn agent_for(args: &Args, context: &Context) -> Agent {
     let agent = context.agent().with_package_wait(args.wait.get());
     if args.no_guard { agent.unguarded() } else { agent }
+}
+
+#[cfg(test)]
+mod tests {
+    use vireo_model::Digest;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_that_could_not_be_restarted_waits_by_its_exit_code() {
+        let done =
+            Receipt { outcome: Outcome::Done, ..Receipt::unchanged(Digest::of(b""), Some(2)) };
+        let code = |is_stale| {
+            let updated = Updated { receipts: vec![done.clone()], is_stale };
+            output(&updated).expect("a receipt").code()
+        };
+        assert_eq!((code(false), code(true)), (0, WAITS));
+        let nothing = Updated::default();
+        assert_eq!(output(&nothing).expect("an answer").code(), 0);
+    }
 }
