@@ -20,7 +20,7 @@ pub struct FleetMachine {
     /// As the cloud knows it.
     #[serde(flatten)]
     pub machine: Machine,
-    /// The instance that enrolled from it and was seen last; none has an agent that said so.
+    /// The instance that enrolled from it and was seen last; `None` if no agent said that it is on it.
     pub agent: Option<InstanceEntry>,
 }
 

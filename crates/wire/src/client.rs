@@ -46,8 +46,8 @@ pub struct Progress {
 /// A connection to one repository with one credential. Cheap to clone.
 ///
 /// Calls that may be repeated without harm are tried up to four times, within about four seconds,
-/// when the server cannot be reached. Every call has a deadline; downloads of disk images and
-/// bundles have one for standing still instead.
+/// when the server cannot be reached. Every call has a deadline; downloads of disk images, bundles and
+/// listings have one for standing still instead.
 ///
 /// # Errors
 ///
