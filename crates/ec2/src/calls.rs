@@ -83,15 +83,16 @@ impl Calls {
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
-        let mut tried = 1;
+        let (mut tried, mut after_silence) = (1, false);
         loop {
             let error = match call().await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             if tried >= most_tries(&error) {
-                return Err(self.failure(operation, what, error));
+                return Err(self.failure((operation, what), error, after_silence));
             }
+            after_silence |= error.as_service_error().is_none();
             tokio::time::sleep(pause(tried)).await;
             tried += 1;
         }
@@ -147,9 +148,9 @@ impl Calls {
 
     fn failure<E>(
         &self,
-        operation: &'static str,
-        what: &str,
+        (operation, what): (&'static str, &str),
         error: SdkError<E, HttpResponse>,
+        after_silence: bool,
     ) -> Ec2Error
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
@@ -159,7 +160,8 @@ impl Calls {
         let message = answer.unwrap_or_else(|| innermost(&error));
         let kind = kind(&error, code.as_deref());
         let remedy = self.remedy(operation, kind, &error);
-        let failed = Failed { kind, operation, what: what.to_owned(), code, message, remedy };
+        let what = what.to_owned();
+        let failed = Failed { kind, operation, what, code, message, remedy, after_silence };
         Detail::Call(failed, Box::new(error)).into()
     }
 

@@ -72,6 +72,8 @@ pub(crate) struct Failed {
     pub(crate) message: String,
     /// What can be done.
     pub(crate) remedy: String,
+    /// Whether an earlier try of the call had no answer: what it asked for may have been done.
+    pub(crate) after_silence: bool,
 }
 
 impl fmt::Display for Failed {
@@ -118,6 +120,11 @@ impl Ec2Error {
     /// Whether it was this call that failed.
     pub(crate) fn is_of(&self, operation: &str) -> bool {
         matches!(&*self.0, Detail::Call(failed, _) if failed.operation == operation)
+    }
+
+    /// Whether an earlier try of the call had no answer.
+    pub(crate) fn is_after_silence(&self) -> bool {
+        matches!(&*self.0, Detail::Call(failed, _) if failed.after_silence)
     }
 
     pub(crate) fn settings(what: impl Into<String>) -> Self {

@@ -594,15 +594,9 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
             for id in &world.failed {
                 fail(text, id, by_status);
             }
-            let pending = world
-                .ebs
-                .snapshots
-                .iter()
-                .filter(|(_, snapshot)| snapshot.status == Status::Pending);
-            for (id, _) in pending {
-                let Some(at) = text.find(&format!("<snapshotId>{id}</snapshotId>")) else {
-                    continue;
-                };
+            let name = |id: &str| format!("<snapshotId>{id}</snapshotId>");
+            for id in world.ebs.look(|id| text.contains(&name(id))) {
+                let Some(at) = text.find(&name(&id)) else { continue };
                 let rest = text[at..].replacen("<status>completed<", "<status>pending<", 1);
                 text.replace_range(at.., &rest);
             }

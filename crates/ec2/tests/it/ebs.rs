@@ -25,6 +25,8 @@ pub(crate) type Content = std::sync::Arc<Vec<u8>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     pub(crate) status: Status,
+    /// So often it is still seen as pending, once its completion was asked for.
+    looks_left: Option<usize>,
     pub(crate) volume_gib: u64,
     pub(crate) parent: Option<String>,
     pub(crate) encrypted: bool,
@@ -37,12 +39,25 @@ pub(crate) struct Snapshot {
     pub(crate) put: BTreeMap<u32, Vec<u8>>,
 }
 
+impl Snapshot {
+    /// One look less until it is complete, if that was asked for.
+    fn be_looked_at(&mut self) {
+        match &mut self.looks_left {
+            Some(0) => self.status = Status::Completed,
+            Some(left) => *left -= 1,
+            None => {}
+        }
+    }
+}
+
 /// All snapshots, and what was done.
 #[derive(Debug, Default)]
 pub(crate) struct Ebs {
     pub(crate) snapshots: BTreeMap<String, Snapshot>,
     /// Puts that were taken, by their order: (snapshot, index).
     pub(crate) puts: Vec<(String, u32)>,
+    /// How often snapshots are still seen as pending after their completion was asked for.
+    pub(crate) looks: usize,
     /// Everything that was refused as invalid.
     pub(crate) invalid: Vec<String>,
     /// Encrypts every snapshot that has no parent, and refuses unencrypted parents, as an account can
@@ -104,6 +119,7 @@ impl Ebs {
         let parent = start.parent.as_ref().and_then(|parent| self.snapshots.get(parent)).cloned();
         let snapshot = Snapshot {
             status: Status::Pending,
+            looks_left: None,
             volume_gib: start.volume_gib,
             parent: start.parent.clone(),
             encrypted: match &parent {
@@ -131,8 +147,8 @@ impl Ebs {
         body: &[u8],
     ) -> Result<String, Refusal> {
         let snapshot = self.get(id)?;
-        if snapshot.status != Status::Pending {
-            return Err(invalid("the snapshot is not pending"));
+        if snapshot.status != Status::Pending || snapshot.looks_left.is_some() {
+            return Err(invalid("the snapshot takes no more blocks"));
         }
         if body.len() != BLOCK_LEN || header("x-amz-data-length").as_deref() != Some("524288") {
             return Err(invalid(format!("a block has {BLOCK_LEN} bytes, not {}", body.len())));
@@ -162,8 +178,8 @@ impl Ebs {
         header: impl Fn(&str) -> Option<String>,
     ) -> Result<(), Refusal> {
         let snapshot = self.get(id)?;
-        if snapshot.status != Status::Pending {
-            return Err(invalid("the snapshot is not pending"));
+        if snapshot.status != Status::Pending || snapshot.looks_left.is_some() {
+            return Err(invalid("the snapshot is not pending, or its completion was asked for"));
         }
         let count = snapshot.put.len().to_string();
         if header("x-amz-changedblockscount") != Some(count.clone()) {
@@ -176,10 +192,23 @@ impl Ebs {
         if header("x-amz-checksum") != Some(base64::encode(Sha256::digest(all))) {
             return Err(invalid("the checksum over all blocks is wrong"));
         }
+        let looks = self.looks;
         if let Some(snapshot) = self.snapshots.get_mut(id) {
-            snapshot.status = Status::Completed;
+            snapshot.looks_left = Some(looks);
+            snapshot.be_looked_at();
         }
         Ok(())
+    }
+
+    /// Somebody looks at the states of these; gives which are still pending then.
+    pub(crate) fn look(&mut self, shown: impl Fn(&str) -> bool) -> Vec<String> {
+        let shown = self.snapshots.iter_mut().filter(|(id, _)| shown(id));
+        let pending = shown.filter_map(|(id, snapshot)| {
+            let is_pending = snapshot.status == Status::Pending;
+            snapshot.be_looked_at();
+            is_pending.then(|| id.clone())
+        });
+        pending.collect()
     }
 
     /// At most `most` of the blocks from `from` on.

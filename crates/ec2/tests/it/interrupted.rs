@@ -214,6 +214,24 @@ fn an_answer_that_is_lost_after_its_effect_makes_nothing_twice() {
 }
 
 #[test]
+fn a_completion_without_an_answer_is_waited_for_though_its_repetition_is_refused() {
+    for times in [1, TRIES] {
+        let site = Site::new();
+        let base = site.make_disk("base.img", 0..4);
+        site.aws.world().ebs.looks = 2;
+        Trouble::Lost("CompleteSnapshot", 0, times).begin(&site);
+        let outcome = site.publish(&site.ec2(), 1, &base, &[]);
+        assert_eq!(outcome.is_ok(), times == 1, "{outcome:?}");
+        Trouble::end(&site);
+        site.publish(&site.ec2(), 1, &base, &[]).expect("published");
+        assert_eq!(site.aws.world().ebs.puts.len(), 4, "no block twice");
+        assert_eq!(site.aws.calls_of("DeleteSnapshot").len(), 0, "it is good");
+        site.assert_holds(&site.snapshot_of(0), &base);
+        assert_nothing_left(&site);
+    }
+}
+
+#[test]
 fn a_snapshot_whose_fate_was_not_learnt_is_gone_on_with_or_removed() {
     for action in ["StartSnapshot", "CompleteSnapshot"] {
         for next in [2, 3] {
