@@ -166,6 +166,7 @@ mod tests {
             tree: Digest::of(b""),
             disk: crate::journal::Disk::open(disk.path()).expect("there").stamp,
             volume_gib,
+            registered: false,
         }
     }
 

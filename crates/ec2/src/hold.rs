@@ -67,7 +67,7 @@ impl Hold<'_> {
         let settings = ec2.settings.image(image)?;
         let written = if source.is_some() { Written::Here } else { Written::Elsewhere };
         let from_disk = source.is_some();
-        let snapshot = async {
+        let snapshot = async |_: &mut Journal| {
             let calls = &ec2.calls;
             let found = calls.snapshot_of_volume(image, version, tree, volume, from_disk).await?;
             let made = match found {
@@ -85,10 +85,11 @@ impl Hold<'_> {
                     calls.snapshot_volume(image, version, tree, volume, from_disk).await?
                 }
             };
-            Ok::<_, Ec2Error>(Held::of_volume(made, version, tree))
+            Ok(Held::of_volume(made, version, tree))
         };
         ec2.block_on(async {
-            let published = ec2.publish_as((image, version, tree), written, snapshot).await?;
+            let version = (image, version, tree);
+            let published = ec2.publish_as(version, written, &mut self.journal, snapshot).await?;
             ec2.finish(image, settings, &mut self.journal, &published).await
         })
     }

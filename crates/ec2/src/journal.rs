@@ -53,6 +53,14 @@ pub(crate) struct Held {
     pub(crate) tree: Digest,
     pub(crate) disk: Stamp,
     pub(crate) volume_gib: u32,
+    /// Whether a machine image came of it: if that goes, people decide what becomes of this. Entries that
+    /// do not say are taken for such.
+    #[serde(default = "yes")]
+    pub(crate) registered: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A snapshot that is being written.
@@ -93,6 +101,16 @@ struct Record {
     /// The machine image that the launch template is being brought to, after it was made current.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     templating: Option<String>,
+    /// What a launch template was brought to last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    templated: Option<Templated>,
+}
+
+/// A launch template, and the machine image that a version of it was made for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Templated {
+    template: String,
+    ami: String,
 }
 
 /// The file of one image, and the exclusive right to it.
@@ -127,7 +145,7 @@ impl Held {
         tree: Digest,
     ) -> Self {
         let disk = Stamp { len: 0, inode: 0, mtime: 0, mtime_nanos: 0 };
-        Self { snapshot, version, tree, disk, volume_gib }
+        Self { snapshot, version, tree, disk, volume_gib, registered: false }
     }
 }
 
@@ -141,6 +159,7 @@ impl Default for Record {
             snapshots: Vec::new(),
             pending: None,
             templating: None,
+            templated: None,
         }
     }
 }
@@ -236,15 +255,43 @@ impl Journal {
         self.record.templating.as_deref()
     }
 
-    /// Remembers that the launch template is about to be brought to a machine image, or that it was.
-    pub(crate) fn set_templating(&mut self, ami: Option<&str>) -> Result<(), Ec2Error> {
-        self.record.templating = ami.map(str::to_owned);
+    /// Remembers that the launch template is about to be brought to a machine image.
+    pub(crate) fn set_templating(&mut self, ami: &str) -> Result<(), Ec2Error> {
+        self.record.templating = Some(ami.to_owned());
         self.save()
     }
 
-    /// Snapshots of versions before `version`.
-    pub(crate) fn before(&self, version: u64) -> Vec<String> {
-        let before = self.snapshots().filter(|held| held.version < version);
+    /// Whether the launch template was brought to the machine image last.
+    pub(crate) fn is_templated(&self, template: &str, ami: &str) -> bool {
+        let last = self.record.templated.as_ref();
+        last.is_some_and(|last| last.template == template && last.ami == ami)
+    }
+
+    /// Remembers that the launch template was brought to the machine image.
+    pub(crate) fn set_templated(&mut self, template: &str, ami: &str) -> Result<(), Ec2Error> {
+        self.record.templating = None;
+        self.record.templated =
+            Some(Templated { template: template.to_owned(), ami: ami.to_owned() });
+        self.save()
+    }
+
+    /// Remembers that machine images came of these snapshots; those that it does not know are no matter.
+    pub(crate) fn note_registered<'s>(
+        &mut self,
+        snapshots: impl IntoIterator<Item = &'s String>,
+    ) -> Result<(), Ec2Error> {
+        let mut is_news = false;
+        for id in snapshots {
+            for held in self.record.snapshots.iter_mut().filter(|held| held.snapshot == *id) {
+                is_news |= !std::mem::replace(&mut held.registered, true);
+            }
+        }
+        if is_news { self.save() } else { Ok(()) }
+    }
+
+    /// Snapshots of versions before `version` of which no machine image came.
+    pub(crate) fn unregistered_before(&self, version: u64) -> Vec<String> {
+        let before = self.snapshots().filter(|held| held.version < version && !held.registered);
         before.map(|held| held.snapshot.clone()).collect()
     }
 
@@ -285,7 +332,35 @@ mod tests {
             tree: Digest::of(&version.to_le_bytes()),
             disk: disk.stamp.clone(),
             volume_gib: 1,
+            registered: false,
         }
+    }
+
+    #[test]
+    fn a_snapshot_of_which_a_machine_image_came_is_known_and_so_is_one_of_an_old_journal() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("disk");
+        fs::write(&path, "disk").expect("writable");
+        let disk = Disk::open(&path).expect("there");
+        let web: ImageName = "web".parse().expect("a name");
+        let mut journal = Journal::open(dir.path(), &web, HERE, false).expect("opened");
+        for version in 1..=3 {
+            journal.hold(held(version, &disk)).expect("saved");
+        }
+        journal.note_registered(&["snap-2".to_owned(), "snap-x".to_owned()]).expect("saved");
+        drop(journal);
+        let journal = Journal::open(dir.path(), &web, HERE, false).expect("opened");
+        assert_eq!(journal.unregistered_before(3), ["snap-1"]);
+        drop(journal);
+        let file = dir.path().join("web.json");
+        let text = fs::read_to_string(&file).expect("readable");
+        let without: Vec<&str> =
+            text.lines().map(|line| if line.contains("registered") { "" } else { line }).collect();
+        // The member before has lost its successor.
+        let text = without.join("").replace(",    }", "    }");
+        fs::write(&file, text).expect("writable");
+        let journal = Journal::open(dir.path(), &web, HERE, false).expect("it reads old ones");
+        assert_eq!(journal.unregistered_before(3), [""; 0], "nobody knows");
     }
 
     #[test]

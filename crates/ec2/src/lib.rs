@@ -200,15 +200,19 @@ impl Ec2 {
         let settings = self.settings.image(image)?;
         let disk = Disk::open(publication.disk)?;
         let mut journal = self.journal(image)?;
-        let upload = Upload {
-            calls: &self.calls,
-            journal: &mut journal,
-            publication,
-            settings,
-            disk: &disk,
-            parallel: self.settings.parallel,
+        let upload = async |journal: &mut Journal| {
+            let upload = Upload {
+                calls: &self.calls,
+                journal,
+                publication,
+                settings,
+                disk: &disk,
+                parallel: self.settings.parallel,
+            };
+            upload.run().await
         };
-        let work = self.publish_as((image, version, tree), Written::Uploaded, upload.run());
+        let version = (image, version, tree);
+        let work = self.publish_as(version, Written::Uploaded, &mut journal, upload);
         let published = self.block_on(work)?;
         self.block_on(self.finish(image, settings, &mut journal, &published))
     }
@@ -219,7 +223,8 @@ impl Ec2 {
         &self,
         (image, version, tree): (&ImageName, u64, Digest),
         written: Written,
-        snapshot: impl Future<Output = Result<Held, Ec2Error>>,
+        journal: &mut Journal,
+        snapshot: impl AsyncFnOnce(&mut Journal) -> Result<Held, Ec2Error>,
     ) -> Result<Vec<Published>, Ec2Error> {
         let settings = self.settings.image(image)?;
         let published = self.calls.published(image).await?;
@@ -237,12 +242,14 @@ impl Ec2 {
             None => {
                 // Before the snapshot: what cannot be registered need not be made.
                 let like = self.attributes(settings, &published).await?;
-                let held = snapshot.await?;
+                let held = snapshot(journal).await?;
                 let from_disk = written != Written::Elsewhere;
-                self.calls.register(image, &held, from_disk, &like).await?
+                let ami = self.calls.register(image, &held, from_disk, &like).await?;
+                journal.note_registered(&ami.snapshots)?;
+                ami
             }
         };
-        self.launch(image, settings, &ami).await
+        self.launch(image, settings, &ami, journal).await
     }
 
     /// The model's, or, once that is gone, those that our current one took over from it.
@@ -267,9 +274,11 @@ impl Ec2 {
         image: &ImageName,
         settings: &ImageSettings,
         ami: &Published,
+        journal: &mut Journal,
     ) -> Result<Vec<Published>, Ec2Error> {
         if let Some(template) = &settings.launch_template {
             self.calls.launch_from(template, image, ami, settings.make_default).await?;
+            journal.set_templated(template, &ami.id)?;
         }
         self.calls.make_current(image, ami).await
     }

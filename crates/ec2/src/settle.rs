@@ -48,7 +48,7 @@ impl Ec2 {
     }
 
     /// Brings a launch template to the current machine image if no version of it ever was: which one is
-    /// the default is then left to whoever chose another.
+    /// the default, or whether that version stays, is then left to people.
     async fn settle_template(
         &self,
         template: &str,
@@ -57,30 +57,31 @@ impl Ec2 {
         settings: &ImageSettings,
         journal: &mut Journal,
     ) -> Result<(), Ec2Error> {
-        let is_half_done = journal.templating() == Some(current.id.as_str());
-        if !is_half_done && self.calls.template_knows(template, &current.id).await? {
+        if journal.is_templated(template, &current.id) {
             return Ok(());
         }
-        // A crash between the version and its becoming the default is told from a choice by this.
-        journal.set_templating(Some(&current.id))?;
-        self.calls.launch_from(template, image, current, settings.make_default).await?;
-        journal.set_templating(None)
+        let is_half_done = journal.templating() == Some(current.id.as_str());
+        if is_half_done || !self.calls.template_knows(template, &current.id).await? {
+            // A crash between the version and its becoming the default is told from a choice by this.
+            journal.set_templating(&current.id)?;
+            self.calls.launch_from(template, image, current, settings.make_default).await?;
+        }
+        journal.set_templated(template, &current.id)
     }
 }
 
 impl Calls {
-    /// Removes the snapshots of versions before `version` that this host made and that nothing came of: no
-    /// machine image starts from them.
+    /// Removes the snapshots of versions before `version` that this host made and that nothing came of. What
+    /// a machine image came of that somebody removed may have been kept on purpose.
     async fn remove_superseded(
         &self,
         journal: &mut Journal,
         published: &[Published],
         version: u64,
     ) -> Result<(), Ec2Error> {
-        for id in journal.before(version) {
-            if published.iter().any(|ami| ami.snapshots.contains(&id)) {
-                continue;
-            }
+        // Of runs that ended before they noted it.
+        journal.note_registered(published.iter().flat_map(|ami| &ami.snapshots))?;
+        for id in journal.unregistered_before(version) {
             match self.delete_snapshot(&id).await {
                 // A machine image that is not ours starts from it.
                 Err(error) if error.code() == Some("InvalidSnapshot.InUse") => {}

@@ -208,7 +208,7 @@ impl Upload<'_> {
         }
         self.calls.await_snapshot(&id).await?;
         let Pending { version, tree, disk, volume_gib, .. } = pending;
-        let held = Held { snapshot: id, version, tree, disk, volume_gib };
+        let held = Held { snapshot: id, version, tree, disk, volume_gib, registered: false };
         self.journal.hold(held.clone())?;
         Ok(held)
     }

@@ -66,6 +66,8 @@ pub(crate) struct World {
     pub(crate) lost: Option<Lost>,
     /// What moto answered to each token that made a version of a launch template.
     tokens: BTreeMap<String, String>,
+    /// Versions of launch templates that were deleted, by their numbers.
+    deleted_versions: BTreeSet<String>,
     pub(crate) deprecated: BTreeSet<String>,
     /// Snapshots of volumes that failed.
     pub(crate) failed: BTreeSet<String>,
@@ -530,6 +532,11 @@ fn own(world: &mut World, action: &str, asked: &BTreeMap<String, String>) -> Opt
             let made = world.tokens.get(&of("ClientToken"))?;
             Some(xml(200, made.clone()))
         }
+        // Moto does not know it.
+        "DeleteLaunchTemplateVersions" => {
+            world.deleted_versions.insert(of("LaunchTemplateVersion.1"));
+            done(String::new())
+        }
         "EnableImageDeprecation" => {
             if of("DeprecateAt").is_empty() {
                 return Some(error(400, "MissingParameter", "DeprecateAt"));
@@ -575,6 +582,17 @@ fn after(world: &mut World, action: &str, asked: &BTreeMap<String, String>, text
         }
         "CreateLaunchTemplateVersion" => {
             world.tokens.insert(of("ClientToken"), text.clone());
+        }
+        "DescribeLaunchTemplateVersions" => {
+            let deleted = |item: &str| {
+                let number = item.split("<versionNumber>").nth(1)?.split('<').next()?;
+                world.deleted_versions.contains(number).then_some(())
+            };
+            for item in items(text).into_iter().rev() {
+                if deleted(&text[item.clone()]).is_some() {
+                    text.replace_range(item, "");
+                }
+            }
         }
         "DeregisterImage" => world.names.retain(|_, id| *id != of("ImageId")),
         "DeleteSnapshot" => {

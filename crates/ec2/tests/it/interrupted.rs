@@ -11,7 +11,7 @@ use vireo_testkit::programs;
 
 use crate::aws::Lost;
 use crate::ebs::Status;
-use crate::site::{Site, content};
+use crate::site::{Site, block_on, content};
 
 /// Time for a program to do its work.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -278,6 +278,26 @@ fn a_complete_snapshot_that_no_machine_image_came_of_goes_with_the_next_version(
     site.assert_holds(&site.last_snapshot(), &third);
     let first = site.snapshot_of(0);
     assert!(site.aws.world().ebs.snapshots.contains_key(&first));
+}
+
+#[test]
+fn the_snapshot_of_a_machine_image_that_somebody_deregistered_stays_until_a_sweep() {
+    let site = Site::new();
+    let ec2 = site.ec2();
+    let base = site.make_disk("base.img", 0..4);
+    let second = site.patch(&base, "2.img", &[(2, content(99))]);
+    let third = site.patch(&second, "3.img", &[(3, content(98))]);
+    let first = site.publish(&ec2, 1, &base, &[]).expect("published");
+    site.publish(&ec2, 2, &second, &[(1, &base)]).expect("published");
+    let client = site.client();
+    let deregister = client.deregister_image().image_id(first.address);
+    block_on(deregister.send()).expect("deregistered");
+
+    site.bring_up(&ec2, 2, &second, &[(1, &base)]).expect("settled");
+    site.bring_up(&ec2, 3, &third, &[(2, &second), (1, &base)]).expect("published");
+    assert_eq!(site.aws.world().ebs.snapshots.len(), 3, "it was kept on purpose");
+    let swept = ec2.sweep(&site.image, Duration::ZERO).expect("swept");
+    assert_eq!(swept, [site.snapshot_of(0)]);
 }
 
 #[test]

@@ -202,6 +202,27 @@ fn a_template_that_the_settings_name_later_is_brought_up_once_and_then_left_to_p
 }
 
 #[test]
+fn a_version_of_a_template_that_somebody_deleted_does_not_come_back() {
+    let site = Site::new();
+    site.make_template();
+    let base = site.make_disk("base.img", [0]);
+    let delete = || {
+        let client = site.client();
+        let modify = client.modify_launch_template().launch_template_name("shop");
+        block_on(modify.default_version("1").send()).expect("rolled back");
+        let delete = client.delete_launch_template_versions().launch_template_name("shop");
+        block_on(delete.versions("2").send()).expect("deleted");
+    };
+    let ec2 = site.ec2_with(|image| image.launch_template = Some("shop".to_owned()));
+    site.publish(&ec2, 1, &base, &[]).expect("published");
+    assert_eq!(site.template().2, 2);
+    delete();
+    site.bring_up(&ec2, 1, &base, &[]).expect("settled");
+    assert_eq!(site.template(), (1, Some("ami-like".to_owned()), 1));
+    assert_eq!(site.aws.calls_of("CreateLaunchTemplateVersion").len(), 1);
+}
+
+#[test]
 fn machine_images_that_could_not_be_deprecated_are_by_the_next_run() {
     let site = Site::new();
     let base = site.make_disk("base.img", [0]);

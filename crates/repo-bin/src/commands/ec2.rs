@@ -46,8 +46,9 @@ pub(crate) struct Site {
 pub(crate) enum Command {
     /// Publish the newest version of every image in the settings
     ///
-    /// Goes on with what was interrupted; does nothing for what is published. A server does the same
-    /// after every push.
+    /// Goes on with what was interrupted. Of what is published it does what is still due: the launch
+    /// template, deprecation, removing snapshots that nothing came of. A server does the same after every
+    /// push.
     Publish {
         #[command(flatten)]
         site: Site,
