@@ -8,7 +8,7 @@ use std::path::Path;
 use vireo_model::ImagePath;
 use vireo_sys::confine::can_mount;
 
-use crate::disk::{DiskImage, is_released};
+use crate::disk::DiskImage;
 use crate::fsck::{fsck_all_named, repair};
 use crate::host::{DetachedHost, MountHost};
 use crate::layout::Volume;
@@ -78,9 +78,7 @@ impl Before<'_> {
             volumes.into_iter().partition(|volume| volume.kind == FileSystemKind::Ext);
         let beside = ext.iter().filter(|volume| volume.partition != disk.root().partition);
         beside.into_iter().try_for_each(|volume| self.check_ext(image, volume))?;
-        self.check_others(image, others)?;
-        // Who goes on finds out if somebody else has it.
-        is_released(image).map(drop)
+        self.check_others(image, others)
     }
 
     fn check_ext(&self, image: &Path, volume: &Volume) -> Result<(), ImageError> {

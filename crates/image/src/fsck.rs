@@ -249,7 +249,12 @@ fn check(image: &Path, partition: &Partition, how: &str) -> Result<Output, Image
 /// Runs it and keeps the beginning of what it says. An image can have it say gigabytes: who says more than
 /// [`MAX_SAID_LEN`] finds nobody listening, and ends by that (`SIGPIPE`).
 pub(crate) fn output(command: &mut Command) -> io::Result<Output> {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    output_to(command, Stdio::piped())
+}
+
+/// The same, of a program whose standard output goes to `stdout`.
+pub(crate) fn output_to(command: &mut Command, stdout: Stdio) -> io::Result<Output> {
+    let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn()?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (stdout, stderr) = thread::scope(|scope| {
         let stderr = thread::Builder::new().spawn_scoped(scope, || beginning(stderr))?;
@@ -313,6 +318,9 @@ mod tests {
             (said.status.code(), &*said.stdout, &*said.stderr),
             (Some(3), &b"one\n"[..], &b"two\n"[..])
         );
+        let mut long = Command::new("head");
+        let said = output_to(long.args(["-c", "3000000", "/dev/zero"]), Stdio::null());
+        assert!(said.expect("it runs").status.success(), "nobody reads it, nobody counts it");
         for script in ["exec cat /dev/zero", "exec cat /dev/zero >&2"] {
             let said = shell(script);
             assert!(!said.status.success(), "{script}");

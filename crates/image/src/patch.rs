@@ -19,7 +19,7 @@ use vireo_tree::{ScanOptions, apply, scan};
 
 use crate::before::{BaseCheck, Before};
 use crate::bytes::Format;
-use crate::disk::{Access, DiskImage, busy};
+use crate::disk::{Access, DiskImage, busy, is_released};
 use crate::fat::refuse_unholdable;
 use crate::fsck::fsck_all;
 use crate::grow::{self, Growth, MAX_GROWN_LEN};
@@ -223,7 +223,9 @@ fn check_base(
         return Ok(());
     }
     step(PatchStep::CheckBase);
-    before.check(&clone.path)
+    before.check(&clone.path)?;
+    // Who goes on finds out if somebody else has it.
+    is_released(&clone.path).map(drop)
 }
 
 /// Whether the bundle changes anything at `at` or below it.

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use vireo_model::{DeviceKind, ImagePath, Node, NodeKind, Timestamp};
 
-use crate::fsck::{excerpt, output, search_path, target_of};
+use crate::fsck::{excerpt, output_to, search_path, target_of};
 use crate::partition::Partition;
 use crate::{ErrorKind, ImageError};
 
@@ -292,7 +292,8 @@ pub(crate) fn run(image: &Path, partition: &Partition, script: &Path) -> Result<
         // Nothing asks, and nothing waits for a terminal.
         .env("DEBUGFS_PAGER", "__none__")
         .stdin(Stdio::from(file));
-    let output = output(&mut command).map_err(failed)?;
+    // It repeats every line of the script there.
+    let output = output_to(&mut command, Stdio::null()).map_err(failed)?;
     let complaints = complaints(&String::from_utf8_lossy(&output.stderr));
     if output.status.success() && complaints.is_empty() {
         return Ok(());

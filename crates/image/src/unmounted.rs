@@ -1,7 +1,8 @@
 //! Images read by our own readers: without root, without a mount, without writing.
 //!
 //! The trees are those that a mount shows ([`read_tree`](crate::read_tree)), so either can stand
-//! for the other. What two states of one image have in common need not be read twice: see
+//! for the other. Only which of several file systems is the root is asked by a mount where XFS or btrfs may be it, no
+//! type or number says so, and this process may mount. What two states of one image have in common need not be read twice: see
 //! [`vireo_ext4::compare`] for what is trusted then.
 //!
 //! # Example
