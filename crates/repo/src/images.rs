@@ -128,22 +128,37 @@ impl Repository {
     /// Whether there is a disk image that some version has; with the [turn](Self::take_disk) at it. Trees
     /// have one disk each, whichever image they are of: it never changes, and has the root in one place.
     /// One that no version has is left by a crash, and was made for nobody knows which root partition.
-    fn has_disk(&self, tree: Digest, root: Option<u32>) -> Result<bool, RepoError> {
-        if !self.store.disk_path(tree).exists() {
+    fn has_disk(
+        &self,
+        tree: Digest,
+        root: Option<u32>,
+        ignore: &Ignore,
+    ) -> Result<bool, RepoError> {
+        let disk = self.store.disk_path(tree);
+        if !disk.exists() {
             return Ok(false);
         }
+        let refuse = |other: &ImageName, what: &str| {
+            let tree = tree.short();
+            let what = format!(
+                "image {other} has the tree {tree} already, with another {what}; give both the same"
+            );
+            Err(Detail::Refused { what }.into())
+        };
         let mut is_named = false;
         for other in self.store.images()? {
             let versions = self.versions(&other)?;
-            let mut of_tree = versions.iter().filter(|version| version.tree == tree).peekable();
-            is_named |= of_tree.peek().is_some();
-            if of_tree.any(|version| version.root_partition != root) {
-                let what = format!(
-                    "image {other} has the tree {} already, with another --root-partition; create both with \
-                     the same",
-                    tree.short()
-                );
-                return Err(Detail::Refused { what }.into());
+            for version in versions.iter().filter(|version| version.tree == tree) {
+                is_named = true;
+                if version.root_partition != root {
+                    return refuse(&other, "--root-partition");
+                }
+                // What its list leaves out is on the disk, and may count by this one.
+                if version.ignore != ignore.patterns()
+                    && self.builder.read_tree(&disk, root.into(), ignore)?.digest() != tree
+                {
+                    return refuse(&other, "--ignore");
+                }
             }
         }
         Ok(is_named)

@@ -99,7 +99,7 @@ impl Repository {
         let disk = self.store.disk_path(digest);
         // Until the record is written: another image may be on its way to the same tree.
         let _turn = self.take_disk(upload, digest)?;
-        if self.has_disk(digest, options.root_partition)? {
+        if self.has_disk(digest, options.root_partition, ignore)? {
             self.store.writes().remove(upload).map_err(io_error("remove", upload))?;
         } else {
             self.store.writes().rename(upload, &disk).map_err(io_error("finish", &disk))?;

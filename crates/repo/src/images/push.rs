@@ -169,7 +169,7 @@ impl Repository {
         let disk = self.store.disk_path(head.target);
         let mut steps = Vec::new();
         let root_partition = newest.root_partition;
-        if !self.has_disk(head.target, root_partition)? {
+        if !self.has_disk(head.target, root_partition, bundle.ignore())? {
             self.store.writes().remove(&disk).map_err(io_error("remove", &disk))?;
             let path = self.store.bundle_path(head.digest);
             let (grow, root) = (options.grow, root_partition.into());

@@ -341,6 +341,29 @@ fn a_second_image_of_a_tree_leaves_the_disk_that_is_there() {
 }
 
 #[test]
+fn images_of_a_tree_with_other_ignore_lists_share_a_disk_that_is_the_tree_by_both() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (root, disk) = made(dir.path());
+    let repository = open(&root, Arc::new(Durable));
+    let of = |list: &[&str]| {
+        let ignore = list.iter().map(|path| (*path).to_owned()).collect();
+        CreateImage { ignore, ..CreateImage::default() }
+    };
+    let create = |name: &str, list: &[&str]| {
+        repository.create_image(&name.parse().expect("a name"), &disk, &of(list))
+    };
+    let longer = [BASE, &[("/log", b"what does not count")]].concat();
+    fs::write(&disk, FakeImages::disk(&tree(&longer))).expect("writable");
+    create("web", &["/log"]).expect("created");
+    create("alike", &["/log", "/more"]).expect("neither list lets anything in");
+    // Its own disk has the same tree, but that which is there has a file more by its list.
+    fs::write(&disk, FakeImages::disk(&tree(BASE))).expect("writable");
+    let error = create("other", &[]).expect_err("it is another disk").to_string();
+    assert!(error.contains("another --ignore"), "{error}");
+    assert!(repository.verify(&web(), 1).expect("readable").matches());
+}
+
+#[test]
 fn a_disk_that_no_version_has_is_built_anew() {
     let key = SecretKey::generate().expect("there is a random source");
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -110,6 +110,8 @@ pub(super) async fn push(
     let head = reply::body(body)?;
     let push = move |repository: &Repository| repository.push_head(&image, &head, options);
     let pushed = blocking(&app, &format!("push to {name}"), push).await?;
-    app.has_published();
+    if !pushed.already {
+        app.has_published();
+    }
     Ok(Json(pushed))
 }
