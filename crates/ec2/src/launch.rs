@@ -45,11 +45,12 @@ impl Calls {
         image: &ImageName,
         ami: &Published,
         make_default: bool,
-    ) -> Result<(), Ec2Error> {
+    ) -> Result<String, Ec2Error> {
         let template = Template::of(template_name);
         let default = self.template_version(template_name, &template, "$Default").await?;
+        let id = id_of(&default, template_name);
         if uses(&default, &ami.id) {
-            return Ok(());
+            return Ok(id);
         }
         let latest = self.template_version(template_name, &template, "$Latest").await?;
         let number = if uses(&latest, &ami.id) {
@@ -60,17 +61,17 @@ impl Calls {
         if make_default {
             self.set_default(template_name, &template, number).await?;
         }
-        Ok(())
+        Ok(id)
     }
 
-    /// Whether any version of the template starts from the machine image.
+    /// The template's identity, and whether any version of it starts from the machine image.
     pub(crate) async fn template_knows(
         &self,
         template_name: &str,
         ami: &str,
-    ) -> Result<bool, Ec2Error> {
+    ) -> Result<(String, bool), Ec2Error> {
         let template = Template::of(template_name);
-        let mut page = None;
+        let (mut id, mut page) = (template_name.to_owned(), None);
         loop {
             let call = || {
                 let ask = self.ec2.describe_launch_template_versions();
@@ -83,12 +84,13 @@ impl Calls {
             let answer = self.ask("DescribeLaunchTemplateVersions", template_name, call).await;
             let answer = answer.map_err(|error| self.no_template(template_name, error))?;
             let versions = answer.launch_template_versions.unwrap_or_default();
+            id = versions.first().map_or(id, |version| id_of(version, template_name));
             if versions.iter().any(|version| uses(version, ami)) {
-                return Ok(true);
+                return Ok((id, true));
             }
             page = answer.next_token.filter(|token| !token.is_empty());
             if page.is_none() {
-                return Ok(false);
+                return Ok((id, false));
             }
         }
     }
@@ -143,7 +145,7 @@ impl Calls {
             .set_tag_specifications(Some(tag_specifications(had.unwrap_or_default(), image, ami)))
             .build();
         // The same for every try: a crash makes no second version.
-        let text = format!("{name} {} {source}", ami.id);
+        let text = format!("{} {} {source}", id_of(default, name), ami.id);
         let token = vireo_model::Digest::of(text.as_bytes()).to_string();
         let call = || {
             let create = self.ec2.create_launch_template_version();
@@ -185,6 +187,11 @@ impl Calls {
         let what = format!("{name}: version {number} is the default");
         self.change("ModifyLaunchTemplate", what, instead, call).await.map(drop)
     }
+}
+
+/// The identity of the template that it is a version of; the name, where that is not said.
+fn id_of(version: &LaunchTemplateVersion, name: &str) -> String {
+    version.launch_template_id().unwrap_or(name).to_owned()
 }
 
 fn uses(version: &LaunchTemplateVersion, ami: &str) -> bool {

@@ -277,8 +277,8 @@ impl Ec2 {
         journal: &mut Journal,
     ) -> Result<Vec<Published>, Ec2Error> {
         if let Some(template) = &settings.launch_template {
-            self.calls.launch_from(template, image, ami, settings.make_default).await?;
-            journal.set_templated(template, &ami.id)?;
+            let id = self.calls.launch_from(template, image, ami, settings.make_default).await?;
+            journal.set_templated(&id, &ami.id)?;
         }
         self.calls.make_current(image, ami).await
     }

@@ -57,16 +57,18 @@ impl Ec2 {
         settings: &ImageSettings,
         journal: &mut Journal,
     ) -> Result<(), Ec2Error> {
-        if journal.is_templated(template, &current.id) {
+        // By its identity: one that was made anew under the name was brought to nothing yet.
+        let (id, is_known) = self.calls.template_knows(template, &current.id).await?;
+        if journal.is_templated(&id, &current.id) {
             return Ok(());
         }
         let is_half_done = journal.templating() == Some(current.id.as_str());
-        if is_half_done || !self.calls.template_knows(template, &current.id).await? {
+        if is_half_done || !is_known {
             // A crash between the version and its becoming the default is told from a choice by this.
             journal.set_templating(&current.id)?;
             self.calls.launch_from(template, image, current, settings.make_default).await?;
         }
-        journal.set_templated(template, &current.id)
+        journal.set_templated(&id, &current.id)
     }
 }
 

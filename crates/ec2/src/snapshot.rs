@@ -50,8 +50,7 @@ impl Calls {
                 Some(SnapshotState::Error) => {
                     let why = snapshot.state_message().unwrap_or("no reason given").to_owned();
                     let what = format!(
-                        "snapshot {id} failed: {why}; run this again, which makes another one (`vireo-repo \
-                         ec2 sweep` removes this)"
+                        "snapshot {id} failed: {why}; run this again, which makes another one"
                     );
                     Err(Ec2Error::refused(what))
                 }

@@ -8,7 +8,7 @@
 //!
 //! A pending snapshot that the journal names, or whose client token it names: for the same token it is
 //! given again, and by the tag with it found. The next call goes on where it was; if that snapshot is gone (EBS gives up after [`TIMEOUT_MINUTES`] without a block)
-//! or the disk is another by now, it is removed and a new one begun.
+//! or could not be completed, or the disk is another by now, it is removed and a new one begun.
 
 mod put;
 
@@ -102,11 +102,20 @@ impl Upload<'_> {
             && pending.volume_gib >= least;
         let parent_is_here =
             pending.parent.as_ref().is_none_or(|parent| self.disk_of(parent).is_some());
-        if same && parent_is_here {
+        if same && parent_is_here && !self.has_failed(&pending).await? {
             return Ok(Some(pending));
         }
         self.abandon().await?;
         Ok(None)
+    }
+
+    /// Whether EBS could not complete what was begun: nobody waits for that again.
+    async fn has_failed(&self, pending: &Pending) -> Result<bool, Ec2Error> {
+        let Some(id) = pending.snapshot.as_ref().filter(|_| pending.completing) else {
+            return Ok(false);
+        };
+        let snapshot = self.calls.snapshot(id).await?;
+        Ok(snapshot.is_some_and(|snapshot| snapshot.state() == Some(&SnapshotState::Error)))
     }
 
     /// Removes the snapshot that was begun, and forgets it. One whose identity was not learnt, as the

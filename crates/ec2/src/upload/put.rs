@@ -100,7 +100,7 @@ impl Upload<'_> {
         self.journal.set_pending(Some(pending.clone()))?;
         match self.complete(id, sums).await {
             Err(error) if again && error.kind() == ErrorKind::Refused => Ok(()),
-            // The call's own repetition was refused, because the try before, which had no answer, was done: the
+            // The call's own repetition was refused: the try before, which had no answer, may have been done. The
             // snapshot's state tells, once it is waited for.
             Err(error) if error.kind() == ErrorKind::Refused && error.is_after_silence() => Ok(()),
             Err(error) if error.kind() == ErrorKind::Refused => {

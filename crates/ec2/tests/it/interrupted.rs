@@ -232,6 +232,21 @@ fn a_completion_without_an_answer_is_waited_for_though_its_repetition_is_refused
 }
 
 #[test]
+fn a_snapshot_that_failed_after_its_blocks_were_put_is_made_anew() {
+    let site = Site::new();
+    let base = site.make_disk("base.img", 0..4);
+    Trouble::Lost("CompleteSnapshot", 0, TRIES).begin(&site);
+    site.publish(&site.ec2(), 1, &base, &[]).expect_err("no answer");
+    Trouble::end(&site);
+    let failed: Vec<String> = site.aws.world().ebs.snapshots.keys().cloned().collect();
+    site.aws.world().failed.extend(failed.iter().cloned());
+    site.publish(&site.ec2(), 1, &base, &[]).expect("published");
+    assert_ne!(site.snapshot_of(0), failed[0]);
+    site.assert_holds(&site.snapshot_of(0), &base);
+    assert_nothing_left(&site);
+}
+
+#[test]
 fn a_snapshot_whose_fate_was_not_learnt_is_gone_on_with_or_removed() {
     for action in ["StartSnapshot", "CompleteSnapshot"] {
         for next in [2, 3] {

@@ -202,6 +202,21 @@ fn a_template_that_the_settings_name_later_is_brought_up_once_and_then_left_to_p
 }
 
 #[test]
+fn a_template_that_was_made_anew_under_its_name_is_brought_up_again() {
+    let site = Site::new();
+    site.make_template();
+    let base = site.make_disk("base.img", [0]);
+    let ec2 = site.ec2_with(|image| image.launch_template = Some("shop".to_owned()));
+    let launchable = site.publish(&ec2, 1, &base, &[]).expect("published");
+    let client = site.client();
+    let delete = client.delete_launch_template().launch_template_name("shop");
+    block_on(delete.send()).expect("deleted");
+    site.make_template();
+    site.bring_up(&ec2, 1, &base, &[]).expect("settled");
+    assert_eq!(site.template(), (2, Some(launchable.address), 2));
+}
+
+#[test]
 fn a_version_of_a_template_that_somebody_deleted_does_not_come_back() {
     let site = Site::new();
     site.make_template();
