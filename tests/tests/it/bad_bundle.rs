@@ -157,7 +157,7 @@ fn root_a_directory_that_is_not_the_base_is_left_alone() -> anyhow::Result<()> {
             fs::write(disk.path().join(copy).join(edit), "mine\n")?;
         }
         disk.script(
-            "touch -r \"$4\" \"$5\" work same",
+            "touch -r \"$4\" \"$5\" work/etc same/etc work same",
             &[&format!("work/{edit}"), &format!("same/{edit}")],
         )?;
         let mut args = scene.apply("update.vireo", "base.img", &[]);
