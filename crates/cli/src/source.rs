@@ -122,7 +122,10 @@ impl Source {
 
 /// The name of `file` without symbolic links; of one that is not there yet, the place that it would have.
 fn canonical(file: &Path) -> Option<PathBuf> {
-    let place = || Some(canonical(directory_of(file))?.join(file.file_name()?));
+    let place = || {
+        let name = file.file_name()?;
+        Some(canonical(directory_of(file))?.join(name))
+    };
     fs::canonicalize(file).ok().or_else(place)
 }
 

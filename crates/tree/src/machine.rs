@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, major, minor, openat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use vireo_model::fstab::{VFAT, vfat_places};
+use vireo_model::fstab::{self, VFAT, vfat_places};
 use vireo_model::mount_table;
 use vireo_model::{Ignore, ImagePath};
 use vireo_sys::mounts;
@@ -32,9 +32,6 @@ const BTRFS: &str = "btrfs";
 
 /// The inode number of every subvolume's root directory (`BTRFS_FIRST_FREE_OBJECTID`), which no other directory has.
 const SUBVOLUME_INO: u64 = 256;
-
-/// Longest `/etc/fstab` that is read, in bytes.
-const MAX_FSTAB_LEN: u64 = 64 << 10;
 
 /// A directory's tree, and what is mounted in it and is no part of that.
 #[derive(Debug)]
@@ -120,8 +117,8 @@ impl Machine {
         let read = || {
             let file = self.root.open_file(&ImagePath::parse(b"/etc/fstab").ok()?).ok()?;
             let mut text = Vec::new();
-            file.take(MAX_FSTAB_LEN + 1).read_to_end(&mut text).ok()?;
-            (text.len() as u64 <= MAX_FSTAB_LEN).then_some(text)
+            file.take(fstab::MAX_LEN + 1).read_to_end(&mut text).ok()?;
+            Some(text)
         };
         read().unwrap_or_default()
     }
@@ -144,6 +141,10 @@ impl Machine {
         // Without a table there are no further file systems, as in a bare chroot.
         let table = mounts::table().unwrap_or_default();
         for Below { at, kind, is_part } in mounts_below(&table, canonical, device, &vfat) {
+            // Nothing is seen within what is no part.
+            if self.others.iter().any(|other| at.is_within(&other.at)) {
+                continue;
+            }
             let copy = if is_copy && is_part { detached(&place(&at))? } else { None };
             match copy.filter(|mount| kind != BTRFS || is_subvolume(mount, device)) {
                 Some(mount) => self.root.add_mount(at, mount),
@@ -250,21 +251,24 @@ mod tests {
     #[test]
     fn what_is_no_list_of_file_systems_is_not_read() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let fstab = dir.path().join("etc/fstab");
+        let place = dir.path().join("etc/fstab");
         fs::create_dir(dir.path().join("etc")).expect("made");
         let read = || Machine::open(dir.path()).expect("opens").fstab();
         assert_eq!(read(), b"");
         // A link out of the tree to what never ends, a pipe that nobody writes to, a flood.
-        std::os::unix::fs::symlink("/dev/zero", &fstab).expect("linked");
+        std::os::unix::fs::symlink("/dev/zero", &place).expect("linked");
         assert_eq!(read(), b"");
-        fs::remove_file(&fstab).expect("removed");
-        rustix::fs::mknodat(CWD, &fstab, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("made");
+        fs::remove_file(&place).expect("removed");
+        rustix::fs::mknodat(CWD, &place, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("made");
         assert_eq!(read(), b"");
-        fs::remove_file(&fstab).expect("removed");
-        fs::write(&fstab, vec![b'#'; MAX_FSTAB_LEN as usize + 1]).expect("written");
-        assert_eq!(read(), b"");
-        fs::write(&fstab, "text").expect("written");
-        assert_eq!(read(), b"text");
+        fs::remove_file(&place).expect("removed");
+        let line = b"UUID=2 /boot/efi vfat umask=0077 0 1\n";
+        let flood = [&line[..], &vec![b'#'; fstab::MAX_LEN as usize * 2]].concat();
+        fs::write(&place, flood).expect("written");
+        assert_eq!(read().len() as u64, fstab::MAX_LEN + 1);
+        assert!(vfat_places(&read()).is_empty(), "it is too long for a list");
+        fs::write(&place, line).expect("written");
+        assert_eq!(vfat_places(&read()).len(), 1);
     }
 
     #[test]
